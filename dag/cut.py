@@ -1,0 +1,237 @@
+"""Cuts an OP-DAG into fragments: contiguous ranges of its body, with the edges between them.
+
+A cut position `p` (1 <= p < len(dag.body)) puts `body[:p]` left of the cut. Positions where an in-place write, or a
+multi-output call and its outputs, would be torn apart are not legal. Cutting is deterministic, so every process that
+holds the same OP-DAG and the same positions derives the same fragments and the same edge numbers.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Literal
+
+from dag.graph import OpDag, TensorMeta
+from fusion.errors import PlanError
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A value that one fragment makes and another needs.
+
+    An `activation` travels forward once per micro-batch. A `parameter` (tied weights whose uses fall into several
+    fragments) travels from its home once per step. Gradients travel back once per micro-batch for both.
+    """
+
+    index: int
+    value: int
+    source: int
+    target: int
+    kind: Literal["activation", "parameter"]
+    meta: TensorMeta
+    gradient: bool
+    """Whether a gradient comes back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """One piece of a partition: the unit that is placed, moved, backed up and replayed. All tuples hold op ids in order."""
+
+    index: int
+    ops: tuple[int, ...]
+    """Calls to run for one micro-batch, in order, constants among them."""
+    placeholders: tuple[int, ...]
+    """Data it feeds itself."""
+    parameters: tuple[int, ...]
+    """Parameters at home here: this fragment's optimiser updates them."""
+    borrowed: tuple[int, ...]
+    """Parameters used here whose home is an earlier fragment."""
+    written_buffers: tuple[int, ...]
+    """Buffers that this fragment, and no other, writes."""
+    constants: tuple[int, ...]
+    """Read-only buffers and lifted constants that it needs; several fragments may hold a copy."""
+    inputs: tuple[Edge, ...]
+    outputs: tuple[Edge, ...]
+    has_loss: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """An OP-DAG cut at `positions`."""
+
+    positions: tuple[int, ...]
+    fragments: tuple[Fragment, ...]
+    edges: tuple[Edge, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CutPoint:
+    """A legal cut position and the bytes that cross it for one micro-batch (values once, however many use them)."""
+
+    position: int
+    forward_bytes: int
+    backward_bytes: int
+
+
+def differentiated(dag: OpDag) -> frozenset[int]:
+    """Ops whose value receives a gradient from the loss."""
+    found: set[int] = {dag.loss.id}
+    for op in reversed(dag.ops):
+        if op.requires_grad and any(user in found for user in dag.users[op.id]):
+            found.add(op.id)
+    return frozenset(found)
+
+
+def _untearable(dag: OpDag) -> list[tuple[int, int]]:
+    """Ranges of body ranks (first, last) that must stay in one fragment."""
+    rank = {op: position for position, op in enumerate(dag.body)}
+    spans: list[tuple[int, int]] = []
+    for op in dag.ops:
+        if op.id in rank:
+            items = [rank[user] for user in dag.users[op.id] if dag.ops[user].target == "py.getitem"]
+            if items:
+                spans.append((rank[op.id], max(items)))
+    storage = _storage_members(dag)
+    for members in storage.values():
+        writers = [op.id for op in dag.ops if op.id in rank and not members.isdisjoint(op.mutates)]
+        if not writers:
+            continue
+        touching = {op for member in members for op in (member, *dag.users[member]) if op in rank} | set(writers)
+        last_write = max(rank[op] for op in writers)
+        lasting = any(dag.ops[member].kind != "call" for member in members)
+        ranks = [rank[op] for op in touching]
+        spans.append((min(ranks), max(ranks) if lasting else last_write))
+    return spans
+
+
+def _storage_members(dag: OpDag) -> dict[int, set[int]]:
+    """For every op that is written in place: the ops that may share its storage."""
+    root = list(range(len(dag.ops)))
+
+    def find(op: int) -> int:
+        while root[op] != op:
+            root[op] = root[root[op]]
+            op = root[op]
+        return op
+
+    for op in dag.ops:
+        for other in op.aliases:
+            root[find(op.id)] = find(other)
+    members: dict[int, set[int]] = {}
+    written_roots = {find(op) for op in dag.written}
+    for op in dag.ops:
+        if find(op.id) in written_roots:
+            members.setdefault(find(op.id), set()).add(op.id)
+    return members
+
+
+def cut_points(dag: OpDag) -> tuple[CutPoint, ...]:
+    """All legal cut positions, ascending, with the bytes that cross each."""
+    size = len(dag.body)
+    rank = {op: position for position, op in enumerate(dag.body)}
+    blocked = [0] * (size + 1)
+    for first, last in _untearable(dag):
+        blocked[first + 1] += 1
+        blocked[last + 1] -= 1
+    forward = [0] * (size + 1)
+    backward = [0] * (size + 1)
+    gradients = differentiated(dag)
+    for op in dag.body:
+        uses = [rank[user] for user in dag.users[op] if user in rank]
+        if not uses:
+            continue
+        last = max(uses)
+        forward[rank[op] + 1] += dag.ops[op].output_bytes
+        forward[last + 1] -= dag.ops[op].output_bytes
+        wanting = [rank[user] for user in dag.users[op] if user in rank and user in gradients]
+        if op in gradients and wanting:
+            backward[rank[op] + 1] += dag.ops[op].output_bytes
+            backward[max(wanting) + 1] -= dag.ops[op].output_bytes
+    tears, ahead, back = accumulate(blocked), accumulate(forward), accumulate(backward)
+    return tuple(
+        CutPoint(position, forward_bytes, backward_bytes)
+        for position, (torn, forward_bytes, backward_bytes) in enumerate(zip(tears, ahead, back, strict=True))
+        if 1 <= position < size and not torn
+    )
+
+
+def cut(dag: OpDag, positions: Sequence[int]) -> Partition:
+    """Cut `dag` at `positions` (ascending; empty for one fragment).
+
+    Raises `PlanError` when a position is out of range, out of order, or would tear an in-place write apart.
+    """
+    size = len(dag.body)
+    bounds = (0, *positions, size)
+    if any(left >= right for left, right in pairwise(bounds)):
+        raise PlanError(
+            f"cut positions {list(positions)} do not fit: they must ascend within 1..{size - 1} "
+            f"({size} ops make at most {size} fragments)"
+        )
+    legal = {point.position for point in cut_points(dag)}
+    for position in positions:
+        if position not in legal:
+            op = dag.ops[dag.body[position]]
+            raise PlanError(
+                f"can't cut before op {op.name} ({op.target}): an in-place write or multi-output call spans it"
+            )
+
+    home_of_body = {op: bisect_right(bounds, rank) - 1 for rank, op in enumerate(dag.body)}
+    edges = tuple(_edges(dag, home_of_body))
+    fragments = tuple(
+        _fragment(dag, index, dag.body[bounds[index] : bounds[index + 1]], edges) for index in range(len(bounds) - 1)
+    )
+    return Partition(tuple(positions), fragments, edges)
+
+
+def _edges(dag: OpDag, home_of_body: dict[int, int]) -> Iterable[Edge]:
+    gradients = differentiated(dag)
+    index = 0
+    for op in dag.ops:
+        users = [user for user in dag.users[op.id] if user in home_of_body]
+        if op.kind == "parameter":
+            if not users:
+                continue
+            kind: Literal["activation", "parameter"] = "parameter"
+            source = min(home_of_body[user] for user in users)
+        elif op.id in home_of_body:
+            kind = "activation"
+            source = home_of_body[op.id]
+        else:
+            continue
+        for target in sorted({home_of_body[user] for user in users} - {source}):
+            wanted = op.id in gradients and any(user in gradients for user in users if home_of_body[user] == target)
+            yield Edge(index, op.id, source, target, kind, op.meta, wanted)
+            index += 1
+
+
+def _fragment(dag: OpDag, index: int, body: Sequence[int], edges: Sequence[Edge]) -> Fragment:
+    inputs = tuple(edge for edge in edges if edge.target == index)
+    arriving = {edge.value for edge in inputs}
+    inside = set(body)
+    needed: set[int] = set()
+    pending = [source for op in body for source in dag.ops[op].inputs()]
+    while pending:
+        op = pending.pop()
+        if op in inside or op in needed or op in arriving:
+            continue
+        needed.add(op)
+        pending.extend(dag.ops[op].inputs())
+
+    def of_kind(*kinds: str) -> tuple[int, ...]:
+        return tuple(sorted(op for op in needed if dag.ops[op].kind in kinds))
+
+    stored = of_kind("buffer", "constant")
+    return Fragment(
+        index=index,
+        ops=tuple(sorted(inside | set(of_kind("call")))),
+        placeholders=of_kind("placeholder"),
+        parameters=of_kind("parameter"),
+        borrowed=tuple(sorted(edge.value for edge in inputs if edge.kind == "parameter")),
+        written_buffers=tuple(op for op in stored if op in dag.written),
+        constants=tuple(op for op in stored if op not in dag.written),
+        inputs=inputs,
+        outputs=tuple(edge for edge in edges if edge.source == index),
+        has_loss=dag.loss.id in inside,
+    )

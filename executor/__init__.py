@@ -1,0 +1,1 @@
+"""Runs fragments: build, forward, backward, update."""

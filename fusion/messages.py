@@ -1,0 +1,287 @@
+"""Messages of the control channel between a worker and the coordinator: msgpack maps, validated by pydantic.
+
+The coordinator is not on the hot path: workers tell it that they live, what they finished and what failed; it tells them
+what to prepare, when to start and when to stop.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgpack
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from fusion.errors import FrameError
+from fusion.plan import Plan
+from fusion.spec import LrScheduleSpec, OptimizerSpec
+
+MAX_MESSAGE_BYTES = 64 * 2**20
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Device(_Message):
+    """What a worker says of its machine on joining."""
+
+    kind: Literal["cpu", "cuda"] = "cpu"
+    description: str = ""
+    cores: int = 1
+    threads: int = 1
+    memory_bytes: int = 0
+    flops_per_second: float = 0.0
+
+
+class JoinRequest(_Message):
+    """Body of `POST /api/v1/workers`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    protocol_version: int
+    fusion_version: str
+    torch_version: str
+    device: Device
+    data_endpoint: str = Field(description="Where peers connect, `tcp://host:port`.")
+    public_key: str = Field(description="CURVE public key, Z85.", min_length=40, max_length=40)
+
+
+class JoinResponse(_Message):
+    """Answer to a join: how to reach the control channel."""
+
+    worker: str
+    incarnation: str
+    control_endpoint: str
+    control_public_key: str
+    heartbeat_seconds: float
+
+
+class PeerAddress(_Message):
+    worker: str
+    endpoint: str
+    public_key: str
+
+
+class BlobRef(_Message):
+    """A content-addressed blob: `GET /api/v1/blobs/{digest}`, ranges allowed."""
+
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+
+class DataManifest(_Message):
+    """The data of a job: safetensors blobs and how samples are read from them.
+
+    `arrays`: one tensor per placeholder, first axis the sample. `tokens`: a 1-D tensor `tokens`; sample i is
+    `tokens[i*L : i*L + L]` for `inputs` and the same shifted by one for `targets` (L = `sequence_length`).
+    Samples `train_samples ..` of the total are held out for evaluation.
+    """
+
+    kind: Literal["arrays", "tokens"]
+    blob: BlobRef
+    samples: int = Field(gt=0)
+    train_samples: int = Field(gt=0)
+    sequence_length: int | None = None
+    feeds: dict[str, Literal["inputs", "targets"] | str] = Field(
+        default_factory=dict, description="Placeholder name -> tensor in the blob, or `inputs`/`targets` of tokens."
+    )
+
+
+class TrainConfig(_Message):
+    """What a worker needs to know of the spec's `train` section."""
+
+    steps: int = Field(gt=0)
+    micro_batches: int = Field(gt=0)
+    micro_batch_size: int = Field(gt=0)
+    seed: int
+    optimizer: OptimizerSpec
+    lr_schedule: LrScheduleSpec
+    clip_grad_norm: float | None = None
+    eval_every: int | None = None
+    eval_batches: int = 0
+    recompute: bool = False
+    checkpoint_every: int | None = None
+
+
+class Resume(_Message):
+    """Start after `step` steps, from these blobs instead of the initial weights."""
+
+    step: int = Field(ge=0)
+    optimizer: BlobRef | None = None
+
+
+class Prepare(_Message):
+    """Coordinator -> worker: build your fragments of this plan, then say `Ready`."""
+
+    type: Literal["prepare"] = "prepare"
+    job: str
+    plan: Plan
+    dag: BlobRef
+    weights: BlobRef
+    data: DataManifest
+    train: TrainConfig
+    peers: list[PeerAddress]
+    resume: Resume | None = None
+    failure_timeout: float = 5.0
+
+
+class Start(_Message):
+    """Coordinator -> worker: everybody is ready, train."""
+
+    type: Literal["start"] = "start"
+    job: str
+    epoch: int
+
+
+class Stop(_Message):
+    """Coordinator -> worker: forget this job."""
+
+    type: Literal["stop"] = "stop"
+    job: str
+    reason: str
+
+
+class Shutdown(_Message):
+    """Coordinator -> worker: leave the pool; `evicted` when the worker was declared lost and must join anew."""
+
+    type: Literal["shutdown"] = "shutdown"
+    reason: str
+    evicted: bool = False
+
+
+class Heartbeat(_Message):
+    type: Literal["heartbeat"] = "heartbeat"
+    incarnation: str
+    memory_used_bytes: int = 0
+
+
+class Ready(_Message):
+    """Worker -> coordinator: fragments are built, parameters loaded, peers connected."""
+
+    type: Literal["ready"] = "ready"
+    job: str
+    epoch: int
+    fetched_bytes: int = 0
+
+
+class FragmentTimes(_Message):
+    """Seconds that a fragment spent in one step."""
+
+    fragment: int
+    forward: float
+    backward: float
+    update: float
+
+
+class StepReport(_Message):
+    """Worker -> coordinator: all my fragments finished `step` (from 1)."""
+
+    type: Literal["step"] = "step"
+    job: str
+    epoch: int
+    step: int
+    fragments: list[FragmentTimes]
+    loss: float | None = None
+    """Mean of the micro-batch losses, from the worker that hosts the loss."""
+    gradient_norm: float | None = None
+    sent_bytes: int = 0
+    """Wire bytes that this worker sent to its peers during the step."""
+    sent_to: dict[str, int] = Field(default_factory=dict)
+    wait_seconds: float = 0.0
+    memory_used_bytes: int = 0
+
+
+class EvaluationReport(_Message):
+    """Worker -> coordinator: mean loss over the held-out micro-batches after `step` steps."""
+
+    type: Literal["evaluation"] = "evaluation"
+    job: str
+    epoch: int
+    step: int
+    loss: float
+    batches: int
+
+
+class CheckpointPart(_Message):
+    """Worker -> coordinator: one fragment's state after `step` steps is in this blob (safetensors).
+
+    Keys: `parameter/NAME`, `buffer/NAME`, and `optimizer/SLOT/NAME` for the optimiser's tensors.
+    """
+
+    type: Literal["checkpoint-part"] = "checkpoint-part"
+    job: str
+    epoch: int
+    step: int
+    fragment: int
+    blob: BlobRef
+
+
+class Finished(_Message):
+    """Worker -> coordinator: all steps of the job are done here and its last state is uploaded."""
+
+    type: Literal["finished"] = "finished"
+    job: str
+    epoch: int
+
+
+class Failure(_Message):
+    """Worker -> coordinator: I can't go on with this job."""
+
+    type: Literal["failure"] = "failure"
+    job: str
+    epoch: int
+    message: str
+    detail: str = ""
+
+
+class Warned(_Message):
+    """Worker -> coordinator: something odd that a person should see, said once (a refused frame, say)."""
+
+    type: Literal["warned"] = "warned"
+    job: str | None = None
+    message: str
+
+
+class Leaving(_Message):
+    """Worker -> coordinator: I am going away in good order."""
+
+    type: Literal["leaving"] = "leaving"
+    reason: str
+
+
+ToWorker = Annotated[Prepare | Start | Stop | Shutdown, Field(discriminator="type")]
+ToCoordinator = Annotated[
+    Heartbeat | Ready | StepReport | EvaluationReport | CheckpointPart | Finished | Failure | Warned | Leaving,
+    Field(discriminator="type"),
+]
+_to_worker: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
+_to_coordinator: TypeAdapter[ToCoordinator] = TypeAdapter(ToCoordinator)
+
+
+def encode(message: BaseModel) -> bytes:
+    packed: bytes = msgpack.packb(message.model_dump(mode="python", exclude_none=True))
+    return packed
+
+
+def _unpack(data: bytes) -> Any:
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise FrameError(f"control message of {len(data)} bytes is larger than {MAX_MESSAGE_BYTES}")
+    try:
+        return msgpack.unpackb(data, strict_map_key=False)
+    except Exception as error:
+        raise FrameError(f"control message is not msgpack: {error}") from None
+
+
+def decode_to_worker(data: bytes) -> ToWorker:
+    """Read a message from the coordinator. Raises `FrameError`."""
+    try:
+        return _to_worker.validate_python(_unpack(data))
+    except ValidationError as error:
+        raise FrameError(f"bad control message: {error.errors()[0]['msg']}") from None
+
+
+def decode_to_coordinator(data: bytes) -> ToCoordinator:
+    """Read a message from a worker. Raises `FrameError`."""
+    try:
+        return _to_coordinator.validate_python(_unpack(data))
+    except ValidationError as error:
+        raise FrameError(f"bad control message: {error.errors()[0]['msg']}") from None

@@ -1,0 +1,224 @@
+"""The job spec: what a person writes in `job.yaml`. Unknown keys are refused; `fusion.spec_file` adds file and line.
+
+The reference page in `docs/` is generated from these models, so every field carries a description.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from fusion.plan import ScheduleName
+from fusion.units import Seconds
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelFromEntrypoint(_Section):
+    entrypoint: str = Field(
+        description="`file.py:function` or `package.module:function`; the function returns the model."
+    )
+    args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the function.")
+
+
+class ModelFromTransformers(_Section):
+    hf: str = Field(
+        description="Model type in `transformers`, e.g. `gpt2`; the model is made from a config, not downloaded."
+    )
+    config: dict[str, Any] = Field(default_factory=dict, description="Overrides of that model type's default config.")
+
+
+class LossFromEntrypoint(_Section):
+    entrypoint: str = Field(description="`file.py:function`; called as `loss(output, targets)`, returns a scalar.")
+
+
+class TextData(_Section):
+    text: str = Field(description="A UTF-8 text file. Targets are the next tokens.")
+    tokenizer: str = Field("bytes", description="`bytes`, or the path of a `tokenizers` JSON file.")
+    sequence_length: int = Field(128, gt=0, description="Tokens per sample.")
+    holdout: float = Field(
+        0.1, ge=0, lt=1, description="Share at the end kept for evaluation; used only with `eval_every`."
+    )
+
+
+class ArraysData(_Section):
+    arrays: str | dict[str, str] = Field(
+        description="An `.npz` file, or a mapping from key to `.npy` file. Keys are `inputs` and `targets`, or the names "
+        "of `forward`'s arguments; the first axis is the sample."
+    )
+    holdout: float = Field(
+        0.1, ge=0, lt=1, description="Share at the end kept for evaluation; used only with `eval_every`."
+    )
+
+
+class EntrypointData(_Section):
+    entrypoint: str = Field(description="`file.py:function`; returns a torch `Dataset` or an iterable of samples.")
+    args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the function.")
+    limit: int | None = Field(None, gt=0, description="Take at most this many samples.")
+    holdout: float = Field(
+        0.1, ge=0, lt=1, description="Share at the end kept for evaluation; used only with `eval_every`."
+    )
+
+
+class HuggingFaceData(_Section):
+    hf: str = Field(description="A dataset name or local path for `datasets.load_dataset` (extra `hf`).")
+    config: str | None = Field(None, description="The dataset's configuration name.")
+    split: str = Field("train", description="Split to train on.")
+    column: str = Field("text", description="Text column.")
+    tokenizer: str = Field("bytes", description="`bytes`, or the path of a `tokenizers` JSON file.")
+    sequence_length: int = Field(128, gt=0, description="Tokens per sample.")
+    limit: int | None = Field(None, gt=0, description="Take at most this many rows.")
+    holdout: float = Field(
+        0.1, ge=0, lt=1, description="Share at the end kept for evaluation; used only with `eval_every`."
+    )
+
+
+def _variant(options: dict[str, str]) -> Any:
+    """Chooses a union member by the key that only it has, so that errors speak of one member only."""
+
+    def choose(value: Any) -> str | None:
+        if isinstance(value, BaseModel):
+            return next((tag for key, tag in options.items() if key in type(value).model_fields), None)
+        if isinstance(value, dict):
+            return next((tag for key, tag in options.items() if key in value), None)
+        return "name" if isinstance(value, str) and "name" in options.values() else None
+
+    return Discriminator(
+        choose,
+        custom_error_type="which",
+        custom_error_message="needs exactly one of these keys: " + ", ".join(options),
+    )
+
+
+ModelSpec = Annotated[
+    Annotated[ModelFromEntrypoint, Tag("entrypoint")] | Annotated[ModelFromTransformers, Tag("hf")],
+    _variant({"entrypoint": "entrypoint", "hf": "hf"}),
+]
+LossName = Literal["cross_entropy", "mse", "model"]
+LossSpec = Annotated[
+    Annotated[LossName, Tag("name")] | Annotated[LossFromEntrypoint, Tag("entrypoint")],
+    _variant({"entrypoint": "entrypoint", "cross_entropy | mse | model (a plain word)": "name"}),
+]
+DataSpec = Annotated[
+    Annotated[TextData, Tag("text")]
+    | Annotated[ArraysData, Tag("arrays")]
+    | Annotated[EntrypointData, Tag("entrypoint")]
+    | Annotated[HuggingFaceData, Tag("hf")],
+    _variant({"text": "text", "arrays": "arrays", "entrypoint": "entrypoint", "hf": "hf"}),
+]
+
+
+class OptimizerSpec(_Section):
+    """Options that are left out take torch's defaults for that optimiser."""
+
+    name: Literal["sgd", "adam", "adamw", "adagrad", "muon"] = Field("adamw", description="torch.optim's optimiser.")
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    weight_decay: float | None = Field(None, ge=0, description="Weight decay.")
+    momentum: float | None = Field(None, ge=0, lt=1, description="SGD and Muon.")
+    nesterov: bool | None = Field(None, description="SGD and Muon.")
+    betas: tuple[float, float] | None = Field(None, description="Adam and AdamW.")
+    eps: float | None = Field(None, gt=0, description="Adam, AdamW and Adagrad.")
+    lr_decay: float | None = Field(None, ge=0, description="Adagrad.")
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_optimizer(self) -> Self:
+        takes = {
+            "sgd": {"momentum", "nesterov"},
+            "adam": {"betas", "eps"},
+            "adamw": {"betas", "eps"},
+            "adagrad": {"eps", "lr_decay"},
+            "muon": {"momentum", "nesterov"},
+        }[self.name]
+        for option in ("momentum", "nesterov", "betas", "eps", "lr_decay"):
+            if getattr(self, option) is not None and option not in takes:
+                raise ValueError(
+                    f"{self.name} has no option {option}; it takes lr, weight_decay, {', '.join(sorted(takes))}"
+                )
+        return self
+
+
+class LrScheduleSpec(_Section):
+    """Factor on the learning rate at step s (from 0) of S; see `executor.learning_rate` for the formulas."""
+
+    name: Literal["constant", "linear", "cosine", "step"] = Field("constant", description="Shape after the warm-up.")
+    warmup: int = Field(0, ge=0, description="Steps of linear warm-up: factor (s + 1) / warmup.")
+    final: float = Field(0.0, ge=0, le=1, description="Factor at the end, for linear and cosine.")
+    every: int = Field(100, gt=0, description="Steps between drops, for step.")
+    gamma: float = Field(0.1, gt=0, le=1, description="Factor of each drop, for step.")
+
+
+class TrainSpec(_Section):
+    steps: int = Field(gt=0, description="Optimiser updates.")
+    global_batch: int = Field(gt=0, description="Samples per step.")
+    micro_batch: int | None = Field(
+        None, gt=0, description="Samples per micro-batch; must divide global_batch. Default: all."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seeds data order, dropout and stochastic rounding.")
+    optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec)
+    lr_schedule: LrScheduleSpec = Field(default_factory=LrScheduleSpec)
+    clip_grad_norm: float | None = Field(None, gt=0, description="Clip gradients to this global L2 norm.")
+    eval_every: int | None = Field(None, gt=0, description="Evaluate on the held-out split after every so many steps.")
+    eval_batches: int = Field(8, gt=0, description="Micro-batches per evaluation at most.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16 traces the model under autocast."
+    )
+    recompute: bool = Field(False, description="Recompute activations in backward instead of keeping them.")
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> Self:
+        if self.micro_batch and self.global_batch % self.micro_batch:
+            raise ValueError(f"micro_batch {self.micro_batch} does not divide global_batch {self.global_batch}")
+        return self
+
+    @property
+    def micro_batch_size(self) -> int:
+        return self.micro_batch or self.global_batch
+
+    @property
+    def micro_batches(self) -> int:
+        return self.global_batch // self.micro_batch_size
+
+
+class PlanSpec(_Section):
+    policy: Literal["op-fence", "equal-ops", "equal-compute", "random"] = Field(
+        "op-fence", description="How to cut and place."
+    )
+    schedule: ScheduleName = Field("1f1b", description="Order of the tasks of a fragment.")
+    workers: int | None = Field(None, gt=0, description="Workers to wait for and use. Default: all that are idle.")
+    fragments: int | None = Field(None, gt=0, description="Fragments to cut. Default: the policy decides.")
+
+
+class CompressionSpec(_Section):
+    codec: Literal["none", "bf16", "int8", "topk", "adatopk", "auto"] = Field(
+        "none", description="Codec of crossing edges."
+    )
+    ratio: float = Field(100.0, ge=1, description="Compression ratio of topk and adatopk: keep one value in `ratio`.")
+
+
+class FaultToleranceSpec(_Section):
+    failure_timeout: Seconds = Field(5.0, gt=0, description="Silence after which a worker counts as lost.")
+    backup_every: Literal["auto"] | Annotated[int, Field(gt=0)] = Field("auto", description="Steps between snapshots.")
+
+
+class CheckpointSpec(_Section):
+    every: int | None = Field(None, gt=0, description="Steps between checkpoints. One is always written at the end.")
+    keep: int = Field(3, gt=0, description="Checkpoints to keep.")
+
+
+class JobSpec(_Section):
+    """One training job."""
+
+    name: str = Field("job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="A name for people.")
+    model: ModelSpec = Field(description="The model.")
+    loss: LossSpec = Field(
+        "model", description="`cross_entropy`, `mse`, an entrypoint, or `model` when forward returns the loss."
+    )
+    data: DataSpec = Field(description="The data.")
+    train: TrainSpec = Field(description="How to train.")
+    plan: PlanSpec = Field(default_factory=PlanSpec, description="How to cut and place.")
+    compression: CompressionSpec = Field(default_factory=CompressionSpec, description="What crosses a link.")
+    fault_tolerance: FaultToleranceSpec = Field(default_factory=FaultToleranceSpec, description="When a device leaves.")
+    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec, description="Checkpoints.")

@@ -1,0 +1,90 @@
+"""Quantities as people write them: `2GiB`, `16Mbit/s`, `90ms`. Values are plain numbers in bytes, bytes/s and seconds."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+_NUMBER = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z/]*)\s*$")
+_BYTES = {
+    "": 1,
+    "b": 1,
+    "kb": 1e3,
+    "mb": 1e6,
+    "gb": 1e9,
+    "tb": 1e12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_RATE = {
+    "": 1.0,
+    "bit/s": 1 / 8,
+    "kbit/s": 1e3 / 8,
+    "mbit/s": 1e6 / 8,
+    "gbit/s": 1e9 / 8,
+    "b/s": 1.0,
+    "kb/s": 1e3,
+    "mb/s": 1e6,
+    "gb/s": 1e9,
+}
+_TIME = {"": 1.0, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def _parse(value: object, units: dict[str, Any], what: str, example: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{what} must be a number or text such as {example}")
+    if isinstance(value, int | float):
+        number, unit = float(value), ""
+    else:
+        match = _NUMBER.match(value)
+        if not match or match[2].lower() not in units:
+            raise ValueError(f"can't read {value!r} as {what}; write it like {example}")
+        number, unit = float(match[1]), match[2].lower()
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{what} must be zero or more and finite, got {value!r}")
+    return number * float(units[unit])
+
+
+def parse_bytes(value: object) -> int:
+    """`2GiB` -> 2147483648. Raises `ValueError`."""
+    return int(_parse(value, _BYTES, "a size", "2GiB"))
+
+
+def parse_rate(value: object) -> float:
+    """`16Mbit/s` -> 2e6 bytes per second; a bare number is bytes per second. Raises `ValueError`."""
+    return _parse(value, _RATE, "a bandwidth", "16Mbit/s")
+
+
+def parse_seconds(value: object) -> float:
+    """`90ms` -> 0.09 seconds; a bare number is seconds. Raises `ValueError`."""
+    return _parse(value, _TIME, "a duration", "90ms")
+
+
+def format_bytes(count: float) -> str:
+    """1536 -> `1.5 KiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def format_seconds(seconds: float) -> str:
+    """0.012 -> `12 ms`; 75 -> `1m15s`."""
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
+BytesPerSecond = Annotated[float, BeforeValidator(parse_rate)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds)]
