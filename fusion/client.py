@@ -1,0 +1,348 @@
+"""HTTP client of a coordinator: the routes of `/api/v1` as methods, each failure as one clear error."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+from urllib.parse import quote, urlsplit
+
+from fusion.errors import BlobError, CoordinatorError, UnreachableError, UserError, VersionError
+from fusion.messages import BlobRef
+
+Json = dict[str, Any]
+MAX_ANSWER_BYTES = 256 * 2**20
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class StreamItem:
+    """One server-sent event: `kind` is `job`, `metrics`, `event` or `log`."""
+
+    kind: str
+    data: Json
+
+
+class Client:
+    """Talks to one coordinator. Keeps one connection alive; not for use from several threads at once.
+
+    Raises `UnreachableError` when nobody answers, `CoordinatorError` (with `.status`) when the answer is an error.
+    """
+
+    def __init__(self, url: str, token: str | None = None, *, timeout: float = 30.0) -> None:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"{url!r} is not a coordinator's address; it looks like http://HOST:PORT")
+        self.url = f"{parts.scheme}://{parts.netloc}"
+        self.token = token
+        self.timeout = timeout
+        self._host, self._tls = parts.hostname, parts.scheme == "https"
+        try:
+            self._port = parts.port or (443 if self._tls else 80)
+        except ValueError:
+            raise UserError(f"{url!r}: the port is not a number between 1 and 65535") from None
+        self._kept: http.client.HTTPConnection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+    # -- jobs ---------------------------------------------------------------------------------------------------------
+
+    def submit_raw(self, body: Mapping[str, Any]) -> Json:
+        """`POST /api/v1/jobs` with spec, dag, weights, data and resume already made; returns the job."""
+        return self._object("POST", "/api/v1/jobs", dict(body))
+
+    def jobs(self) -> list[Json]:
+        return self._list("/api/v1/jobs", "jobs")
+
+    def job(self, job: str) -> Json:
+        return self._object("GET", f"/api/v1/jobs/{quote(job, safe='')}")
+
+    def cancel(self, job: str) -> Json:
+        return self._object("POST", f"/api/v1/jobs/{quote(job, safe='')}/cancel", {})
+
+    def metrics(self, job: str, after: int = 0) -> list[Json]:
+        """One entry per step after `after`, ascending."""
+        return self._list(f"/api/v1/jobs/{quote(job, safe='')}/metrics?after={after}", "metrics")
+
+    def events(self, job: str, after: int = 0) -> list[Json]:
+        return self._list(f"/api/v1/jobs/{quote(job, safe='')}/events?after={after}", "events")
+
+    def logs(self, job: str, after: int = 0) -> list[Json]:
+        return self._list(f"/api/v1/jobs/{quote(job, safe='')}/logs?after={after}", "logs")
+
+    def stream(self, job: str | None = None, *, idle_seconds: float = 60.0) -> Iterator[StreamItem]:
+        """Live items of one job, or of the pool. Ends when the coordinator ends it.
+
+        Raises `UnreachableError` when the connection breaks or stays silent for `idle_seconds`.
+        """
+        path = f"/api/v1/jobs/{quote(job, safe='')}/stream" if job is not None else "/api/v1/stream"
+        connection = self._connection(idle_seconds)
+        try:
+            response = self._send(connection, "GET", path, None, {"Accept": "text/event-stream"})
+            if response.status != 200:
+                self._raise(response.status, response.read(_CHUNK))
+            yield from _server_sent_events(response)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from None
+        finally:
+            connection.close()
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    def workers(self) -> list[Json]:
+        return self._list("/api/v1/workers", "workers")
+
+    def drain(self, worker: str) -> Json:
+        return self._object("POST", f"/api/v1/workers/{quote(worker, safe='')}/drain", {})
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def checkpoints(self, job: str) -> list[Json]:
+        """The job's checkpoints, ascending by step."""
+        return self._list(f"/api/v1/jobs/{quote(job, safe='')}/checkpoints", "checkpoints")
+
+    def download_checkpoint(
+        self, job: str, step: int, part: str, target: Path, progress: Callable[[int, int], None] | None = None
+    ) -> Path:
+        """Fetch `model` or `optimizer` of a checkpoint into `target`, whole or not at all."""
+        path = f"/api/v1/jobs/{quote(job, safe='')}/checkpoints/{step}/{part}.safetensors"
+        fresh = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            with self._streamed("GET", path) as response, _writing(target), open(fresh, "wb") as file:
+                expected = int(response.headers.get("Content-Length") or -1)
+                received = 0
+                while chunk := self._read(response):
+                    file.write(chunk)
+                    received += len(chunk)
+                    if progress is not None:
+                        progress(received, expected)
+            if expected >= 0 and received != expected:
+                raise UnreachableError(f"{self.url}: the download broke off after {received} of {expected} bytes")
+            with _writing(target):
+                os.replace(fresh, target)
+        finally:
+            fresh.unlink(missing_ok=True)
+        return target
+
+    def dag(self, job: str) -> bytes:
+        """The job's OP-DAG, as `dag.serialize.loads` reads it."""
+        return self._request("GET", f"/api/v1/jobs/{quote(job, safe='')}/dag")
+
+    # -- blobs --------------------------------------------------------------------------------------------------------
+
+    def has_blob(self, digest: str) -> bool:
+        try:
+            self._request("HEAD", f"/api/v1/blobs/{digest}")
+        except CoordinatorError as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
+
+    def upload_blob(self, ref: BlobRef, source: bytes | Path, progress: Callable[[int], None] | None = None) -> bool:
+        """Put a content-addressed blob there, unless it is there already. Returns whether bytes travelled."""
+        if self.has_blob(ref.digest):
+            if progress is not None:
+                progress(ref.size)
+            return False
+        if isinstance(source, bytes):
+            body: bytes | _Reader = source
+            self._request("PUT", f"/api/v1/blobs/{ref.digest}", body, _blob_headers(ref))
+        else:
+            with open(source, "rb") as file:
+                self._request("PUT", f"/api/v1/blobs/{ref.digest}", _Reader(file, progress), _blob_headers(ref))
+        return True
+
+    def download_blob(self, ref: BlobRef) -> bytes:
+        data = self._request("GET", f"/api/v1/blobs/{ref.digest}")
+        if len(data) != ref.size:
+            raise BlobError(f"blob {ref.digest[:12]} has {len(data)} bytes, expected {ref.size}")
+        return data
+
+    # -- plumbing -----------------------------------------------------------------------------------------------------
+
+    def _object(self, method: str, path: str, body: Json | None = None) -> Json:
+        answer = self._json(method, path, body)
+        if not isinstance(answer, dict):
+            raise CoordinatorError(f"{self.url}{path}: expected an object, got {type(answer).__name__}")
+        return answer
+
+    def _list(self, path: str, key: str) -> list[Json]:
+        """A list, given as such or under `key`."""
+        answer = self._json("GET", path)
+        if isinstance(answer, dict):
+            answer = answer.get(key)
+        if not isinstance(answer, list):
+            raise CoordinatorError(f"{self.url}{path}: expected a list of {key}")
+        return answer
+
+    def _json(self, method: str, path: str, body: Json | None = None) -> Any:
+        headers = {"Accept": "application/json"}
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        raw = self._request(method, path, data, headers)
+        try:
+            return json.loads(raw) if raw else {}
+        except ValueError:
+            raise CoordinatorError(f"{self.url}{path}: the answer is not JSON; is this a Fusion coordinator?") from None
+
+    def _request(
+        self, method: str, path: str, body: bytes | _Reader | None = None, headers: Mapping[str, str] | None = None
+    ) -> bytes:
+        with self._streamed(method, path, body, headers) as response:
+            data = response.read(MAX_ANSWER_BYTES + 1)
+        if len(data) > MAX_ANSWER_BYTES:
+            self.close()
+            raise CoordinatorError(f"{self.url}{path}: the answer is larger than {MAX_ANSWER_BYTES} bytes")
+        return data
+
+    @contextmanager
+    def _streamed(
+        self, method: str, path: str, body: bytes | _Reader | None = None, headers: Mapping[str, str] | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        """A response with a good status; the kept connection is dropped when anything goes wrong."""
+        reused = self._kept is not None
+        connection = self._kept or self._connection(self.timeout)
+        self._kept = connection
+        try:
+            try:
+                response = self._send(connection, method, path, body, headers or {})
+            except (http.client.RemoteDisconnected, ConnectionError, http.client.CannotSendRequest):
+                if not reused:
+                    raise
+                # The server closed an idle connection: that is no failure, ask once more on a fresh one.
+                self.close()
+                if isinstance(body, _Reader):
+                    body.rewind()
+                self._kept = connection = self._connection(self.timeout)
+                response = self._send(connection, method, path, body, headers or {})
+            if response.status >= 400:
+                self._raise(response.status, response.read(_CHUNK))
+            yield response
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise self._unreachable(error) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, response: http.client.HTTPResponse) -> bytes:
+        try:
+            return response.read(_CHUNK)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error) from None
+
+    def _connection(self, timeout: float) -> http.client.HTTPConnection:
+        if self._tls:
+            return http.client.HTTPSConnection(
+                self._host, self._port, timeout=timeout, context=ssl.create_default_context()
+            )
+        return http.client.HTTPConnection(self._host, self._port, timeout=timeout)
+
+    def _send(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: bytes | _Reader | None,
+        headers: Mapping[str, str],
+    ) -> http.client.HTTPResponse:
+        sent = dict(headers)
+        if self.token:
+            sent["Authorization"] = f"Bearer {self.token}"
+        connection.request(method, path, body, sent)
+        return connection.getresponse()
+
+    def _unreachable(self, error: BaseException) -> UnreachableError:
+        if isinstance(error, ConnectionRefusedError):
+            reason = "nobody listens there; is the coordinator running?"
+        elif isinstance(error, socket.gaierror):
+            reason = f"can't find the host {self._host!r}"
+        elif isinstance(error, TimeoutError):
+            reason = "no answer in time"
+        elif isinstance(error, ssl.SSLError):
+            reason = f"TLS failed: {error.reason or error}"
+        else:
+            reason = str(error) or type(error).__name__
+        return UnreachableError(f"can't reach the coordinator at {self.url}: {reason}")
+
+    def _raise(self, status: int, raw: bytes) -> None:
+        try:
+            message = str(json.loads(raw)["error"])
+        except (ValueError, KeyError, TypeError):
+            message = raw.decode("utf-8", "replace").strip().splitlines()[0][:200] if raw.strip() else ""
+        if status == 401 or (status == 403 and not message):
+            advice = "its token is missing or wrong; give --token (or set FUSION_TOKEN)"
+            raise CoordinatorError(f"the coordinator at {self.url} refused: {advice}", status)
+        if status == 426:
+            raise VersionError(message or "the coordinator speaks another protocol version")
+        raise CoordinatorError(message or f"the coordinator at {self.url} answered with status {status}", status)
+
+
+class _Reader:
+    """A file that reports how much of it was read, and that can start again."""
+
+    def __init__(self, file: BinaryIO, progress: Callable[[int], None] | None) -> None:
+        self._file = file
+        self._progress = progress
+
+    def read(self, size: int = -1) -> bytes:
+        chunk = self._file.read(_CHUNK if size < 0 else max(size, _CHUNK))
+        if self._progress is not None:
+            self._progress(len(chunk))
+        return chunk
+
+    def rewind(self) -> None:
+        if self._progress is not None:
+            self._progress(-self._file.tell())
+        self._file.seek(0)
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{target}: can't write the checkpoint: {error.strerror or error}") from None
+
+
+def _blob_headers(ref: BlobRef) -> dict[str, str]:
+    return {"Content-Type": "application/octet-stream", "Content-Length": str(ref.size)}
+
+
+def _server_sent_events(response: http.client.HTTPResponse) -> Iterator[StreamItem]:
+    kind = "message"
+    lines: list[str] = []
+    while raw := response.readline(_CHUNK):
+        line = raw.decode("utf-8", "replace").rstrip("\r\n")
+        if not line:
+            if lines:
+                data = json.loads("\n".join(lines))
+                if isinstance(data, dict):
+                    yield StreamItem(kind, data)
+            kind, lines = "message", []
+        elif line.startswith("event:"):
+            kind = line[6:].strip()
+        elif line.startswith("data:"):
+            lines.append(line[5:].removeprefix(" "))
