@@ -1,0 +1,35 @@
+"""Settings of the coordinator daemon, with their defaults and limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coordinator.lifecycle import Timing
+
+DEFAULT_PORT = 8760
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorConfig:
+    """What `run_coordinator` needs. Sizes are bytes, durations seconds."""
+
+    state: Path
+    """Folder of everything that must survive a restart; made if it does not exist, readable by its owner only."""
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    """HTTP port; 0 takes any free one."""
+    control_port: int = 0
+    """ZeroMQ port; 0 takes the one of the last start, or any free one at the first."""
+    token: str | None = None
+    """Operator token to use instead of the generated one."""
+    json_ready: bool = False
+    """Print one JSON line when ready instead of text."""
+    exit_on_stdin_close: bool = False
+    """Stop when standard input is closed: local mode's way to never leave a coordinator behind."""
+    no_dashboard: bool = False
+    heartbeat_seconds: float = 0.25
+    timing: Timing = field(default_factory=Timing)
+    max_blob_bytes: int = 64 * 2**30
+    max_dag_bytes: int = 256 * 2**20
+    max_body_bytes: int = 16 * 2**20

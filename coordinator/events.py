@@ -1,0 +1,219 @@
+"""What can happen to the pool and its jobs (events, past tense), and what must then be done (instructions, imperative).
+
+Events go into `coordinator.lifecycle.Lifecycle.handle`; instructions come out and are carried out at the edge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from coordinator.jobs import FragmentSummary, Job, Metric
+from coordinator.pool import Member
+from fusion.messages import BlobRef, PeerAddress, Shutdown, Start, Stop, ToCoordinator
+from fusion.plan import Plan
+
+# Events -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJoined:
+    """A worker process passed the join checks; its name is not live in another incarnation."""
+
+    time: float
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A message of the control channel arrived from this incarnation."""
+
+    time: float
+    incarnation: str
+    message: ToCoordinator
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """A person asked that this worker leaves in good order."""
+
+    time: float
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobSubmitted:
+    """A job passed the checks of submission."""
+
+    time: float
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    time: float
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanMade:
+    time: float
+    job: str
+    attempt: int
+    plan: Plan
+    fragments: tuple[FragmentSummary, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRefused:
+    """No plan fits these workers; the job waits for others, or fails when `final`."""
+
+    time: float
+    job: str
+    attempt: int
+    reason: str
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PreparationFailed:
+    """What the workers need (the checkpoint to go on from, say) could not be put together."""
+
+    time: float
+    job: str
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointWritten:
+    time: float
+    job: str
+    step: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFailed:
+    time: float
+    job: str
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClockTicked:
+    time: float
+
+
+Event = (
+    WorkerJoined
+    | Reported
+    | DrainRequested
+    | JobSubmitted
+    | CancelRequested
+    | PlanMade
+    | PlanRefused
+    | PreparationFailed
+    | CheckpointWritten
+    | CheckpointFailed
+    | ClockTicked
+)
+
+# Instructions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send this to the worker's incarnation."""
+
+    incarnation: str
+    message: Start | Stop | Shutdown
+
+
+@dataclass(frozen=True, slots=True)
+class MakePlan:
+    """Ask the scheduler for a plan over these workers; answer with `PlanMade` or `PlanRefused`."""
+
+    job: str
+    attempt: int
+    workers: tuple[str, ...]
+    cuts: tuple[int, ...] | None
+    """The cuts to keep when the job has run before: the same cuts give the same bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareWorkers:
+    """Send `Prepare` to every host of the plan, to go on after `step` (a checkpoint of this job, unless None)."""
+
+    job: str
+    epoch: int
+    plan: Plan
+    peers: tuple[PeerAddress, ...]
+    hosts: tuple[str, ...]
+    """Incarnations."""
+    checkpoint: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class WriteCheckpoint:
+    """Consolidate these parts; answer with `CheckpointWritten` or `CheckpointFailed`."""
+
+    job: str
+    step: int
+    parts: dict[int, BlobRef]
+    keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaveJob:
+    job: str
+    announce: bool = True
+    """Whether watchers want to hear of it (progress of a step is announced by its metric)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavePlan:
+    job: str
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class SaveWorker:
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordMetric:
+    job: str
+    metric: Metric
+
+
+@dataclass(frozen=True, slots=True)
+class RecordEvent:
+    """Tell the story to people."""
+
+    job: str | None
+    event: str
+    message: str
+    fields: dict[str, str | int | float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordLog:
+    job: str | None
+    worker: str
+    message: str
+
+
+Instruction = (
+    Send
+    | MakePlan
+    | PrepareWorkers
+    | WriteCheckpoint
+    | SaveJob
+    | SavePlan
+    | SaveWorker
+    | RecordMetric
+    | RecordEvent
+    | RecordLog
+)

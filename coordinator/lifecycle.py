@@ -1,0 +1,486 @@
+"""The coordinator's core as one state machine: pool membership and job life cycle; events in, instructions out.
+
+No clock, socket, thread or file is used here: every event carries its time, and what must be done comes back as
+instructions, in order. `coordinator.pool` draws the states of a worker, `coordinator.jobs` those of a job.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from coordinator import events as ev
+from coordinator import progress, queueing
+from coordinator.jobs import Job, Metric
+from coordinator.pool import LIVE, Member, Pool
+from fusion.messages import (
+    CheckpointPart,
+    EvaluationReport,
+    Failure,
+    Finished,
+    Heartbeat,
+    Leaving,
+    PeerAddress,
+    Ready,
+    Shutdown,
+    Start,
+    StepReport,
+    Stop,
+    Warned,
+)
+from fusion.units import format_bytes, format_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Durations in seconds."""
+
+    failure_timeout: float = 5.0
+    """Silence after which a worker without a job counts as lost; a busy one goes by its job's own timeout."""
+    drain_patience: float = 60.0
+    """How long a leaving worker waits for the next checkpoint of its job."""
+    restart_grace: float = 5.0
+    """After a restart of the coordinator: time for workers to connect again before silence counts."""
+    deaf_after: float = 1.5
+    """A longer gap between two ticks means that the coordinator itself was not listening."""
+
+
+class Lifecycle:
+    """The pool and all jobs. `handle` is the only way in; reading `pool` and `jobs` is free."""
+
+    def __init__(self, timing: Timing | None = None) -> None:
+        self.timing = timing or Timing()
+        self.pool = Pool()
+        self.jobs: dict[str, Job] = {}
+        self._last_tick: float | None = None
+        self._out: list[ev.Instruction] = []
+
+    # Entry points -------------------------------------------------------------------------------------------------
+
+    def restore(self, jobs: Iterable[Job], members: Iterable[Member], now: float) -> list[ev.Instruction]:
+        """Take up what an earlier process recorded; silence counts from now on, after a grace."""
+        self.jobs = {job.id: job for job in jobs}
+        for member in members:
+            if member.live:
+                member.last_heard = now + self.timing.restart_grace
+            self.pool.put(member)
+        for job in self.jobs.values():
+            if job.state == "preparing":
+                self._restart(job, now, "the coordinator was restarted while the job was being prepared")
+            elif job.state == "running":
+                self._story(job, "coordinator-restarted", "coordinator restarted; the workers train on and report to it")
+            for step in job.writing:
+                self._do(ev.WriteCheckpoint(job.id, step, job.parts.get(step, {}), job.spec.checkpoint.keep))
+        self._schedule(now)
+        return self._taken()
+
+    def handle(self, event: ev.Event) -> list[ev.Instruction]:
+        """Take in one event and return what must be done, in order."""
+        match event:
+            case ev.ClockTicked():
+                self._tick(event.time)
+            case ev.WorkerJoined():
+                self._joined(event)
+            case ev.Reported():
+                self._reported(event)
+            case ev.DrainRequested():
+                member = self.pool.get(event.worker)
+                if member is not None and member.live:
+                    self._drain(member, event.time, "asked to leave")
+            case ev.JobSubmitted():
+                self.jobs[event.job.id] = event.job
+                self._story(event.job, "submitted", f"job {event.job.spec.name} was submitted")
+                self._do(ev.SaveJob(event.job.id))
+            case ev.CancelRequested():
+                job = self.jobs.get(event.job)
+                if job is not None and not job.terminal:
+                    self._end(job, event.time, "cancelled", f"cancelled on request at step {job.step}")
+            case ev.PlanMade() | ev.PlanRefused():
+                self._planned(event)
+            case ev.PreparationFailed():
+                job = self.jobs.get(event.job)
+                if job is not None and job.state == "preparing" and job.epoch == event.epoch:
+                    self._end(job, event.time, "failed", event.reason)
+            case ev.CheckpointWritten() | ev.CheckpointFailed():
+                self._checkpoint_over(event)
+        self._schedule(event.time)
+        return self._taken()
+
+    def failure_timeout(self, member: Member) -> float:
+        """Seconds of silence after which `member` counts as lost."""
+        job = self.jobs.get(member.job) if member.job else None
+        return job.spec.fault_tolerance.failure_timeout if job else self.timing.failure_timeout
+
+    # Membership ---------------------------------------------------------------------------------------------------
+
+    def _tick(self, now: float) -> None:
+        if self._last_tick is not None and now - self._last_tick > self.timing.deaf_after:
+            self.pool.excuse(now - self._last_tick)
+        self._last_tick = now
+        for member in self.pool.silent(now, self.failure_timeout):
+            self._lose(member, now, f"no heartbeat for {format_seconds(self.failure_timeout(member))}")
+        for member in self.pool.live():
+            if member.state == "draining" and member.leave_by is not None and now >= member.leave_by:
+                self._move_off(member, now)
+
+    def _joined(self, event: ev.WorkerJoined) -> None:
+        earlier = self.pool.get(event.member.name)
+        if earlier is not None and earlier.live:
+            self._lose(earlier, event.time, "its process was started again")
+        member = event.member
+        member.state, member.job, member.joined_at, member.last_heard = "joined", None, event.time, event.time
+        self.pool.put(member)
+        device = member.device
+        self._do(ev.SaveWorker(member.name))
+        self._story(
+            None,
+            "worker-joined",
+            f"worker {member.name} joined ({device.kind}, {device.threads} thread{'s' if device.threads != 1 else ''}, "
+            f"{format_bytes(device.memory_bytes)})",
+            worker=member.name,
+        )
+
+    def _lose(self, member: Member, now: float, why: str) -> None:
+        job = self.jobs.get(member.job) if member.job else None
+        where = f" at step {job.step}" if job is not None and job.state == "running" else ""
+        member.state, member.job, member.leave_by = "lost", None, None
+        self._do(ev.SaveWorker(member.name))
+        self._story(job, "worker-lost", f"worker {member.name} lost{where} ({why})", worker=member.name)
+        if job is not None and member.name in job.hosts and not self._all_finished(job):
+            self._restart(job, now, f"worker {member.name} was lost")
+
+    def _drain(self, member: Member, now: float, why: str) -> None:
+        if member.state == "draining":
+            return
+        job = self.jobs.get(member.job) if member.job else None
+        if job is None:
+            self._leave(member, why)
+            return
+        member.state = "draining"
+        wait = self._seconds_to_checkpoint(job)
+        planned = wait is not None and wait <= self.timing.drain_patience
+        member.leave_by = now + self.timing.drain_patience if planned else now
+        self._do(ev.SaveWorker(member.name))
+        when = "at its next checkpoint" if planned else "now"
+        self._story(
+            job,
+            "worker-draining",
+            f"worker {member.name} leaves ({why}); job {job.id} goes on without it {when}",
+            worker=member.name,
+        )
+        if not planned:
+            self._move_off(member, now)
+
+    def _seconds_to_checkpoint(self, job: Job) -> float | None:
+        """Predicted seconds until the next checkpoint (there is one at the end at the latest); None when unknown."""
+        if job.state != "running" or job.step_seconds is None:
+            return None
+        every = job.train.checkpoint_every
+        left = job.train.steps - job.step
+        if every:
+            left = min(left, every - job.step % every)
+        return left * job.step_seconds
+
+    def _move_off(self, member: Member, now: float) -> None:
+        """The draining member's job goes on without it; then it may go."""
+        job = self.jobs.get(member.job) if member.job else None
+        if job is not None and not self._all_finished(job):
+            self._restart(job, now, f"worker {member.name} leaves")
+        elif job is None:
+            self._leave(member, "drained")
+
+    def _leave(self, member: Member, why: str) -> None:
+        member.state, member.job, member.leave_by = "left", None, None
+        self._do(ev.Send(member.incarnation, Shutdown(reason=why)))
+        self._do(ev.SaveWorker(member.name))
+        self._story(None, "worker-left", f"worker {member.name} left ({why})", worker=member.name)
+
+    def _release(self, job: Job, reason: str) -> None:
+        """Free all workers of a job, and tell them to forget it."""
+        for member in self.pool.of_job(job.id):
+            self._do(ev.Send(member.incarnation, Stop(job=job.id, reason=reason)))
+            member.job = None
+            if member.state == "draining":
+                self._leave(member, "drained")
+            else:
+                member.state = "idle"
+                self._do(ev.SaveWorker(member.name))
+
+    # Messages of workers ------------------------------------------------------------------------------------------
+
+    def _reported(self, event: ev.Reported) -> None:
+        member = self.pool.of_incarnation(event.incarnation)
+        if member is None or not member.live:
+            if member is None or member.state == "lost":
+                self._do(ev.Send(event.incarnation, Shutdown(reason="declared lost; join again", evicted=True)))
+            return
+        member.last_heard = max(member.last_heard, event.time)
+        if member.state == "joined":
+            member.state = "idle"
+            self._do(ev.SaveWorker(member.name))
+        message = event.message
+        match message:
+            case Heartbeat():
+                member.memory_used_bytes = message.memory_used_bytes
+            case Leaving():
+                self._drain(member, event.time, message.reason)
+            case Warned():
+                job = self.jobs.get(message.job) if message.job else None
+                self._do(ev.RecordLog(job.id if job else None, member.name, message.message))
+                self._story(job, "warning", f"worker {member.name}: {message.message}", worker=member.name)
+            case _:
+                job = self.jobs.get(message.job)
+                if (
+                    job is not None
+                    and not job.terminal
+                    and job.plan is not None
+                    and message.epoch == job.epoch
+                    and job.hosts.get(member.name) == member.incarnation
+                ):
+                    self._job_message(job, member, message, event.time)
+
+    def _job_message(
+        self,
+        job: Job,
+        member: Member,
+        message: Ready | StepReport | EvaluationReport | CheckpointPart | Finished | Failure,
+        now: float,
+    ) -> None:
+        match message:
+            case Ready() if job.state == "preparing" and member.name not in job.ready:
+                job.ready.append(member.name)
+                self._do(ev.SaveJob(job.id, announce=False))
+                if len(job.ready) == len(job.hosts):
+                    self._start(job, now)
+            case StepReport() if job.state == "running" and message.step <= job.train.steps:
+                member.memory_used_bytes = message.memory_used_bytes or member.memory_used_bytes
+                self._metrics(job, progress.add_step(job, member.name, message, now))
+            case EvaluationReport() if job.state == "running":
+                self._metrics(job, progress.add_evaluation(job, message))
+            case CheckpointPart() if job.state == "running":
+                self._part(job, member, message)
+            case Finished() if job.state == "running" and member.name not in job.finished:
+                job.finished.append(member.name)
+                self._do(ev.SaveJob(job.id, announce=False))
+                self._maybe_done(job, now)
+            case Failure():
+                if message.detail:
+                    self._do(ev.RecordLog(job.id, member.name, message.detail))
+                self._end(job, now, "failed", f"worker {member.name}: {message.message}")
+            case _:
+                pass  # Said too early, too late or twice: it changes nothing.
+
+    def _start(self, job: Job, now: float) -> None:
+        job.state, job.reason, job.last_completion = "running", "", now
+        if job.started_at is None:
+            job.started_at = now
+        for incarnation in job.hosts.values():
+            self._do(ev.Send(incarnation, Start(job=job.id, epoch=job.epoch)))
+        count = len(job.hosts)
+        self._story(
+            job,
+            "started",
+            f"training starts {f'after step {job.restart_step} ' if job.restart_step else ''}on "
+            f"{count} worker{'s' if count > 1 else ''} ({len(job.fragments)} fragments)",
+            step=job.restart_step,
+        )
+        self._do(ev.SaveJob(job.id))
+
+    def _metrics(self, job: Job, metrics: list[Metric]) -> None:
+        for metric in metrics:
+            self._do(ev.RecordMetric(job.id, metric))
+            if metric.loss is not None and not math.isfinite(metric.loss):
+                self._story(job, "loss-not-finite", f"loss is {metric.loss} at step {metric.step}", step=metric.step)
+        self._do(ev.SaveJob(job.id, announce=False))
+
+    # Checkpoints --------------------------------------------------------------------------------------------------
+
+    def _part(self, job: Job, member: Member, part: CheckpointPart) -> None:
+        assert job.plan is not None
+        if part.fragment not in job.plan.fragments_of(member.name) or part.step in job.writing:
+            return
+        if job.checkpoint is not None and part.step <= job.checkpoint:
+            return
+        parts = job.parts.setdefault(part.step, {})
+        parts[part.fragment] = part.blob
+        if len(parts) == len(job.plan.placement):
+            job.writing.append(part.step)
+            self._do(ev.WriteCheckpoint(job.id, part.step, dict(parts), job.spec.checkpoint.keep))
+        self._do(ev.SaveJob(job.id, announce=False))
+
+    def _checkpoint_over(self, event: ev.CheckpointWritten | ev.CheckpointFailed) -> None:
+        job = self.jobs.get(event.job)
+        if job is None:
+            return
+        if event.step in job.writing:
+            job.writing.remove(event.step)
+        # Parts of earlier steps can't be completed any more: workers upload in step order.
+        job.parts = {step: parts for step, parts in job.parts.items() if step > event.step}
+        if isinstance(event, ev.CheckpointWritten):
+            job.checkpoint = max(event.step, job.checkpoint or 0)
+            self._story(
+                job,
+                "checkpoint",
+                f"checkpoint at step {event.step} written ({format_bytes(event.size)})",
+                step=event.step,
+                bytes=event.size,
+            )
+        else:
+            self._story(
+                job,
+                "checkpoint-failed",
+                f"checkpoint at step {event.step} could not be written: {event.reason}; training goes on",
+                step=event.step,
+            )
+        self._do(ev.SaveJob(job.id))
+        if job.state == "running":
+            self._maybe_done(job, event.time)
+        if job.state == "running" and isinstance(event, ev.CheckpointWritten):
+            for member in self.pool.of_job(job.id):
+                if member.state == "draining":
+                    self._move_off(member, event.time)
+                    break
+
+    # Job life cycle -----------------------------------------------------------------------------------------------
+
+    def _schedule(self, now: float) -> None:
+        """Start what can start, and say why the rest waits."""
+        while True:
+            queued = [job for job in self.jobs.values() if job.state == "queued"]
+            if not queued:
+                return
+            decision = queueing.decide(queued, self.pool.live())
+            for job_id, reason in decision.reasons.items():
+                job = self.jobs[job_id]
+                if job.reason != reason:
+                    job.reason = reason
+                    self._story(job, "queued", f"job {job.id} {reason}")
+                    self._do(ev.SaveJob(job.id))
+            if decision.start is None:
+                return
+            job, members = decision.start
+            job.state, job.reason, job.planning = "preparing", "planning", True
+            job.attempt += 1
+            job.refused_for = None
+            job.hosts = {member.name: member.incarnation for member in members}
+            for member in members:
+                member.state, member.job = "busy", job.id
+                self._do(ev.SaveWorker(member.name))
+            cuts = job.plan.cuts if job.plan is not None else None
+            self._do(ev.MakePlan(job.id, job.attempt, tuple(job.hosts), cuts))
+            self._do(ev.SaveJob(job.id))
+
+    def _planned(self, event: ev.PlanMade | ev.PlanRefused) -> None:
+        job = self.jobs.get(event.job)
+        if job is None or job.state != "preparing" or not job.planning or job.attempt != event.attempt:
+            return
+        job.planning = False
+        if isinstance(event, ev.PlanRefused):
+            if event.final:
+                self._end(job, event.time, "failed", event.reason)
+                return
+            job.refused_for = sorted(job.hosts.values())
+            self._release_unasked(job, keep=())
+            job.forget_run()
+            job.state, job.reason = "queued", event.reason
+            self._story(job, "queued", f"job {job.id} waits: {event.reason}")
+            self._do(ev.SaveJob(job.id))
+            return
+        plan = event.plan.model_copy(update={"epoch": job.epoch})
+        if job.plan is not None:
+            # The same cuts and the same codecs: a restart must not change the bits.
+            plan = plan.model_copy(update={"codecs": job.plan.codecs})
+        job.plan, job.fragments = plan, list(event.fragments)
+        self._release_unasked(job, keep=plan.workers)
+        job.hosts = {name: job.hosts[name] for name in plan.workers}
+        job.reason = "workers build their fragments"
+        members = [member for member in self.pool.of_job(job.id) if member.name in job.hosts]
+        peers = tuple(
+            PeerAddress(worker=member.name, endpoint=member.endpoint, public_key=member.public_key)
+            for member in members
+        )
+        self._do(ev.SavePlan(job.id, plan))
+        self._do(ev.SaveJob(job.id))
+        count = len(plan.workers)
+        self._story(
+            job,
+            "planned",
+            f"plan {plan.id}: {len(plan.placement)} fragments on {count} worker{'s' if count > 1 else ''} "
+            f"({', '.join(plan.workers)})",
+            plan=plan.id,
+        )
+        self._do(ev.PrepareWorkers(job.id, job.epoch, plan, peers, tuple(job.hosts.values()), job.checkpoint))
+
+    def _release_unasked(self, job: Job, keep: Iterable[str]) -> None:
+        """Free the workers that were taken for a plan but have not heard of the job yet."""
+        kept = set(keep)
+        for member in self.pool.of_job(job.id):
+            if member.name not in kept:
+                member.job = None
+                if member.state == "draining":
+                    self._leave(member, "drained")
+                else:
+                    member.state = "idle"
+                    self._do(ev.SaveWorker(member.name))
+
+    def _restart(self, job: Job, now: float, cause: str) -> None:
+        """Back to the last checkpoint, with the same cuts, on the workers that remain."""
+        self._release(job, f"{cause}; the job starts again from step {job.restart_step}")
+        lost_steps = max(0, job.step - job.restart_step)
+        had_plan = job.plan is not None
+        job.forget_run()
+        job.state = "queued"
+        job.refused_for = None
+        if had_plan:
+            job.epoch += 1
+        job.reason = f"goes on from step {job.restart_step}: {cause}"
+        source = "its checkpoint" if job.checkpoint is not None else "its start"
+        self._story(
+            job,
+            "restarted",
+            f"job {job.id} goes on from {source} at step {job.restart_step} because {cause}"
+            + (f"; {lost_steps} step{'s' if lost_steps != 1 else ''} run again" if lost_steps else ""),
+            step=job.restart_step,
+        )
+        self._do(ev.SaveJob(job.id))
+
+    def _all_finished(self, job: Job) -> bool:
+        return job.state == "running" and bool(job.hosts) and len(job.finished) == len(job.hosts)
+
+    def _maybe_done(self, job: Job, now: float) -> None:
+        if not self._all_finished(job) or job.writing:
+            return
+        self._metrics(job, progress.flush(job))
+        if job.checkpoint != job.train.steps:
+            self._story(job, "checkpoint-missing", f"no checkpoint of the last step {job.train.steps} could be kept")
+        self._end(job, now, "done", "")
+
+    def _end(self, job: Job, now: float, state: str, reason: str) -> None:
+        assert state in ("done", "failed", "cancelled")
+        self._release(job, reason or "the job is done")
+        job.state, job.reason, job.finished_at = state, reason, now
+        job.forget_run()
+        took = format_seconds(now - (job.started_at or job.submitted_at))
+        story = {
+            "done": f"job {job.id} is done: {job.step} steps in {took}",
+            "failed": f"job {job.id} failed: {reason}",
+            "cancelled": f"job {job.id} was {reason}",
+        }[state]
+        self._story(job, state, story, step=job.step)
+        self._do(ev.SaveJob(job.id))
+
+    # Instructions -------------------------------------------------------------------------------------------------
+
+    def _do(self, instruction: ev.Instruction) -> None:
+        self._out.append(instruction)
+
+    def _story(self, job: Job | None, event: str, message: str, **fields: str | int | float | None) -> None:
+        self._do(ev.RecordEvent(job.id if job else None, event, message, fields))
+
+    def _taken(self) -> list[ev.Instruction]:
+        taken, self._out = self._out, []
+        return taken
+
+
+__all__ = ["LIVE", "Lifecycle", "Timing"]

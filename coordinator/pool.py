@@ -1,0 +1,88 @@
+"""Pool membership: who has joined, who is busy with which job, who has gone silent.
+
+::
+
+    joined ──first message──> idle <──released── busy
+       │                       │ ──────taken────> │
+       │                       └──drain──> left   └──drain──> draining ──job moved or over──> left
+       └────────────── silence longer than the timeout ──────────────> lost
+
+Each process start of a worker is a new incarnation; a name is live in at most one incarnation. Sans-I/O: time comes in
+as an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from pydantic import BaseModel
+
+from fusion.messages import Device
+
+MemberState = Literal["joined", "idle", "busy", "draining", "lost", "left"]
+LIVE: frozenset[MemberState] = frozenset({"joined", "idle", "busy", "draining"})
+
+
+class Member(BaseModel):
+    """One incarnation of one worker. Times are seconds since the epoch."""
+
+    name: str
+    incarnation: str
+    device: Device
+    endpoint: str
+    public_key: str
+    fusion_version: str = ""
+    torch_version: str = ""
+    state: MemberState = "joined"
+    job: str | None = None
+    joined_at: float = 0.0
+    last_heard: float = 0.0
+    memory_used_bytes: int = 0
+    leave_by: float | None = None
+    """A draining member's job moves at its next checkpoint, or at this time if none has come."""
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE
+
+
+class Pool:
+    """The members by name: the live incarnation, or the last one seen."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, Member] = {}
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._members.values())
+
+    def get(self, name: str) -> Member | None:
+        return self._members.get(name)
+
+    def of_incarnation(self, incarnation: str) -> Member | None:
+        return next((member for member in self if member.incarnation == incarnation), None)
+
+    def put(self, member: Member) -> None:
+        """Add a member; it takes the place of an earlier incarnation of the same name, at the end of the order."""
+        self._members.pop(member.name, None)
+        self._members[member.name] = member
+
+    def live(self) -> list[Member]:
+        return [member for member in self if member.live]
+
+    def idle(self) -> list[Member]:
+        return [member for member in self if member.state == "idle"]
+
+    def of_job(self, job: str) -> list[Member]:
+        """Live members that are taken by `job`."""
+        return [member for member in self if member.job == job and member.live]
+
+    def silent(self, now: float, timeout: Callable[[Member], float]) -> list[Member]:
+        """Live members that were last heard longer ago than their timeout."""
+        return [member for member in self if member.live and now - member.last_heard > timeout(member)]
+
+    def excuse(self, seconds: float) -> None:
+        """Forgive `seconds` of silence: the coordinator itself was not listening."""
+        for member in self:
+            if member.live:
+                member.last_heard += seconds

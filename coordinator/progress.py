@@ -1,0 +1,91 @@
+"""Puts the step reports of a job's workers together: a step counts when all its workers have finished it, once.
+
+A metric is given out in step order. A step after which an evaluation is due waits for the evaluation's report; it waits no
+longer than until all workers have finished the next step, because a worker evaluates before it goes on.
+"""
+
+from __future__ import annotations
+
+from coordinator.jobs import Job, Metric, PartialStep
+from fusion.messages import EvaluationReport, StepReport
+
+
+def add_step(job: Job, worker: str, report: StepReport, now: float) -> list[Metric]:
+    """Take in a worker's report; return the metrics of steps that are complete now."""
+    if report.step > job.step:
+        partial = job.partial.setdefault(report.step, PartialStep())
+        if worker in partial.reported:
+            return []
+        partial.reported.append(worker)
+        partial.sent_bytes += report.sent_bytes
+        if report.loss is not None:
+            partial.loss = report.loss
+        if report.gradient_norm is not None:
+            partial.gradient_norm = report.gradient_norm
+        if len(partial.reported) == len(job.hosts):
+            partial.completed_at = now
+            # Reports of one worker come in order, so whatever is missing of earlier steps was lost on the way
+            # (a coordinator that was killed, say): those steps are complete too.
+            for step, earlier in job.partial.items():
+                if step < report.step and earlier.completed_at is None:
+                    earlier.completed_at = now
+    elif report.step == job.step:
+        job.last_completion = now  # Run again after a restart: the next step's time begins here.
+    return _complete(job)
+
+
+def add_evaluation(job: Job, report: EvaluationReport) -> list[Metric]:
+    """Take in the evaluation after a step; return the metrics of steps that are complete now."""
+    if report.step > job.step:
+        job.partial.setdefault(report.step, PartialStep()).eval_loss = report.loss
+    return _complete(job)
+
+
+def flush(job: Job) -> list[Metric]:
+    """All workers are finished: what is complete waits for no evaluation any more."""
+    return _complete(job, wait_for_evaluation=False)
+
+
+def evaluation_due(job: Job, step: int) -> bool:
+    every = job.train.eval_every
+    return bool(every and job.train.eval_batches and step % every == 0)
+
+
+def _complete(job: Job, wait_for_evaluation: bool = True) -> list[Metric]:
+    metrics: list[Metric] = []
+    for step in sorted(job.partial):
+        partial = job.partial[step]
+        if partial.completed_at is None:
+            break
+        waiting = wait_for_evaluation and evaluation_due(job, step) and partial.eval_loss is None
+        following = job.partial.get(step + 1)
+        if waiting and not (following is not None and following.completed_at is not None):
+            break
+        del job.partial[step]
+        metrics.append(_metric(job, step, partial, partial.completed_at))
+    return metrics
+
+
+def _metric(job: Job, step: int, partial: PartialStep, completed_at: float) -> Metric:
+    began = job.last_completion if job.last_completion is not None else completed_at
+    seconds = max(0.0, completed_at - began)
+    job.last_completion = completed_at
+    job.step = step
+    job.step_seconds = seconds
+    job.sent_bytes += partial.sent_bytes
+    if partial.loss is not None:
+        job.loss = partial.loss
+        if job.first_loss is None:
+            job.first_loss = partial.loss
+    tokens = job.tokens_per_step
+    return Metric(
+        step=step,
+        loss=partial.loss,
+        step_seconds=seconds,
+        sent_bytes=partial.sent_bytes,
+        tokens=tokens,
+        samples=None if tokens is not None else job.samples_per_step,
+        epoch=job.epoch,
+        gradient_norm=partial.gradient_norm,
+        eval_loss=partial.eval_loss,
+    )
