@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fusion.errors import SpecError
 from fusion.units import ByteCount, BytesPerSecond, Seconds
-from fusion.yaml_file import load_model, suggest
+from fusion.yaml_file import PlacedError, load_model, suggest
 
 
 class _Section(BaseModel):
@@ -46,23 +46,27 @@ class Topology(_Section):
     @model_validator(mode="after")
     def _complete(self) -> Topology:
         names = [worker.name for worker in self.workers]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two workers are called {name!r}; names are unique")
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise PlacedError(f"two workers are called {name!r}; names are unique", "workers", index, "name")
         known = sorted({*names, *(worker.region for worker in self.workers)})
         seen: set[tuple[str, str]] = set()
         for number, link in enumerate(self.links):
             for end in link.between:
                 if end not in known:
-                    raise ValueError(f"links[{number}]: no worker or region is called {end!r}{suggest(end, known)}")
+                    message = f"no worker or region is called {end!r}{suggest(end, known)}"
+                    raise PlacedError(message, "links", number, "between")
             if _pair(*link.between) in seen:
-                raise ValueError(f"links[{number}]: a link between {' and '.join(link.between)} was given before")
+                raise PlacedError(
+                    f"a link between {' and '.join(link.between)} was given before", "links", number, "between"
+                )
             seen.add(_pair(*link.between))
         for first, second in combinations(self.workers, 2):
             if self._find(first, second) is None:
-                raise ValueError(
+                raise PlacedError(
                     f"no link between {first.name} and {second.name}: add "
-                    f"{{between: [{first.region}, {second.region}], bandwidth: ..., latency: ...}} to links"
+                    f"{{between: [{first.region}, {second.region}], bandwidth: ..., latency: ...}}",
+                    "links",
                 )
         return self
 

@@ -29,6 +29,14 @@ _Loader.add_implicit_resolver(
 )
 
 
+class PlacedError(ValueError):
+    """For validators that look at a whole document: says which value inside it is wrong."""
+
+    def __init__(self, message: str, *path: str | int) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 def suggest(word: str, known: Sequence[str]) -> str:
     """`; did you mean 'steps'?`, or the list of what is known when nothing is near."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
@@ -89,8 +97,8 @@ def validate(model: type[Model], data: Mapping[str, Any], *, where: str, node: y
     raise SpecError(f"{where}: {len(problems)} problems\n{listed}")
 
 
-def place_of(where: str, node: yaml.Node | None, path: Sequence[str | int]) -> str:
-    """`file:line:column` of the value (or, where it is missing, of what should hold it)."""
+def _mark_of(node: yaml.Node | None, path: Sequence[str | int]) -> yaml.Mark | None:
+    """Where the value stands, or, where it is missing, what should hold it."""
     mark = node.start_mark if node is not None else None
     for part in path:
         found: tuple[yaml.Node, yaml.Node] | None = None
@@ -101,7 +109,7 @@ def place_of(where: str, node: yaml.Node | None, path: Sequence[str | int]) -> s
         if found is None:
             break
         mark, node = found[0].start_mark, found[1]
-    return f"{where}:{mark.line + 1}:{mark.column + 1}" if mark is not None else where
+    return mark
 
 
 def _refuse_repeated_keys(path: Path, root: yaml.Node) -> None:
@@ -131,19 +139,25 @@ def _problems(error: ValidationError, model: type[BaseModel], where: str, node: 
     by_place: dict[tuple[str | int, ...], list[str]] = {}
     for detail in error.errors(include_url=False):
         path, section = _path_in_data(model, detail["loc"])
+        cause = (detail.get("ctx") or {}).get("error")
+        if isinstance(cause, PlacedError):
+            path = (*path, *cause.path)
         message = _message(dict(detail), path, section)
         messages = by_place.setdefault(path, [])
         if message not in messages:
             messages.append(message)
-    lines = []
+    lines: list[tuple[int, int, str]] = []
     for path, messages in by_place.items():
         name = _dotted(path)
         text = messages[0]
         if len(messages) > 1 and all(message.startswith("expected ") and ", got " in message for message in messages):
             wanted = " or ".join(message.removeprefix("expected ").split(", got ")[0] for message in messages)
             text = f"expected {wanted}, got {messages[0].split(', got ', 1)[1]}"
-        lines.append(f"{place_of(where, node, path)}: {name + ': ' if name else ''}{text}")
-    return lines
+        mark = _mark_of(node, path)
+        line, column = (mark.line + 1, mark.column + 1) if mark is not None else (0, 0)
+        place = f"{where}:{line}:{column}" if line else where
+        lines.append((line, column, f"{place}: {name + ': ' if name else ''}{text}"))
+    return [text for _, _, text in sorted(lines, key=lambda item: item[:2])]
 
 
 def _path_in_data(
@@ -164,8 +178,8 @@ def _path_in_data(
             field = section.model_fields.get(part)
             annotation = field.annotation if field is not None else None
         elif isinstance(part, int) and get_origin(annotation) in (list, tuple):
-            arguments = get_args(annotation)
-            annotation, owner = arguments[min(part, len(arguments) - 1)] if arguments else None, None
+            items = [item for item in get_args(annotation) if item is not Ellipsis]
+            annotation, owner = items[min(part, len(items) - 1)] if items else None, None
         elif get_origin(annotation) is dict:
             annotation, owner = get_args(annotation)[1], None
         elif section is None and get_origin(annotation) is None and path:
@@ -227,7 +241,8 @@ def _message(detail: dict[str, Any], path: tuple[str | int, ...], section: type[
         known = sorted(section.model_fields) if section is not None else []
         return f"unknown key {str(path[-1])!r}{suggest(str(path[-1]), known)}"
     if kind == "missing":
-        return f"missing; add it ({_description(section, path)})" if _description(section, path) else "missing; add it"
+        description = _description(section, path)
+        return f"missing; add it ({description})" if description else "missing; add it"
     if kind == "value_error":
         return str(context.get("error", detail["msg"]))
     if kind == "which":
@@ -239,6 +254,9 @@ def _message(detail: dict[str, Any], path: tuple[str | int, ...], section: type[
         known = re.findall(r"'([^']*)'", str(context.get("expected", "")))
         hint = suggest(value, known) if isinstance(value, str) and difflib.get_close_matches(value, known, 1) else ""
         return f"expected {context.get('expected')}, got {_shown(value)}{hint}"
+    if kind in ("too_long", "too_short") and isinstance(value, list | tuple):
+        bound = context.get("max_length") if kind == "too_long" else context.get("min_length")
+        return f"expected at {'most' if kind == 'too_long' else 'least'} {bound} items, got {len(value)}"
     stem = kind.split("_")[0]
     if stem in _EXPECTED and (kind.endswith(("_type", "_parsing", "_from_float")) or kind == "model_type"):
         return f"expected {_EXPECTED[stem]}, got {_shown(value)}"
