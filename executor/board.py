@@ -1,0 +1,206 @@
+"""Which task is ready: joins the fixed order of each hosted fragment with what has arrived for it.
+
+Events in (`arrived`, `completed`), decisions out (`next_task`, `owed`). No sockets, clocks, threads or torch, so the
+worker and the simulator run the same code.
+
+What a task needs, as keys (kind, edge, step, micro-batch):
+
+========  =====================================================================================================
+FORWARD   ACTIVATION of every incoming activation edge, and (micro-batch 0) of every incoming parameter edge
+BACKWARD  GRADIENT of every outgoing edge that carries one
+UPDATE    with clipping, NORMS of every fragment of the plan, this one's own included (`edge` is the fragment)
+EVALUATE  EVALUATION of every incoming activation edge; ACTIVATION of every incoming parameter edge for step + 1,
+          the values that the update has just made
+========  =====================================================================================================
+
+So the home of a borrowed parameter sends its value for step `first_step` at the start and for step s + 1 after UPDATE(s)
+(after the last update too when an evaluation follows), and every fragment's norms go to all workers, its own included,
+after its last backward of a step. Values that one hosted fragment makes for another are arrivals as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dag.cut import Partition
+from executor.ordering import Task, TaskKind, TaskOrder, safe_in_flight
+from fusion.plan import ScheduleName
+from fusion.wire import FrameKind
+
+Key = tuple[FrameKind, int, int, int]
+"""(kind, edge, step, micro-batch), as in a wire header."""
+
+# A lower rank goes first: backwards free memory and unblock the fragments before; evaluation holds nobody up.
+_RANK = {TaskKind.BACKWARD: 0, TaskKind.UPDATE: 1, TaskKind.FORWARD: 2, TaskKind.EVALUATE: 3}
+
+
+class TaskBoard:
+    """The tasks of the fragments that one worker hosts.
+
+    `in_flight` has one entry per fragment of the plan and is lowered where it would deadlock (`safe_in_flight`).
+    """
+
+    def __init__(
+        self,
+        partition: Partition,
+        hosted: Sequence[int],
+        *,
+        schedule: ScheduleName,
+        micro_batches: int,
+        in_flight: Sequence[int],
+        steps: int,
+        clip: bool,
+        first_step: int = 1,
+        eval_every: int | None = None,
+        eval_batches: int = 0,
+    ) -> None:
+        count = len(partition.fragments)
+        if len(in_flight) != count:
+            raise ValueError(f"in_flight has {len(in_flight)} entries for {count} fragments")
+        self._partition = partition
+        self._hosted = frozenset(hosted)
+        self._micro_batches = micro_batches
+        self._steps = steps
+        self._eval_batches = eval_batches
+        self._clip = clip
+        safe = safe_in_flight(partition, micro_batches, in_flight)
+        self.orders = {
+            index: TaskOrder(
+                index,
+                schedule=schedule,
+                micro_batches=micro_batches,
+                in_flight=safe[index],
+                steps=steps,
+                first_step=first_step,
+                eval_every=eval_every,
+                eval_batches=eval_batches,
+            )
+            for index in sorted(self._hosted)
+        }
+        fragments = partition.fragments
+        self._activations = {
+            f: tuple(e.index for e in fragments[f].inputs if e.kind == "activation") for f in self.orders
+        }
+        self._parameters = {
+            f: tuple(e.index for e in fragments[f].inputs if e.kind == "parameter") for f in self.orders
+        }
+        self._gradients = {f: tuple(e.index for e in fragments[f].outputs if e.gradient) for f in self.orders}
+        self._all_fragments = tuple(range(count))
+        # How far each fragment got: the first (step, micro-batch) that it has not completed, per kind of task.
+        self._reached = {(f, kind): (first_step, 0) for f in self.orders for kind in TaskKind}
+        self._here: set[Key] = set()
+
+    @property
+    def finished(self) -> bool:
+        return all(order.finished for order in self.orders.values())
+
+    def wants_parameters(self, step: int) -> bool:
+        """Whether anybody needs the borrowed parameters' values for `step`: the steps, and one more to evaluate the last."""
+        return step <= self._steps or (step == self._steps + 1 and self._evaluates(self._steps))
+
+    def arrived(self, kind: FrameKind, edge: int, step: int, micro_batch: int) -> bool:
+        """Note that a value is here. False when it is not needed: unknown, already here, or used before."""
+        key = (kind, edge, step, micro_batch)
+        if key in self._here or not self._awaited(key):
+            return False
+        self._here.add(key)
+        return True
+
+    def next_task(self) -> Task | None:
+        """The ready task to run now: lowest step first, then backward before forward, then the lower micro-batch."""
+        best: Task | None = None
+        for order in self.orders.values():
+            task = order.peek()
+            if task is None or (best is not None and _priority(task) >= _priority(best)):
+                continue
+            if all(key in self._here for key in self.needs(task)):
+                best = task
+        return best
+
+    def needs(self, task: Task) -> tuple[Key, ...]:
+        """Keys of everything that must have arrived before `task` may run."""
+        fragment, step, micro_batch = task.fragment, task.step, task.micro_batch
+        if task.kind is TaskKind.FORWARD:
+            activations = [(FrameKind.ACTIVATION, edge, step, micro_batch) for edge in self._activations[fragment]]
+            return (*activations, *((FrameKind.ACTIVATION, edge, step, 0) for edge in self._parameters[fragment]))
+        if task.kind is TaskKind.BACKWARD:
+            return tuple((FrameKind.GRADIENT, edge, step, micro_batch) for edge in self._gradients[fragment])
+        if task.kind is TaskKind.UPDATE:
+            return tuple((FrameKind.NORMS, other, step, 0) for other in self._all_fragments) if self._clip else ()
+        evaluations = [(FrameKind.EVALUATION, edge, step, micro_batch) for edge in self._activations[fragment]]
+        return (*evaluations, *((FrameKind.ACTIVATION, edge, step + 1, 0) for edge in self._parameters[fragment]))
+
+    def completed(self, task: Task) -> None:
+        """Note that `task` has run. Raises `ValueError` unless it is its fragment's next task."""
+        order = self.orders.get(task.fragment)
+        if order is None or order.peek() != task:
+            raise ValueError(f"{task} is not the next task of a fragment hosted here")
+        for key in self.needs(task):
+            # Norms serve every fragment here, a borrowed parameter a whole step: both go at the end of the step.
+            if key[0] is not FrameKind.NORMS and not self._is_parameter(key):
+                self._here.discard(key)
+        order.advance()
+        self._reached[task.fragment, task.kind] = (task.step, task.micro_batch + 1)
+        if task.kind is TaskKind.UPDATE:
+            for key in [key for key in self._here if key[2] <= task.step and not self._awaited(key)]:
+                self._here.discard(key)
+
+    def owed(self) -> list[Key]:
+        """What the next task of each fragment waits for, without repeats: ask for it again if it is long in coming."""
+        missing: dict[Key, None] = {}
+        for order in self.orders.values():
+            task = order.peek()
+            if task is not None:
+                missing.update((key, None) for key in self.needs(task) if key not in self._here)
+        return list(missing)
+
+    def _is_parameter(self, key: Key) -> bool:
+        return key[0] is FrameKind.ACTIVATION and self._partition.edges[key[1]].kind == "parameter"
+
+    def _awaited(self, key: Key) -> bool:
+        """Whether some task still to run needs this key."""
+        kind, index, step, micro_batch = key
+        if kind is FrameKind.NORMS:
+            return (
+                self._clip
+                and 0 <= index < len(self._all_fragments)
+                and micro_batch == 0
+                and any(self._ahead(f, TaskKind.UPDATE, step, 0) for f in self.orders)
+            )
+        if not 0 <= index < len(self._partition.edges):
+            return False
+        edge = self._partition.edges[index]
+        if kind is FrameKind.GRADIENT:
+            return edge.gradient and self._ahead(edge.source, TaskKind.BACKWARD, step, micro_batch)
+        if edge.kind == "parameter":
+            return (
+                kind is FrameKind.ACTIVATION
+                and micro_batch == 0
+                and (
+                    self._ahead(edge.target, TaskKind.UPDATE, step, 0)
+                    or (step == self._steps + 1 and self._unfinished_evaluation(edge.target))
+                )
+            )
+        if kind is FrameKind.ACTIVATION:
+            return self._ahead(edge.target, TaskKind.FORWARD, step, micro_batch)
+        if kind is FrameKind.EVALUATION:
+            return self._evaluates(step) and self._ahead(edge.target, TaskKind.EVALUATE, step, micro_batch)
+        return False
+
+    def _ahead(self, fragment: int, kind: TaskKind, step: int, micro_batch: int) -> bool:
+        """Whether `fragment` is hosted here and has this task still before it."""
+        if fragment not in self._hosted or not 1 <= step <= self._steps:
+            return False
+        limit = {TaskKind.UPDATE: 1, TaskKind.EVALUATE: self._eval_batches}.get(kind, self._micro_batches)
+        return 0 <= micro_batch < limit and (step, micro_batch) >= self._reached[fragment, kind]
+
+    def _evaluates(self, step: int) -> bool:
+        return any(order.evaluates(step) for order in self.orders.values())
+
+    def _unfinished_evaluation(self, fragment: int) -> bool:
+        order = self.orders.get(fragment)
+        return order is not None and not order.finished and order.evaluates(self._steps)
+
+
+def _priority(task: Task) -> tuple[int, int, int, int]:
+    return (task.step, _RANK[task.kind], task.micro_batch, task.fragment)
