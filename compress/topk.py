@@ -1,0 +1,146 @@
+"""Keeps the largest values and their positions.
+
+Payload: number kept (uint32), index encoding (uint8), positions (`compress.indices`), values in order of position.
+Magnitudes are compared as integers (a float's bits without its sign), which puts NaN above infinity above the rest:
+values that are not finite are kept first, so that trouble stays visible.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compress import blocks, indices
+from compress.buffers import Payload, borrow, bytes_of, flatten
+from compress.settings import MAX_TOPK_ELEMENTS, TOPK_PREFIX_BYTES, Blocks, TopK, dtype_name
+from fusion.errors import FrameError, PlanError
+
+_SAMPLE = 1 << 14
+_SMALL = 1 << 15
+"""Tensors up to this size are sorted out exactly, without a sample."""
+_PREFIX = struct.Struct("<IB")
+_VALUES = Blocks(bits=8)
+
+
+def encode(settings: TopK, tensor: Tensor, seed: int) -> memoryview:
+    """The payload of a floating tensor that is not empty."""
+    flat = flatten(tensor)
+    elements = flat.numel()
+    if elements > MAX_TOPK_ELEMENTS:
+        raise PlanError(f"codec topk takes tensors of up to {MAX_TOPK_ELEMENTS} elements, not {elements}")
+    positions = select(settings, flat)
+    values = _encode_values(settings, flat[positions], seed)
+    encoding, index_bytes = indices.encode(positions.numpy(), elements)
+    out = np.empty(TOPK_PREFIX_BYTES + len(index_bytes) + len(values), dtype=np.uint8)
+    out[:TOPK_PREFIX_BYTES] = np.frombuffer(_PREFIX.pack(len(positions), encoding), dtype=np.uint8)
+    out[TOPK_PREFIX_BYTES : TOPK_PREFIX_BYTES + len(index_bytes)] = index_bytes
+    out[TOPK_PREFIX_BYTES + len(index_bytes) :] = np.frombuffer(values, dtype=np.uint8)
+    return out.data
+
+
+def decode(settings: TopK, payload: Payload, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The tensor again, zeros where nothing was kept. Raises `FrameError`; allocates the tensor only after all checks."""
+    elements = math.prod(shape)
+    if len(payload) < TOPK_PREFIX_BYTES:
+        raise FrameError(f"top-k payload of {len(payload)} bytes has no room for its prefix")
+    if elements > MAX_TOPK_ELEMENTS:
+        raise FrameError(f"top-k payload for a tensor of {elements} elements")
+    count, encoding = _PREFIX.unpack_from(payload)
+    if count > settings.most_kept(elements):
+        raise FrameError(
+            f"top-k payload keeps {count} of {elements} values, at most {settings.most_kept(elements)} allowed"
+        )
+    value_bytes = settings.value_bytes(count, dtype.itemsize)
+    values_at = len(payload) - value_bytes
+    if values_at < TOPK_PREFIX_BYTES:
+        raise FrameError(f"top-k payload of {len(payload)} bytes can't hold {count} values")
+    index_bytes = np.frombuffer(payload, dtype=np.uint8)[TOPK_PREFIX_BYTES:values_at]
+    positions = torch.from_numpy(indices.decode(encoding, index_bytes, count, elements))
+    values = _decode_values(settings, payload, values_at, count, dtype)
+    out = torch.zeros(shape, dtype=dtype)
+    out.view(-1)[positions] = values
+    return out
+
+
+def select(settings: TopK, flat: Tensor) -> Tensor:
+    """Positions (int64, ascending) of the values to keep."""
+    magnitudes = _magnitudes(flat)
+    elements = flat.numel()
+    wanted = settings.keep(elements)
+    if wanted == elements:
+        return torch.arange(elements)
+    if elements <= _SMALL:
+        return _largest(magnitudes, wanted)
+    sample = magnitudes[_sample_positions(elements)]
+    share = wanted / elements * _SAMPLE
+    # An exact selection looks for its values among candidates that surely hold them: six standard deviations more.
+    rank = round(share) if settings.sampled else math.ceil(share + 6 * math.sqrt(share) + 6)
+    if rank >= _SAMPLE:
+        return _largest(magnitudes, wanted)
+    # Zeros are never worth sending; where the threshold would be zero, everything else is kept.
+    threshold = max(int(sample.topk(max(rank, 1)).values[-1]), 1)
+    candidates = _at_least(magnitudes, threshold)
+    if settings.sampled:
+        enough = wanted - wanted // 4 if threshold > 1 else 0
+        if enough <= len(candidates) <= settings.most_kept(elements):
+            return candidates
+    if len(candidates) < wanted and threshold > 1:
+        return _largest(magnitudes, wanted)
+    if len(candidates) <= wanted:
+        return candidates
+    return candidates[_largest(magnitudes[candidates], wanted)]
+
+
+def _magnitudes(flat: Tensor) -> Tensor:
+    if flat.dtype == torch.float64:
+        flat = flat.to(torch.float32)
+    if flat.dtype == torch.float32:
+        return flat.view(torch.int32) & 0x7FFFFFFF
+    return flat.view(torch.int16) & 0x7FFF
+
+
+def _largest(magnitudes: Tensor, wanted: int) -> Tensor:
+    return magnitudes.topk(wanted, sorted=False).indices.sort().values
+
+
+def _at_least(magnitudes: Tensor, threshold: int) -> Tensor:
+    return torch.from_numpy(np.flatnonzero((magnitudes >= threshold).numpy()))
+
+
+@lru_cache(maxsize=16)
+def _sample_positions(elements: int) -> Tensor:
+    """One random position in each of `_SAMPLE` equal stretches: a fixed stride would follow the tensor's columns."""
+    offsets = np.random.Generator(np.random.SFC64(0)).random(_SAMPLE)
+    positions = ((np.arange(_SAMPLE) + offsets) * (elements / _SAMPLE)).astype(np.int64)
+    return torch.from_numpy(positions.clip(0, elements - 1))
+
+
+def _encode_values(settings: TopK, values: Tensor, seed: int) -> memoryview:
+    if settings.value_bits == 8:
+        return blocks.encode(_VALUES, values, seed) if len(values) else memoryview(b"")
+    if settings.value_bits == 16 and values.dtype.itemsize > 2:
+        values = values.to(torch.bfloat16)
+    elif values.dtype.itemsize > 4:
+        values = values.to(torch.float32)
+    return bytes_of(values)
+
+
+def _decode_values(settings: TopK, payload: Payload, offset: int, count: int, dtype: torch.dtype) -> Tensor:
+    if settings.value_bits == 8:
+        return (
+            blocks.decode(_VALUES, memoryview(payload)[offset:], (count,), dtype)
+            if count
+            else torch.empty(0, dtype=dtype)
+        )
+    if settings.value_bits == 16 and dtype.itemsize > 2:
+        stored = "bfloat16"
+    elif dtype.itemsize > 4:
+        stored = "float32"
+    else:
+        stored = dtype_name(dtype)
+    return borrow(payload, stored, count, offset).to(dtype)
