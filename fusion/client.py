@@ -7,16 +7,18 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from urllib.parse import quote, urlsplit
 
 from fusion.errors import BlobError, CoordinatorError, UnreachableError, UserError, VersionError
-from fusion.messages import BlobRef
+
+if TYPE_CHECKING:
+    from fusion.messages import BlobRef  # pydantic's models take longer to import than a short command runs
 
 Json = dict[str, Any]
 MAX_ANSWER_BYTES = 256 * 2**20
@@ -89,8 +91,8 @@ class Client:
     def logs(self, job: str, after: int = 0) -> list[Json]:
         return self._list(f"/api/v1/jobs/{quote(job, safe='')}/logs?after={after}", "logs")
 
-    def stream(self, job: str | None = None, *, idle_seconds: float = 60.0) -> Iterator[StreamItem]:
-        """Live items of one job, or of the pool. Ends when the coordinator ends it.
+    def stream(self, job: str | None = None, *, idle_seconds: float = 60.0) -> Generator[StreamItem, None, None]:
+        """Live items of one job, or of the pool, from the moment this returns. Ends when the coordinator ends it.
 
         Raises `UnreachableError` when the connection breaks or stays silent for `idle_seconds`.
         """
@@ -100,10 +102,23 @@ class Client:
             response = self._send(connection, "GET", path, None, {"Accept": "text/event-stream"})
             if response.status != 200:
                 self._raise(response.status, response.read(_CHUNK))
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise self._unreachable(error) from None
+        except BaseException:
+            connection.close()
+            raise
+        return self._items(connection, response)
+
+    def _items(
+        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
+    ) -> Generator[StreamItem, None, None]:
+        try:
             yield from _server_sent_events(response)
         except (OSError, http.client.HTTPException) as error:
             raise self._unreachable(error) from None
         finally:
+            response.close()
             connection.close()
 
     # -- workers ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,99 @@
+"""Makes the model and the loss that a job spec names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fusion.errors import UserError
+from fusion.spec import JobSpec, LossFromEntrypoint, ModelFromEntrypoint, ModelFromTransformers
+from fusion.user_code import load_entrypoint
+from fusion.yaml_file import suggest
+
+
+def build_model(spec: JobSpec, base: Path) -> nn.Module:
+    """The user's model, in training mode. Torch is seeded with `train.seed` first, so the weights are reproducible.
+
+    Raises `UserError` with the user's file and line.
+    """
+    torch.manual_seed(spec.train.seed)
+    if isinstance(spec.model, ModelFromEntrypoint):
+        entrypoint = load_entrypoint(spec.model.entrypoint, base, where="model.entrypoint")
+        model = entrypoint(**spec.model.args)
+        if not isinstance(model, nn.Module):
+            raise UserError(
+                f"model.entrypoint {spec.model.entrypoint!r} returned a {type(model).__name__}; return a torch.nn.Module"
+            )
+    else:
+        model = _from_transformers(spec.model)
+    model.train()
+    return model
+
+
+def build_loss(spec: JobSpec, base: Path) -> str | Callable[..., Any]:
+    """`cross_entropy`, `mse`, `model`, or the user's function. Raises `UserError`."""
+    if isinstance(spec.loss, LossFromEntrypoint):
+        return load_entrypoint(spec.loss.entrypoint, base, where="loss.entrypoint").function
+    return spec.loss
+
+
+def _from_transformers(spec: ModelFromTransformers) -> nn.Module:
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(
+            f"model.hf {spec.hf!r}: needs the `transformers` package; pip install 'fusion-train[hf]'"
+        ) from None
+    from transformers.models.auto import configuration_auto
+
+    known = sorted(configuration_auto.CONFIG_MAPPING_NAMES)
+    if spec.hf not in known:
+        hint = suggest(spec.hf, known)
+        hint = hint if "did you mean" in hint else "; give a model type, such as gpt2, llama or bert"
+        raise UserError(f"model.hf: transformers has no model type {spec.hf!r}{hint}")
+    settings = dict(spec.config)
+    try:
+        config = transformers.AutoConfig.for_model(spec.hf, **settings)
+        unknown = [key for key in settings if not hasattr(config, key)]
+        if unknown:
+            raise UserError(f"model.config: {spec.hf} has no setting {unknown[0]!r}")
+        # A cache of keys and values is of use in generation only; in training it would be one more output.
+        if hasattr(config, "use_cache") and "use_cache" not in settings:
+            config.use_cache = False
+        model: nn.Module = _class_for(config, settings.get("architectures")).from_config(config)
+    except UserError:
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"model.hf {spec.hf!r} can't be made from this config: {first[0]}") from error
+    return model
+
+
+def _class_for(config: Any, architectures: list[str] | None) -> Any:
+    """The class with a head that the type was made for; `config.architectures` decides otherwise."""
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    if architectures:
+        named: Any = getattr(transformers, architectures[0], None)
+        if named is None:
+            raise UserError(f"model.config.architectures: transformers has no class {architectures[0]!r}")
+
+        class _Named:
+            from_config = staticmethod(named._from_config)
+
+        return _Named
+    kind = type(config)
+    if kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForSeq2SeqLM
+    if kind in auto.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        return transformers.AutoModelForMaskedLM
+    if kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM
+    if kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        return transformers.AutoModelForImageClassification
+    return transformers.AutoModel
