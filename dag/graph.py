@@ -161,6 +161,8 @@ class OpDag:
     """`bfloat16` when mixed precision was traced into the graph; its casts are ordinary ops."""
     notes: tuple[str, ...] = field(default=())
     """What capture wants a person to know (a Python branch that was baked in, say)."""
+    buffer_aliases: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Buffers that `model.state_dict()` holds under several names: the canonical name and the further ones."""
 
     @property
     def loss(self) -> Op:

@@ -1,0 +1,128 @@
+"""Captures a model and its loss as an OP-DAG: `torch.export` in training mode, then plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from dag.draft import Draft, number
+from dag.export import export
+from dag.graph import Op, OpDag, TensorMeta
+from dag.inline import inline
+from dag.names import Names
+from dag.objective import Loss, Objective, check_example
+from dag.operators import dtype_name, meta_of, torch_dtype
+from dag.propagate import Observation, OpError, observe, with_observations
+from dag.randomness import draws
+from dag.tidy import outputs_next_to_producers, without_dead_code
+from dag.validate import validate
+from dag.writes import make_functional, with_sharing
+from fusion.errors import CaptureError, DagError
+
+AUTOCAST_DTYPES = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """An OP-DAG and the tensors of its parameters, buffers and constants."""
+
+    dag: OpDag
+    tensors: dict[str, torch.Tensor]
+    """Every tensor of `model.state_dict()` under its key (tied ones under each of their keys, as the same tensor), the
+    non-persistent buffers that the DAG reads, and the constants under `constant/NAME`. Detached, not copied."""
+
+
+def capture(
+    model: nn.Module,
+    example: Mapping[str, torch.Tensor],
+    loss: Loss,
+    *,
+    name: str = "model",
+    autocast: str | None = None,
+) -> Captured:
+    """Capture `model` and `loss` on one micro-batch.
+
+    `example` maps data keys to tensors of a micro-batch's shape: `inputs` goes to `forward` first, `targets` to the loss,
+    any other key by name. `loss` is `cross_entropy`, `mse`, `model` when forward returns the loss, or a function of
+    (output, targets). `autocast` (`bfloat16`) traces model and loss under mixed precision; its casts become ops.
+
+    A model in evaluation mode is captured in training mode. Parameters without `requires_grad` are captured as buffers.
+    Raises `CaptureError` with the user's file and line.
+    """
+    check_example(model, example, loss)
+    if autocast is not None and autocast not in AUTOCAST_DTYPES:
+        raise CaptureError(f"autocast {autocast!r} is not known; use {' or '.join(AUTOCAST_DTYPES)}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise CaptureError(f"no parameter of {type(model).__name__} requires a gradient; there is nothing to train")
+    was_training = model.training
+    if not was_training:
+        model.train()
+    try:
+        objective = Objective(model, loss, None if autocast is None else torch_dtype(autocast))
+        program = export(objective, example)
+    finally:
+        if not was_training:
+            model.eval()
+    drafts, result = inline(program, tuple(example), autocast)
+    drafts.append(Draft("loss", "loss", "loss", (result,)))
+    names = Names(model, objective, program)
+    drafts = names.apply(drafts)
+    drafts, observations = _simplified(outputs_next_to_producers(drafts), names, example)
+    ops = _finished(drafts, observations)
+    dag = OpDag(
+        ops=tuple(ops),
+        parameters=names.parameters(ops),
+        persistent_buffers=names.persistent_buffers(ops),
+        name=name,
+        autocast=autocast,
+        notes=tuple(_notes(ops)),
+        buffer_aliases=names.buffer_aliases(ops),
+    )
+    if not dag.loss.requires_grad:
+        raise CaptureError(
+            "the loss does not depend on any parameter that requires a gradient; nothing would be trained"
+        )
+    try:
+        validate(dag)
+    except DagError as error:
+        raise CaptureError(f"this model can't be captured: {error}") from error
+    return Captured(dag, names.tensors(ops))
+
+
+def _simplified(
+    drafts: list[Draft], names: Names, example: Mapping[str, torch.Tensor]
+) -> tuple[list[Draft], list[Observation]]:
+    """Functional where that is exact, without dead code; with what a last run on tensors without data showed."""
+
+    def observed(drafts: list[Draft], *, costs: bool) -> list[Observation]:
+        leaves: dict[int, TensorMeta] = {
+            position: meta_of(example[draft.target] if draft.kind == "placeholder" else names.tensor(draft))
+            for position, draft in enumerate(drafts)
+            if draft.kind not in ("call", "loss")
+        }
+        try:
+            return observe(number(drafts), leaves, costs=costs)
+        except OpError as error:
+            where = drafts[error.op].where
+            raise CaptureError(f"{where + ': ' if where else ''}this model can't be captured: {error}") from error
+
+    drafts = without_dead_code(drafts, observed(drafts, costs=False), drafts[-1])
+    drafts = make_functional(drafts, observed(drafts, costs=False))
+    drafts = without_dead_code(drafts, observed(drafts, costs=False), drafts[-1])
+    return drafts, observed(drafts, costs=True)
+
+
+def _finished(drafts: list[Draft], observations: list[Observation]) -> list[Op]:
+    ops = with_sharing(with_observations(number(drafts), observations), drafts, observations)
+    return [replace(op, random=draws(draft)) for op, draft in zip(ops, drafts, strict=True)]
+
+
+def _notes(ops: list[Op]) -> list[str]:
+    unusual = {"float64"} & {meta.dtype for op in ops for meta in op.outputs}
+    return [f"some values are of dtype {dtype}, which is slow on most devices" for dtype in sorted(unusual)]
+
+
+__all__ = ["AUTOCAST_DTYPES", "Captured", "capture", "dtype_name"]

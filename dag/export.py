@@ -1,0 +1,102 @@
+"""Runs `torch.export` on the objective, and turns its failures into errors that name the user's line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from dag.blame import line_of_exception
+from dag.objective import Objective
+from fusion.errors import CaptureError
+
+_ADVICE: tuple[tuple[str, str], ...] = (
+    (
+        r"nonzero|masked_select|unique|dynamic_output_shape|DynamicOutputShape|boolean index",
+        "an operation's output shape depends on values (nonzero, masked_select, x[mask], unique); "
+        "keep shapes fixed, for example with torch.where or by multiplying with the mask",
+    ),
+    (
+        r"data-dependent|DataDependent|_local_scalar_dense|\.item\(\)|Could not guard|unbacked|"
+        r"bool\(\)|Tensor-likes are not|cannot be converted to a Python|__bool__|is_nonzero",
+        "Python needs a tensor's value here (if, while, .item(), int(), float() or bool() of a tensor); "
+        "compute it with tensors, for example with torch.where",
+    ),
+    (r"[Cc]omplex", "complex tensors are not supported; write the computation with real tensors"),
+    (
+        r"inference mode|Inference tensors",
+        "tensors made under torch.inference_mode() can't be trained; use torch.no_grad()",
+    ),
+)
+
+
+def export(objective: Objective, example: Mapping[str, torch.Tensor]) -> ExportedProgram:
+    """Trace `objective` on `example`: non-strict first, then strict. Raises `CaptureError`."""
+    # Each value is its own tensor: a tensor passed under two names would be traced as one input.
+    values = {key: value.detach().clone() for key, value in example.items()}
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        try:
+            return torch.export.export(objective, (), values, strict=False)
+        except CaptureError:
+            raise
+        except Exception as error:
+            failure = error
+        try:
+            return torch.export.export(objective, (), values, strict=True)
+        except Exception:
+            # The first error speaks of the user's own lines; strict mode's speaks of bytecode.
+            raise _explained(failure) from failure
+
+
+def _explained(error: Exception) -> CaptureError:
+    ours = _capture_error_within(error)
+    if ours is not None:
+        return ours
+    text = _reason(error)
+    place = line_of_exception(error)
+    prefix = f"{place}: " if place else ""
+    whole = f"{type(error).__name__} {error}"
+    for pattern, advice in _ADVICE:
+        if re.search(pattern, whole):
+            return CaptureError(f"{prefix}this model can't be captured: {advice} ({text})")
+    return CaptureError(f"{prefix}this model can't be captured: {text}")
+
+
+def _capture_error_within(error: BaseException) -> CaptureError | None:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        if isinstance(current, CaptureError):
+            return current
+        seen.add(id(current))
+        current = current.__cause__ or current.__context__
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an exception, short enough for one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's own warnings and logs about tracing; what matters to a person is raised."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._dynamo", "torch.fx", "torch._guards")]
+    levels: list[Any] = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,266 @@
+"""Flattens torch.export's graph into drafts: wrapped sub-graphs inlined, torch's spellings turned into ours."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import GraphModule, Node
+
+from dag.allowlist import ALLOWED, GETITEM
+from dag.blame import line_of_stack
+from dag.draft import Draft, Value
+from dag.graph import DTYPE_BYTES, Named
+from dag.operators import LAYOUTS, MEMORY_FORMATS, dtype_name
+from fusion.errors import CaptureError
+
+_HOP = torch.ops.higher_order
+
+_ASSERTIONS = frozenset(
+    {
+        "aten._assert_tensor_metadata.default",
+        "aten._assert_async.msg",
+        "aten._assert_async.default",
+        "aten._assert_scalar.default",
+        "aten._functional_assert_async.msg",
+        "aten.sym_constrain_range.default",
+        "aten.sym_constrain_range_for_size.default",
+        "aten._check_tensor_all.default",
+    }
+)
+
+_RENAMED = {
+    # A view of a tensor that came over a link may find other strides than the tracer saw; reshape copes.
+    "aten.view.default": "aten.reshape.default",
+    "aten._unsafe_view.default": "aten.reshape.default",
+    "aten._reshape_alias.default": "aten.reshape.default",
+    "aten.lift_fresh_copy.default": "aten.clone.default",
+    "aten.detach_.default": "aten.detach.default",
+    # Uninitialised memory would differ from run to run, and could show another job's data.
+    "aten.empty.memory_format": "aten.zeros.default",
+    "aten.empty_strided.default": "aten.zeros.default",
+    "aten.empty_permuted.default": "aten.zeros.default",
+    "aten.empty_like.default": "aten.zeros_like.default",
+    "aten.new_empty.default": "aten.new_zeros.default",
+    "aten.new_empty_strided.default": "aten.new_zeros.default",
+}
+_PASS_THROUGH = frozenset({"aten.alias.default", "aten.lift_fresh.default", "aten.lift.default"})
+_DROPPED_KEYWORDS = frozenset({"pin_memory"})
+
+
+@dataclass(frozen=True)
+class _Context:
+    no_grad: bool = False
+    autocast: str | None = None
+
+
+def inline(program: ExportedProgram, example_names: tuple[str, ...], autocast: str | None) -> tuple[list[Draft], Draft]:
+    """Drafts of the whole program in order, inputs first, and the one that is the loss. Raises `CaptureError`."""
+    flattener = _Flattener(program, example_names)
+    inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
+    results = flattener.graph(
+        program.graph_module,
+        [flattener.leaf(node, spec) for node, spec in zip(inputs, program.graph_signature.input_specs, strict=True)],
+        _Context(autocast=autocast),
+    )
+    loss = results[-1]
+    if not isinstance(loss, Draft):
+        raise CaptureError("the loss is a constant; it must be computed from the model's output")
+    return flattener.drafts, loss
+
+
+class _Flattener:
+    def __init__(self, program: ExportedProgram, example_names: tuple[str, ...]) -> None:
+        self.program = program
+        self.drafts: list[Draft] = []
+        self.example_names = iter(example_names)
+
+    def leaf(self, node: Node, spec: Any) -> Draft:
+        """The draft of a parameter, buffer, constant or example input."""
+        kind = {
+            InputKind.PARAMETER: "parameter",
+            InputKind.BUFFER: "buffer",
+            InputKind.CONSTANT_TENSOR: "constant",
+            InputKind.USER_INPUT: "placeholder",
+        }.get(spec.kind)
+        if kind is None:
+            raise CaptureError(
+                f"the model holds {spec.target or node.name}, a {spec.kind.name}, which can't be captured"
+            )
+        target = next(self.example_names) if kind == "placeholder" else str(spec.target)
+        draft = Draft(name=target if kind == "placeholder" else node.name, kind=kind, target=target)  # type: ignore[arg-type]
+        self.drafts.append(draft)
+        return draft
+
+    def graph(self, module: GraphModule, inputs: list[Any], context: _Context) -> tuple[Any, ...]:
+        """Append the drafts of one (sub-)graph run on `inputs`; gives its outputs."""
+        values: dict[Node, Any] = {}
+        arriving = iter(inputs)
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(arriving)
+            elif node.op == "get_attr":
+                values[node] = self._attribute(module, node)
+            elif node.op == "call_function":
+                values[node] = self._call(node, values, context)
+            elif node.op == "output":
+                results = torch.fx.node.map_arg(node.args[0], lambda item: values[item])
+                return tuple(results) if isinstance(results, tuple | list) else (results,)
+            else:
+                raise _error(node, f"torch.export left a {node.op} of {node.target}, which can't be captured")
+        raise CaptureError("torch.export gave a graph without output")
+
+    def _attribute(self, module: GraphModule, node: Node) -> Any:
+        value = operator.attrgetter(str(node.target))(module)
+        if isinstance(value, GraphModule):
+            return value
+        raise _error(node, f"{node.target} is not an operator's value; register it as a buffer")
+
+    def _call(self, node: Node, values: Mapping[Node, Any], context: _Context) -> Any:
+        target: Any = node.target
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda item: values[item])
+        if target is operator.getitem and isinstance(args[0], tuple):
+            return args[0][args[1]]
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            return self._wrapped(node, target, list(args), context)
+        name = GETITEM if target is operator.getitem else _overload_name(target)
+        if name in _ASSERTIONS or not _gives_tensors(node, name):
+            return None
+        if name in _PASS_THROUGH:
+            return args[0]
+        draft = Draft(
+            name=node.name,
+            kind="call",
+            target=name,
+            args=tuple(_plain(arg, node) for arg in args),
+            kwargs={key: _plain(arg, node) for key, arg in kwargs.items() if key not in _DROPPED_KEYWORDS},
+            module=_module_path(node),
+            no_grad=context.no_grad,
+            autocast=context.autocast,
+            where=line_of_stack(node.meta.get("stack_trace")),
+        )
+        _respell(draft)
+        if draft.target not in ALLOWED:
+            raise CaptureError(
+                f"{draft.where + ': ' if draft.where else ''}operator {draft.target} can't be captured: "
+                f"{_why_refused(draft.target)}"
+            )
+        self.drafts.append(draft)
+        return draft
+
+    def _wrapped(self, node: Node, target: Any, args: list[Any], context: _Context) -> tuple[Any, ...]:
+        """Inline a higher-order operator that only sets a context for its sub-graph."""
+        name = target.name()
+        if name == "wrap_with_set_grad_enabled":
+            enabled, body, *inputs = args
+            return self.graph(body, inputs, replace(context, no_grad=not enabled))
+        if name == "wrap_with_autocast":
+            _, dtype, enabled, _, body, *inputs = args
+            region = dtype_name(dtype or torch.bfloat16) if enabled else None
+            return self.graph(body, inputs, replace(context, autocast=region))
+        if name in ("tag_activation_checkpoint", "wrap_activation_checkpoint", "wrap", "invoke_subgraph"):
+            body, *inputs = args
+            if name == "invoke_subgraph":
+                inputs = inputs[1:]
+            return self.graph(body, inputs, context)
+        raise _error(
+            node,
+            f"{name} can't be captured; write it without torch.cond, while_loop, map or other control flow operators",
+        )
+
+
+def _gives_tensors(node: Node, name: str) -> bool:
+    """False for a call whose result is not a tensor and unused; raises for one whose result is used."""
+    value = node.meta.get("val")
+    if name == GETITEM or isinstance(value, torch.Tensor | tuple | list):
+        _check_dtypes(node, value)
+        return True
+    if not node.users:
+        return False
+    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        raise _error(node, "a shape or a Python number depends on a tensor's values; keep shapes fixed")
+    raise _error(node, f"operator {name} gives a {type(value).__name__}, not a tensor")
+
+
+def _check_dtypes(node: Node, value: Any) -> None:
+    for tensor in value if isinstance(value, tuple | list) else (value,):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        if any(isinstance(size, torch.SymInt) for size in tensor.shape):
+            raise _error(
+                node,
+                "an output shape depends on values (nonzero, masked_select, x[mask], unique); "
+                "keep shapes fixed, for example with torch.where",
+            )
+        if tensor.dtype.is_complex:
+            raise _error(node, "complex tensors are not supported; write the computation with real tensors")
+        if tensor.layout != torch.strided:
+            raise _error(node, f"{tensor.layout} tensors are not supported")
+        if dtype_name(tensor.dtype) not in DTYPE_BYTES:
+            raise _error(node, f"tensors of dtype {tensor.dtype} are not supported")
+
+
+def _overload_name(target: Any) -> str:
+    if isinstance(target, torch._ops.OpOverload):
+        namespace, _, packet = target._schema.name.partition("::")
+        return f"{namespace}.{packet}.{target._overloadname}"
+    return getattr(target, "__name__", str(target))
+
+
+def _plain(arg: Any, node: Node) -> Value:
+    """A torch argument as a plain value. Raises `CaptureError` for what a DAG can't say."""
+    if arg is None or isinstance(arg, bool | int | float | str | Draft):
+        return arg
+    if isinstance(arg, tuple | list):
+        return tuple(_plain(item, node) for item in arg)
+    if isinstance(arg, torch.dtype):
+        return Named("dtype", dtype_name(arg))
+    if isinstance(arg, torch.device):
+        return Named("device", "")
+    if isinstance(arg, torch.layout):
+        return Named("layout", next((name for name, layout in LAYOUTS.items() if layout == arg), str(arg)))
+    if isinstance(arg, torch.memory_format):
+        return Named("memory_format", next(name for name, known in MEMORY_FORMATS.items() if known == arg))
+    if isinstance(arg, torch.Generator):
+        raise _error(
+            node, "a torch.Generator can't be captured; leave the generator out, every operator gets its own seed"
+        )
+    raise _error(node, f"an argument of type {type(arg).__name__} can't be captured; shapes and numbers must be fixed")
+
+
+def _respell(draft: Draft) -> None:
+    """Change the target to the spelling that the DAG uses, with its arguments."""
+    before = draft.target
+    draft.target = _RENAMED.get(before, before)
+    if before in ("aten.empty.memory_format", "aten.empty_like.default"):
+        if before == "aten.empty.memory_format":
+            draft.kwargs.pop("memory_format", None)
+    elif before in ("aten.empty_strided.default", "aten.empty_permuted.default"):
+        draft.args = draft.args[:1]
+    elif before == "aten.new_empty_strided.default":
+        draft.args = draft.args[:2]
+
+
+def _module_path(node: Node) -> str:
+    """The innermost module's path within the user's model; "" for the model itself and the loss."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(next(reversed(stack.values()))[0]) if stack else ""
+    # The same module called again is spelled `name@1`.
+    path = path.split("@")[0]
+    return path.removeprefix("model.") if path.startswith("model.") else ""
+
+
+def _why_refused(target: str) -> str:
+    if not target.startswith("aten."):
+        return "it is not one of torch's own; write it with torch functions"
+    return "workers don't run it (see dag/generate_allowlist.py for the rules); write it with other torch functions"
+
+
+def _error(node: Node, message: str) -> CaptureError:
+    place = line_of_stack(node.meta.get("stack_trace"))
+    return CaptureError(f"{place}: {message}" if place else message)

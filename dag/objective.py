@@ -1,0 +1,134 @@
+"""The module that is captured: the user's model and loss as one computation from data to a scalar."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fusion.errors import CaptureError
+
+INPUTS = "inputs"
+TARGETS = "targets"
+
+Loss = str | Callable[..., Any]
+
+
+def cross_entropy(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross entropy with the classes on the last axis of `output` [*targets.shape, C], or else torch's convention.
+
+    Rows whose target is -100 don't count.
+    """
+    if output.shape[:-1] == targets.shape:
+        return nn.functional.cross_entropy(output.reshape(-1, output.shape[-1]), targets.reshape(-1))
+    return nn.functional.cross_entropy(output, targets)
+
+
+def mse(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean squared error; shapes must be equal, broadcasting is almost always a mistake here."""
+    if output.shape != targets.shape:
+        raise CaptureError(
+            f"loss mse: the model's output has shape {list(output.shape)} and the targets {list(targets.shape)}; "
+            "make them equal"
+        )
+    return nn.functional.mse_loss(output, targets)
+
+
+BUILT_IN: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "mse": mse,
+}
+
+
+class Objective(nn.Module):
+    """`forward(**example)` gives the loss. The model's parameters appear under `model.`, a loss module's under `loss.`."""
+
+    def __init__(self, model: nn.Module, loss: Loss, autocast: torch.dtype | None) -> None:
+        """Raises `CaptureError` for an unknown loss name."""
+        super().__init__()
+        if isinstance(loss, str) and loss not in BUILT_IN and loss != "model":
+            raise CaptureError(
+                f'loss {loss!r} is not known; use {", ".join(BUILT_IN)}, "model" when forward returns the loss, '
+                "or a function of (output, targets)"
+            )
+        self.model = model
+        self.from_model = loss == "model"
+        self.loss = BUILT_IN[loss] if isinstance(loss, str) and loss in BUILT_IN else loss
+        self.autocast = autocast
+
+    def forward(self, **example: torch.Tensor) -> torch.Tensor:
+        loss = self._loss(**example)
+        if not isinstance(loss, torch.Tensor):
+            raise CaptureError(f"the loss is of type {type(loss).__name__}; it must be a tensor with one value")
+        if loss.dim() != 0:
+            raise CaptureError(f"the loss has shape {list(loss.shape)}; it must be a scalar, return its mean or sum")
+        if not loss.is_floating_point():
+            raise CaptureError(f"the loss is of dtype {loss.dtype}; it must be a floating-point scalar")
+        return loss
+
+    def _loss(self, **example: torch.Tensor) -> Any:
+        if self.from_model:
+            return _loss_of(self._call(example))
+        targets = example.pop(TARGETS)
+        output = _output_of(self._call(example))
+        assert callable(self.loss)
+        return self.loss(output, targets)
+
+    def _call(self, example: dict[str, torch.Tensor]) -> Any:
+        positional = (example.pop(INPUTS),) if INPUTS in example else ()
+        return self.model(*positional, **example)
+
+
+def _output_of(result: Any) -> Any:
+    """What the loss function gets: `logits` of a transformers output, else the model's result itself."""
+    if not isinstance(result, torch.Tensor):
+        logits = result.get("logits") if isinstance(result, Mapping) else getattr(result, "logits", None)
+        if logits is not None:
+            return logits
+    return result
+
+
+def _loss_of(result: Any) -> Any:
+    """The loss in what a model returns under loss: model."""
+    if isinstance(result, torch.Tensor):
+        return result
+    found = result.get("loss") if isinstance(result, Mapping) else getattr(result, "loss", None)
+    if found is None and isinstance(result, tuple | list) and result:
+        found = result[0]
+    if found is None:
+        raise CaptureError(
+            f"loss: model, but forward returned a {type(result).__name__} without a loss; return the loss, or an object "
+            "with .loss (transformers models need their labels argument among the data)"
+        )
+    return found
+
+
+def check_example(model: nn.Module, example: Mapping[str, Any], loss: Loss) -> None:
+    """Raise `CaptureError` when `example` can't be what `model.forward` and the loss take."""
+    for key, value in example.items():
+        if not isinstance(value, torch.Tensor):
+            raise CaptureError(f"example {key!r} is of type {type(value).__name__}; it must be a tensor")
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"the model is of type {type(model).__name__}; it must be a torch.nn.Module")
+    if loss != "model" and TARGETS not in example:
+        raise CaptureError(f"the data has no {TARGETS!r} for the loss; its keys are {', '.join(example) or 'none'}")
+    keys = [key for key in example if loss == "model" or key != TARGETS]
+    if type(model).forward is nn.Module.forward:
+        raise CaptureError(f"{type(model).__name__} has no forward method")
+    signature = inspect.signature(model.forward)
+    where = f"{_line_of(type(model).forward)}{type(model).__name__}.forward"
+    try:
+        signature.bind(*([None] if INPUTS in keys else []), **{key: None for key in keys if key != INPUTS})
+    except TypeError as error:
+        raise CaptureError(
+            f"{where} can't be called with the data's keys ({', '.join(keys) or 'none'}): {error}; "
+            "`inputs` is passed first, other keys by name"
+        ) from None
+
+
+def _line_of(function: Any) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}: " if code else ""

@@ -1,0 +1,251 @@
+"""Runs ops on tensors without data: shapes, dtypes, who requires gradients, FLOPs, saved bytes and shared storage."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from dag.graph import Op, OpDag, TensorMeta
+from dag.operators import meta_of, run, torch_dtype
+from fusion.errors import DagError
+
+CPU = torch.device("cpu")
+
+
+def _flash_attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _flash_attention_backward_flops(
+    gradient: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))
+
+
+# torch counts nothing for attention on the CPU without a mask: its registry lacks this operator.
+FLOP_FORMULAS: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flash_attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_attention_backward_flops,
+}
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one op did when it ran on tensors without data."""
+
+    outputs: tuple[TensorMeta, ...]
+    requires_grad: bool
+    storages: frozenset[int]
+    """Identities of the storages of its outputs, comparable within one run."""
+    dense: bool
+    """Its single output covers its memory without gaps or overlaps."""
+    flops: int
+    backward_flops: int
+    saved_bytes: int
+
+
+class OpError(Exception):
+    """An op that torch can't run on the shapes it gets; `op` is its id."""
+
+    def __init__(self, op: Op, error: Exception) -> None:
+        super().__init__(f"{op.name} ({op.target}): {' '.join(str(error).split())[:300]}")
+        self.op = op.id
+
+
+def observe(ops: Sequence[Op], leaves: Mapping[int, TensorMeta], *, costs: bool = True) -> list[Observation]:
+    """Run `ops` in order on tensors without data; `leaves` has the metas of inputs, parameters, buffers and constants.
+
+    Raises `OpError` for an op that fails.
+    """
+    values: dict[int, Any] = {}
+    observations: list[Observation] = []
+    with FakeTensorMode() as mode, torch.enable_grad():
+        saved = _SavedBytes()
+        for op in ops:
+            if op.kind in ("call", "loss"):
+                flops = backward_flops = 0
+                try:
+                    if costs:
+                        flops, backward_flops = _flops(op, values)
+                    with saved.counting():
+                        value = run(op, values, CPU)
+                except Exception as error:
+                    raise OpError(op, error) from error
+            else:
+                flops = backward_flops = 0
+                value = _fake(leaves[op.id], requires_grad=op.kind == "parameter")
+                saved.ignore(value)
+            values[op.id] = value
+            tensors = [item for item in (value if isinstance(value, list | tuple) else (value,))]
+            observations.append(
+                Observation(
+                    outputs=tuple(meta_of(tensor) for tensor in tensors),
+                    requires_grad=any(tensor.requires_grad for tensor in tensors),
+                    storages=frozenset(_storage(tensor) for tensor in tensors),
+                    dense=len(tensors) == 1 and _is_dense(tensors[0]),
+                    flops=flops,
+                    backward_flops=backward_flops,
+                    saved_bytes=saved.take(),
+                )
+            )
+        del mode
+    return observations
+
+
+def _fake(meta: TensorMeta, *, requires_grad: bool) -> torch.Tensor:
+    return torch.empty(meta.shape, dtype=torch_dtype(meta.dtype), requires_grad=requires_grad)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+class _SavedBytes:
+    """Counts what autograd keeps; each storage once, parameters and inputs that a fragment holds anyway never."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, torch.UntypedStorage] = {}  # keeps them alive, so that identities stay unique
+        self._bytes = 0
+
+    def ignore(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self._seen[int(storage._cdata)] = storage
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if int(storage._cdata) not in self._seen:
+            self._seen[int(storage._cdata)] = storage
+            self._bytes += min(storage.nbytes(), tensor.numel() * tensor.element_size())
+        return tensor
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
+            yield
+
+    def take(self) -> int:
+        """Bytes since the last call."""
+        count, self._bytes = self._bytes, 0
+        return count
+
+
+def _flops(op: Op, values: Mapping[int, Any]) -> tuple[int, int]:
+    """Forward and backward FLOPs of one op, run alone on copies of its inputs."""
+    if op.kind == "loss" or op.target == "py.getitem":
+        return 0, 0
+    alone: dict[int, Any] = {}
+    wanting: list[torch.Tensor] = []
+    for source in op.inputs():
+        tensor = values[source]
+        copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+        if tensor.requires_grad:
+            wanting.append(copy.requires_grad_())
+            # An operator that writes in place would refuse a leaf.
+            copy = copy.view_as(copy) if not op.target.split(".")[1].endswith("_") else copy.clone()
+        alone[source] = copy
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
+        result = run(op, alone, CPU)
+    flops = int(counter.get_total_flops())
+    outputs = [item for item in (result if isinstance(result, list | tuple) else (result,)) if item.requires_grad]
+    if not flops or not wanting or not outputs:
+        return flops, 0
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
+        torch.autograd.grad(outputs, wanting, [torch.empty_like(item) for item in outputs], allow_unused=True)
+    return flops, int(counter.get_total_flops())
+
+
+def check_shapes(dag: OpDag, op_ids: Iterable[int]) -> None:
+    """Raise `DagError` unless the ops give the shapes and dtypes that `dag` declares.
+
+    A worker calls this before it runs a fragment, so that a DAG that lies can't take memory that nobody planned. Inputs
+    from outside `op_ids` are taken as declared. Nothing is computed and no data memory is taken.
+    """
+    inside = sorted(set(op_ids))
+    members = set(inside)
+    values: dict[int, Any] = {}
+    with FakeTensorMode(), torch.no_grad():
+        for op_id in inside:
+            op = dag.ops[op_id]
+            if op.kind not in ("call", "loss"):
+                continue
+            for source in op.inputs():
+                if source not in values:
+                    if source in members and dag.ops[source].kind in ("call", "loss"):
+                        raise DagError(f"op {op.name} runs before op {dag.ops[source].name}, which it reads")
+                    outputs = [_fake(meta, requires_grad=False) for meta in dag.ops[source].outputs]
+                    values[source] = outputs[0] if len(outputs) == 1 and op.target != "py.getitem" else outputs
+            _check_pieces(dag, op)
+            try:
+                value = run(op, values, CPU)
+            except DagError:
+                raise
+            except Exception as error:
+                raise DagError(f"op {op.name} ({op.target}) can't run: {' '.join(str(error).split())[:300]}") from None
+            found = _metas(value)
+            if found != op.outputs:
+                raise DagError(f"op {op.name} ({op.target}) declares {_spell(op.outputs)} but gives {_spell(found)}")
+            values[op_id] = value
+
+
+def _metas(value: Any) -> tuple[TensorMeta, ...] | None:
+    items = value if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(item, torch.Tensor) for item in items):
+        return None
+    return tuple(meta_of(item) for item in items)
+
+
+def _spell(metas: tuple[TensorMeta, ...] | None) -> str:
+    if metas is None:
+        return "something that is not a tensor"
+    return ", ".join(f"{meta.dtype}{list(meta.shape)}" for meta in metas[:4]) + (", ..." if len(metas) > 4 else "")
+
+
+def _check_pieces(dag: OpDag, op: Op) -> None:
+    """Operators that give a list of tensors: refuse a list much longer than declared before torch builds it."""
+    if op.target.split(".")[1] not in ("unbind", "split", "chunk", "tensor_split", "split_with_sizes"):
+        return
+    sources = op.inputs()
+    longest = max((size for source in sources for meta in dag.ops[source].outputs for size in meta.shape), default=0)
+    numbers = [arg for arg in op.args[1:2] if type(arg) is int]
+    if op.target == "aten.split.Tensor" and numbers and numbers[0] > 0:
+        pieces = -(-longest // numbers[0])
+    elif op.target in ("aten.chunk.default", "aten.tensor_split.sections") and numbers:
+        pieces = numbers[0]
+    elif op.target == "aten.unbind.int":
+        pieces = longest
+    else:
+        pieces = 0
+    # The axis is not worked out here, so the longest one bounds it; a factor leaves room for that.
+    if pieces > 65_536 and pieces > len(op.outputs):
+        raise DagError(f"op {op.name} ({op.target}) would give {pieces} tensors, but declares {len(op.outputs)}")
+
+
+def with_observations(ops: Sequence[Op], observations: Sequence[Observation]) -> list[Op]:
+    """`ops` with their shapes, dtypes, requirements and costs filled in."""
+    return [
+        replace(
+            op,
+            outputs=seen.outputs,
+            requires_grad=seen.requires_grad,
+            flops=seen.flops,
+            backward_flops=seen.backward_flops,
+            saved_bytes=seen.saved_bytes,
+        )
+        for op, seen in zip(ops, observations, strict=True)
+    ]
