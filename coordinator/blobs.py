@@ -106,7 +106,7 @@ class BlobStore:
                 ) from None
             raise
         finally:
-            temporary.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)  # noqa: ASYNC240 - one quick call
 
     def adopt(self, file: Path, digest: str) -> None:
         """Make a file that we wrote (and hashed) ourselves a blob too, without copying it."""

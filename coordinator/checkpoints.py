@@ -2,12 +2,12 @@
 
 A checkpoint does not know the plan: `model.safetensors` has every key of `model.state_dict()` (aliases of tied parameters
 as copies, entries that the captured graph does not use from the initial weights), and nothing else.
-`optimizer.safetensors` has `optimizer/SLOT/NAME`. Everything here blocks; it is called from a thread.
+`optimizer.safetensors` has `optimizer/SLOT/NAME`, and `buffer/NAME` for non-persistent buffers that training writes.
+Everything here blocks; it is called from a thread.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,14 +41,24 @@ class Checkpoint:
 
 def state_keys(dag: OpDag, weights: Mapping[str, StoredTensor]) -> dict[str, str]:
     """State-dict key -> the key that holds its value: the canonical name for aliases of a tied parameter, else itself."""
-    transient = {op.target for op in dag.ops if op.kind == "constant"} | {
-        op.target for op in dag.ops if op.kind == "buffer" and op.target not in dag.persistent_buffers
-    }
+    transient = _transient(dag)
     keys = {key: key for key in weights if not key.startswith(_CONSTANT) and key not in transient}
     for parameter in dag.parameters:
         for name in (parameter.name, *parameter.aliases):
             keys[name] = parameter.name
+    for buffer, aliases in dag.buffer_aliases:
+        if buffer not in transient:
+            for name in (buffer, *aliases):
+                keys[name] = buffer
     return keys
+
+
+def _transient(dag: OpDag) -> set[str]:
+    """Constants and non-persistent buffers: in the weights blob, not in the state dict."""
+    persistent = set(dag.persistent_buffers)
+    return {
+        op.target for op in dag.ops if op.kind == "constant" or (op.kind == "buffer" and op.target not in persistent)
+    }
 
 
 def collect(
@@ -57,10 +67,13 @@ def collect(
     """The tensors of the model file and of the optimizer file. Raises `BlobError` when something is missing."""
     trained: dict[str, StoredTensor] = {}
     optimizer: dict[str, StoredTensor] = {}
+    transient = _transient(dag)
     for fragment, tensors in sorted(parts.items()):
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
-            if kind in ("parameter", "buffer"):
+            if kind == "buffer" and name in transient:
+                optimizer[key] = tensor  # Written in training but not of the state dict: needed to go on, not to load.
+            elif kind in ("parameter", "buffer"):
                 trained[name] = tensor
             elif kind == "optimizer":
                 optimizer[key] = tensor
@@ -92,7 +105,9 @@ class Checkpoints:
     def folder(self, job: str, step: int) -> Path:
         return self.root / job / str(step)
 
-    def consolidate(self, job: str, step: int, dag: OpDag, weights: BlobRef, parts: Mapping[int, BlobRef]) -> Checkpoint:
+    def consolidate(
+        self, job: str, step: int, dag: OpDag, weights: BlobRef, parts: Mapping[int, BlobRef]
+    ) -> Checkpoint:
         """Write the checkpoint, whole or not at all.
 
         Raises `BlobError` (a part is missing or malformed) or `DiskFullError`.
@@ -131,27 +146,37 @@ class Checkpoints:
     def remove(self, job: str, step: int) -> None:
         shutil.rmtree(self.folder(job, step), ignore_errors=True)
 
-    def merged_weights(self, weights: BlobRef, model: BlobRef) -> BlobRef:
-        """A weights blob to start from: the job's own, with every value that the checkpoint's model has.
+    def merged_weights(self, dag: OpDag, weights: BlobRef, model: BlobRef, optimizer: BlobRef | None) -> BlobRef:
+        """A weights blob to start from: the job's own, with every value that the checkpoint has.
 
-        Constants and non-persistent buffers are not in a checkpoint and come from the job's own blob. Raises `BlobError`
-        when the checkpoint is not of this model, or `DiskFullError`.
+        Constants and read-only non-persistent buffers are not in a checkpoint and come from the job's own blob. Raises
+        `BlobError` when the checkpoint is not of this model, or `DiskFullError`.
         """
         base = read_header(self._blobs.require(weights, "weights"), "weights")
         trained = read_header(self._blobs.require(model, "checkpoint"), "checkpoint")
-        merged: dict[str, StoredTensor] = {}
-        for key, tensor in base.items():
-            value = trained.get(key, tensor)
-            if (value.dtype, value.shape) != (tensor.dtype, tensor.shape):
+        keys = state_keys(dag, base)
+        merged = dict(base)
+        for key, source in keys.items():
+            value = trained.get(key)
+            if value is None:
+                raise BlobError(f"the checkpoint is not of this model: it lacks {key!r}")
+            known = base.get(key) or base.get(source)
+            if known is None or (value.dtype, value.shape) != (known.dtype, known.shape):
+                ours = "absent" if known is None else f"{known.torch_dtype} {list(known.shape)}"
                 raise BlobError(
                     f"the checkpoint is not of this model: {key!r} is {value.torch_dtype} {list(value.shape)} there, "
-                    f"{tensor.torch_dtype} {list(tensor.shape)} in the model"
+                    f"{ours} in the model"
                 )
-            merged[key] = value
-        strangers = sorted(set(trained) - set(base))
-        missing = sorted(key for key in base if key not in trained and not key.startswith(_CONSTANT))
-        if strangers and len(missing) >= len(trained):
-            raise BlobError(f"the checkpoint is not of this model: it has {strangers[0]!r}, the model does not")
+            if key in base:
+                merged[key] = value
+        strangers = sorted(set(trained) - set(keys))
+        if strangers:
+            raise BlobError(f"the checkpoint is not of this model: the model has no {strangers[0]!r}")
+        if optimizer is not None:
+            for key, value in read_header(self._blobs.require(optimizer, "optimizer"), "optimizer").items():
+                kind, _, name = key.partition("/")
+                if kind == "buffer" and name in base and name not in keys:
+                    merged[name] = value
         temporary = self._blobs.temporary()
         try:
             written = write(temporary, merged, {"format": "pt"})
@@ -167,9 +192,3 @@ class Checkpoints:
 
 def _ref(written: Written) -> BlobRef:
     return BlobRef(digest=written.digest, size=written.size)
-
-
-def disk_free(path: Path) -> int:
-    """Bytes that this process may still write at `path`."""
-    usage = os.statvfs(path)
-    return usage.f_bavail * usage.f_frsize

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coordinator.lifecycle import Timing
+from fusion.topology import Topology
 
 DEFAULT_PORT = 8760
 
@@ -28,6 +29,8 @@ class CoordinatorConfig:
     exit_on_stdin_close: bool = False
     """Stop when standard input is closed: local mode's way to never leave a coordinator behind."""
     no_dashboard: bool = False
+    topology: Topology | None = None
+    """Speeds and links of the workers by name, for the scheduler; without it they go by what they measured."""
     heartbeat_seconds: float = 0.25
     timing: Timing = field(default_factory=Timing)
     max_blob_bytes: int = 64 * 2**30

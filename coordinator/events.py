@@ -137,8 +137,8 @@ class MakePlan:
     job: str
     attempt: int
     workers: tuple[str, ...]
-    cuts: tuple[int, ...] | None
-    """The cuts to keep when the job has run before: the same cuts give the same bits."""
+    previous: Plan | None
+    """The plan whose cuts and codecs are kept when the job has run before: they decide the bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +199,13 @@ class RecordEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class DropBlobs:
+    """These uploads are of no use any more."""
+
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RecordLog:
     job: str | None
     worker: str
@@ -216,4 +223,5 @@ Instruction = (
     | RecordMetric
     | RecordEvent
     | RecordLog
+    | DropBlobs
 )

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from coordinator import events as ev
 from coordinator import progress, queueing
 from coordinator.jobs import Job, Metric
-from coordinator.pool import LIVE, Member, Pool
+from coordinator.pool import Member, Pool
 from fusion.messages import (
     CheckpointPart,
     EvaluationReport,
@@ -69,7 +70,9 @@ class Lifecycle:
             if job.state == "preparing":
                 self._restart(job, now, "the coordinator was restarted while the job was being prepared")
             elif job.state == "running":
-                self._story(job, "coordinator-restarted", "coordinator restarted; the workers train on and report to it")
+                self._story(
+                    job, "coordinator-restarted", "coordinator restarted; the workers train on and report to it"
+                )
             for step in job.writing:
                 self._do(ev.WriteCheckpoint(job.id, step, job.parts.get(step, {}), job.spec.checkpoint.keep))
         self._schedule(now)
@@ -316,7 +319,9 @@ class Lifecycle:
         if event.step in job.writing:
             job.writing.remove(event.step)
         # Parts of earlier steps can't be completed any more: workers upload in step order.
-        job.parts = {step: parts for step, parts in job.parts.items() if step > event.step}
+        stale = [step for step in job.parts if step < event.step and step not in job.writing]
+        self._do(ev.DropBlobs(tuple(ref.digest for step in stale for ref in job.parts[step].values())))
+        job.parts = {step: parts for step, parts in job.parts.items() if step not in (*stale, event.step)}
         if isinstance(event, ev.CheckpointWritten):
             job.checkpoint = max(event.step, job.checkpoint or 0)
             self._story(
@@ -367,8 +372,7 @@ class Lifecycle:
             for member in members:
                 member.state, member.job = "busy", job.id
                 self._do(ev.SaveWorker(member.name))
-            cuts = job.plan.cuts if job.plan is not None else None
-            self._do(ev.MakePlan(job.id, job.attempt, tuple(job.hosts), cuts))
+            self._do(ev.MakePlan(job.id, job.attempt, tuple(job.hosts), job.plan))
             self._do(ev.SaveJob(job.id))
 
     def _planned(self, event: ev.PlanMade | ev.PlanRefused) -> None:
@@ -382,7 +386,7 @@ class Lifecycle:
                 return
             job.refused_for = sorted(job.hosts.values())
             self._release_unasked(job, keep=())
-            job.forget_run()
+            self._forget_run(job)
             job.state, job.reason = "queued", event.reason
             self._story(job, "queued", f"job {job.id} waits: {event.reason}")
             self._do(ev.SaveJob(job.id))
@@ -429,7 +433,7 @@ class Lifecycle:
         self._release(job, f"{cause}; the job starts again from step {job.restart_step}")
         lost_steps = max(0, job.step - job.restart_step)
         had_plan = job.plan is not None
-        job.forget_run()
+        self._forget_run(job)
         job.state = "queued"
         job.refused_for = None
         if had_plan:
@@ -445,6 +449,13 @@ class Lifecycle:
         )
         self._do(ev.SaveJob(job.id))
 
+    def _forget_run(self, job: Job) -> None:
+        """Drop what belongs to the epoch that is over, half-collected checkpoints included."""
+        stale = [ref.digest for step, parts in job.parts.items() if step not in job.writing for ref in parts.values()]
+        if stale:
+            self._do(ev.DropBlobs(tuple(stale)))
+        job.forget_run()
+
     def _all_finished(self, job: Job) -> bool:
         return job.state == "running" and bool(job.hosts) and len(job.finished) == len(job.hosts)
 
@@ -456,11 +467,10 @@ class Lifecycle:
             self._story(job, "checkpoint-missing", f"no checkpoint of the last step {job.train.steps} could be kept")
         self._end(job, now, "done", "")
 
-    def _end(self, job: Job, now: float, state: str, reason: str) -> None:
-        assert state in ("done", "failed", "cancelled")
+    def _end(self, job: Job, now: float, state: Literal["done", "failed", "cancelled"], reason: str) -> None:
         self._release(job, reason or "the job is done")
         job.state, job.reason, job.finished_at = state, reason, now
-        job.forget_run()
+        self._forget_run(job)
         took = format_seconds(now - (job.started_at or job.submitted_at))
         story = {
             "done": f"job {job.id} is done: {job.step} steps in {took}",
@@ -481,6 +491,3 @@ class Lifecycle:
     def _taken(self) -> list[ev.Instruction]:
         taken, self._out = self._out, []
         return taken
-
-
-__all__ = ["LIVE", "Lifecycle", "Timing"]

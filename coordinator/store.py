@@ -118,7 +118,9 @@ class Store:
         )
         return [json.loads(data) for (data,) in rows]
 
-    def add_event(self, time: float, job: str | None, event: str, message: str, fields: dict[str, Any]) -> dict[str, Any]:
+    def add_event(
+        self, time: float, job: str | None, event: str, message: str, fields: dict[str, Any]
+    ) -> dict[str, Any]:
         return self._append("events", time, job, {**fields, "event": event, "message": message})
 
     def events(self, job: str | None = None, after: int = 0, limit: int = 10_000) -> list[dict[str, Any]]:

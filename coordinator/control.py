@@ -1,0 +1,137 @@
+"""The control channel's socket: a CURVE-secured ROUTER that only joined workers' keys are admitted to.
+
+A message is attributed by the sender's authenticated key, never by what it says of itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+
+import zmq
+import zmq.asyncio
+
+from fusion.errors import FrameError
+from fusion.messages import (
+    MAX_MESSAGE_BYTES,
+    ToCoordinator,
+    ToWorker,
+    decode_to_coordinator,
+    encode,
+)
+from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, keep_alive, secure_server, sender_key
+
+logger = logging.getLogger(__name__)
+
+DOMAIN = "control"
+_MAX_WAITING = 64
+
+Handler = Callable[[str, ToCoordinator], None]
+"""Called with (incarnation, message)."""
+
+
+class Control:
+    """Receives workers' messages and sends instructions to them by incarnation."""
+
+    def __init__(self, keys: KeyPair, handler: Handler) -> None:
+        self.keys = keys
+        self._handler = handler
+        self._context = zmq.asyncio.Context()
+        self._gatekeeper = Gatekeeper(self._context, on_refused=self._refused_handshake)
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._incarnations: dict[str, str] = {}
+        self._routes: dict[str, bytes] = {}
+        self._waiting: dict[str, deque[bytes]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.port = 0
+        self.received: dict[str, int] = {}
+        """Messages by type, for the metrics page."""
+        self.refused = 0
+        """Messages that were not understood, or whose sender is unknown."""
+
+    def start(self, host: str, port: int) -> int:
+        """Bind and begin to receive; returns the port. Raises `FusionError` when the port is taken."""
+        self._gatekeeper.start()
+        try:
+            secure_server(self._socket, self.keys, DOMAIN)
+            keep_alive(self._socket, 5.0)
+            # A worker that connects again before its old connection is noticed dead takes its place.
+            self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+            self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+            self._socket.setsockopt(zmq.LINGER, 500)
+            self.port = bind_tcp(self._socket, host, port)
+        except BaseException:
+            self._socket.close(0)
+            self._gatekeeper.close()
+            self._context.destroy(0)
+            raise
+        self._task = asyncio.create_task(self._receive(), name="control channel")
+        return self.port
+
+    def admit(self, public_key: str, incarnation: str) -> None:
+        """Messages of this key are from `incarnation` from now on."""
+        self._incarnations[public_key] = incarnation
+        self._gatekeeper.allow(DOMAIN, public_key)
+
+    def forget(self, incarnation: str) -> None:
+        """Nothing more is to be sent to this incarnation, unless it is heard again."""
+        self._waiting.pop(incarnation, None)
+
+    def send(self, incarnation: str, message: ToWorker) -> None:
+        """Send, or keep until the incarnation is heard for the first time (after a restart, say)."""
+        data = encode(message)
+        route = self._routes.get(incarnation)
+        if route is None:
+            self._waiting.setdefault(incarnation, deque(maxlen=_MAX_WAITING)).append(data)
+            return
+        self._send(route, data)
+
+    async def close(self) -> None:
+        """Handle what has already arrived, then close."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            while await self._socket.poll(20):
+                self._take(await self._socket.recv_multipart(copy=False))
+        self._socket.close()
+        await asyncio.to_thread(self._gatekeeper.close)
+        await asyncio.to_thread(self._context.term)
+
+    async def _receive(self) -> None:
+        while True:
+            self._take(await self._socket.recv_multipart(copy=False))
+
+    def _take(self, frames: list[zmq.Frame]) -> None:
+        incarnation = self._incarnations.get(sender_key(frames[-1]))
+        if incarnation is None or len(frames) != 2:
+            self.refused += 1
+            return
+        route = bytes(frames[0].buffer)
+        try:
+            message = decode_to_coordinator(bytes(frames[1].buffer))
+        except FrameError as error:
+            self.refused += 1
+            logger.warning("worker incarnation %s: %s", incarnation, error)
+            return
+        if self._routes.get(incarnation) != route:
+            self._routes[incarnation] = route
+            for data in self._waiting.pop(incarnation, ()):
+                self._send(route, data)
+        self.received[message.type] = self.received.get(message.type, 0) + 1
+        self._handler(incarnation, message)
+
+    def _send(self, route: bytes, data: bytes) -> None:
+        # An unroutable message is dropped by the ROUTER: its worker is gone, which the heartbeats will tell.
+        future = self._socket.send_multipart([route, data])
+        if isinstance(future, asyncio.Future):
+            future.add_done_callback(_log_failure)
+
+    def _refused_handshake(self, domain: str, address: str, key: str) -> None:
+        logger.warning("refused a connection from %s: its key has not joined", address)
+
+
+def _log_failure(future: asyncio.Future[object]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        logger.warning("could not send a control message: %s", error)

@@ -1,0 +1,190 @@
+"""Runs the coordinator in the foreground: opens the state folder, binds both ports, says how to join, waits for the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from aiohttp import web
+
+from coordinator import access as access_module
+from coordinator.access import Access
+from coordinator.api import make_app
+from coordinator.blobs import BlobStore
+from coordinator.checkpoints import Checkpoints
+from coordinator.config import CoordinatorConfig
+from coordinator.control import Control
+from coordinator.engine import Engine
+from coordinator.planning import Planner
+from coordinator.store import Store
+from fusion import credentials
+from fusion.errors import FusionError, ServiceError
+
+logger = logging.getLogger(__name__)
+
+_WILDCARDS = ("", "*", "0.0.0.0", "::")
+
+
+def run_coordinator(config: CoordinatorConfig, planner: Planner | None = None) -> int:
+    """Run until SIGINT, SIGTERM or (when asked) the end of standard input; returns the process's exit code."""
+    try:
+        return asyncio.run(_serve(config, planner))
+    except FusionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+
+
+async def _serve(config: CoordinatorConfig, planner: Planner | None) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    with open_state(config.state):
+        access = access_module.load(config.state, config.token)
+        engine = make_engine(config, planner)
+        control = Control(access.keys, engine.on_message)
+        listener = bind_http(config.host, config.port)
+        try:
+            _start_control(config, control)
+            runner = web.AppRunner(
+                make_app(engine, access, not config.no_dashboard), access_log=None, shutdown_timeout=2.0
+            )
+            await runner.setup()
+            engine.start(control)
+            await web.SockSite(runner, listener).start()
+            announce(config, access, listener.getsockname()[1], control.port)
+            watcher = asyncio.create_task(_stdin_closed(stop)) if config.exit_on_stdin_close else None
+            await stop.wait()
+            if watcher is not None:
+                watcher.cancel()
+            engine.publisher.close()
+            await runner.cleanup()
+            await engine.close()
+        finally:
+            listener.close()
+    return 0
+
+
+def make_engine(config: CoordinatorConfig, planner: Planner | None = None) -> Engine:
+    """The engine over the files of `config.state`. Raises `ServiceError`."""
+    store = Store(config.state / "coordinator.sqlite3")
+    blobs = BlobStore(config.state / "blobs", config.max_blob_bytes)
+    checkpoints = Checkpoints(config.state / "checkpoints", blobs)
+    if planner is None:
+        from coordinator.scheduling import scheduler_planner
+
+        planner = scheduler_planner(config.topology)
+    return Engine(config, store, blobs, checkpoints, planner)
+
+
+@contextlib.contextmanager
+def open_state(state: Path) -> Iterator[None]:
+    """Make the folder, and hold it for this process alone. Raises `ServiceError`."""
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        state.chmod(0o700)
+        handle = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ServiceError(f"can't use {state} as state folder: {error.strerror}; choose another --state") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ServiceError(
+                f"another coordinator uses {state}; stop it, or give this one another --state folder"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def bind_http(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `ServiceError` in one line when the port is taken."""
+    host = "0.0.0.0" if host in ("", "*") else host
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            message = f"port {port} on {host} is in use; try --port {port + 1}, or stop the program there"
+        else:
+            message = f"can't listen on {host}:{port}: {getattr(error, 'strerror', None) or error}"
+        raise ServiceError(message) from None
+    listener.setblocking(False)
+    return listener
+
+
+def _start_control(config: CoordinatorConfig, control: Control) -> None:
+    """Bind the control channel: to the port of the last start if possible, so that workers find us again."""
+    remembered = config.state / "control.port"
+    port = config.control_port
+    if not port:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            port = int(remembered.read_text())
+    control.start(config.host, port)
+    access_module.write_private(remembered, f"{control.port}\n")
+
+
+def announce(config: CoordinatorConfig, access: Access, http_port: int, control_port: int) -> None:
+    """Say where we are and how to join, and leave the credentials for the same user."""
+    host = reachable_host(config.host)
+    shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{http_port}"
+    join_url = f"{url}?token={access.join_token}"
+    access_module.write_private(
+        config.state / "client.json", json.dumps({"url": url, "token": access.operator_token}) + "\n"
+    )
+    if config.json_ready:
+        ready = {
+            "url": url,
+            "join_url": join_url,
+            "token": access.operator_token,
+            "control_endpoint": f"tcp://{shown}:{control_port}",
+        }
+        print(json.dumps(ready), flush=True)
+        return
+    written = credentials.write(url, access.operator_token)
+    print(f"Fusion coordinator at {url}")
+    if not config.no_dashboard:
+        print(f"  dashboard   {url}/")
+    print(f"  add worker  fusion worker --join '{join_url}'")
+    print(f"  client      fusion submit JOB  (address and token are in {written})")
+    print(f"  state       {config.state}")
+    print("Ctrl-C stops it; workers train on, and report to it when it is started again.", flush=True)
+
+
+def reachable_host(bound: str) -> str:
+    """What other machines may call us: the bound address, or for all addresses the one that routes outwards."""
+    if bound not in _WILDCARDS:
+        return bound
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # Nothing is sent: it only asks for the route (TEST-NET-1).
+        return str(probe.getsockname()[0])
+    return socket.gethostname()
+
+
+async def _stdin_closed(stop: asyncio.Event, stream: TextIO | None = None) -> None:
+    """Set `stop` when our parent closes our standard input, or dies."""
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), stream or sys.stdin)
+    while await reader.read(4096):
+        pass
+    stop.set()

@@ -1,0 +1,429 @@
+"""The coordinator's one mutable thing: feeds events to the life cycle and carries its instructions out.
+
+Everything here runs on the event loop's thread, except what is handed to `asyncio.to_thread` (planning, checkpoints).
+All writes that one event causes are one transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from coordinator import events as ev
+from coordinator.blobs import BlobStore
+from coordinator.checkpoints import Checkpoint, Checkpoints
+from coordinator.config import CoordinatorConfig
+from coordinator.control import Control
+from coordinator.jobs import FragmentSummary, Job
+from coordinator.lifecycle import Lifecycle
+from coordinator.planning import Candidate, Planner, summarize
+from coordinator.pool import Member
+from coordinator.publisher import Item, Publisher
+from coordinator.store import Store
+from coordinator.submission import ResumePoint, accept, read_dag
+from coordinator.views import ResumeFromBlobs, ResumeFromCheckpoint, Submission, job_view, worker_view
+from dag.graph import OpDag
+from fusion.errors import BlobError, FusionError
+from fusion.messages import (
+    BlobRef,
+    CheckpointPart,
+    JoinRequest,
+    Prepare,
+    Resume,
+    Shutdown,
+    ToCoordinator,
+)
+from fusion.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+_DAGS_KEPT = 8
+TICK_SECONDS = 0.1
+
+
+class Clock:
+    """Seconds since the epoch that never go back: the wall clock at the start, the monotonic one from then on."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def __call__(self) -> float:
+        return self._offset + time.monotonic()
+
+
+class NameTakenError(FusionError):
+    """A worker that wants to join has a name or key that is in use."""
+
+
+class Engine:
+    """State, and what changes it. Call `start` in a running event loop, and `close` at the end."""
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        store: Store,
+        blobs: BlobStore,
+        checkpoints: Checkpoints,
+        planner: Planner,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.blobs = blobs
+        self.checkpoints = checkpoints
+        self.publisher = Publisher()
+        self.lifecycle = Lifecycle(config.timing)
+        self.clock = clock or Clock()
+        self.started_at = self.clock()
+        self._planner = planner
+        self._control: Control | None = None
+        self._dags: OrderedDict[str, OpDag] = OrderedDict()
+        self._dags_lock = threading.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._merged: dict[tuple[str, int], BlobRef] = {}
+        self._closed = False
+        # Checkpoints of one job are written one after the other, so that pruning sees them in order.
+        self._writing: dict[str, asyncio.Lock] = {}
+        self._submitting = asyncio.Lock()
+
+    # Start and end ------------------------------------------------------------------------------------------------
+
+    def start(self, control: Control) -> None:
+        """Take up what is in the store, and begin to tick."""
+        self._control = control
+        members = self.store.workers()
+        for member in members:
+            control.admit(member.public_key, member.incarnation)
+        self._carry_out(self.lifecycle.restore(self.store.jobs(), members, self.clock()))
+        self._spawn(self._tick(), "tick")
+
+    async def close(self) -> None:
+        """Stop in order: no more ticks, slow work ends, what workers have already said is taken in, the store closes."""
+        self.publisher.close()
+        for task in tuple(self._tasks):
+            if task.get_name() == "tick":
+                task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._control is not None:
+            await self._control.close()
+        self._closed = True
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.store.close()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self.post(ev.ClockTicked(self.clock()))
+
+    # Events in ----------------------------------------------------------------------------------------------------
+
+    def post(self, event: ev.Event) -> None:
+        """Feed one event and carry out what follows from it."""
+        self._carry_out(self.lifecycle.handle(event))
+
+    def on_message(self, incarnation: str, message: ToCoordinator) -> None:
+        """A message of the control channel."""
+        if isinstance(message, CheckpointPart) and self.blobs.size(message.blob.digest) != message.blob.size:
+            logger.warning("job %s: a checkpoint part was announced but not uploaded", message.job)
+            return
+        self.post(ev.Reported(self.clock(), incarnation, message))
+
+    def join(self, request: JoinRequest) -> Member:
+        """Admit a worker; returns its record. Raises `NameTakenError`."""
+        now = self.clock()
+        for other in self.lifecycle.pool.live():
+            same_name, same_key = other.name == request.name, other.public_key == request.public_key
+            # A name whose worker has gone quiet is free: most likely its process was killed and started again.
+            quiet = now - other.last_heard > self.lifecycle.failure_timeout(other) / 3
+            if same_key and not same_name:
+                raise NameTakenError(f"worker {other.name} joined with the same key; start the process again")
+            if same_name and not same_key and not quiet:
+                raise NameTakenError(
+                    f"a worker named {other.name} is in the pool (heard {now - other.last_heard:.1f} s ago); "
+                    "choose another --name, or stop that worker first"
+                )
+        member = Member(
+            name=request.name,
+            incarnation=secrets.token_hex(8),
+            device=request.device,
+            endpoint=request.data_endpoint,
+            public_key=request.public_key,
+            fusion_version=request.fusion_version,
+            torch_version=request.torch_version,
+        )
+        self.control.admit(member.public_key, member.incarnation)
+        self.post(ev.WorkerJoined(self.clock(), member))
+        return member
+
+    async def submit(self, submission: Submission) -> Job:
+        """Check and queue a job. Raises what `submission.accept` raises."""
+        async with self._submitting:
+            resume = self._resume_point(submission)
+            number = max((job.number for job in self.lifecycle.jobs.values()), default=0) + 1
+            job, dag = await asyncio.to_thread(
+                accept,
+                submission,
+                resume,
+                job_id=self._new_id(submission.spec.name, number),
+                number=number,
+                now=self.clock(),
+                blobs=self.blobs,
+                checkpoints=self.checkpoints,
+                max_dag_bytes=self.config.max_dag_bytes,
+                heartbeat_seconds=self.config.heartbeat_seconds,
+            )
+            self._keep_dag(job.dag.digest, dag)
+            digests = [job.dag.digest, job.weights.digest, job.data.blob.digest]
+            if job.origin_optimizer is not None:
+                digests.append(job.origin_optimizer.digest)
+            self.store.pin(f"job/{job.id}", digests)
+            self.post(ev.JobSubmitted(self.clock(), job))
+            return job
+
+    def _new_id(self, name: str, number: int) -> str:
+        return f"{name[:40]}-{number}"
+
+    def _resume_point(self, submission: Submission) -> ResumePoint | None:
+        resume = submission.resume
+        if isinstance(resume, ResumeFromCheckpoint):
+            job, _, step = resume.checkpoint.partition("@")
+            found = self.checkpoint(job, int(step))
+            if found is None:
+                known = [str(item["step"]) for item in self.store.checkpoints(job)]
+                there = f"it has {', '.join(known)}" if known else "it has none"
+                if job not in self.lifecycle.jobs:
+                    there = "there is no such job"
+                raise BlobError(f"no checkpoint {resume.checkpoint}: {there}")
+            return ResumePoint(found.step, found.model, found.optimizer)
+        if isinstance(resume, ResumeFromBlobs):
+            self.blobs.require(resume.model, "resume.model")
+            if resume.optimizer is not None:
+                self.blobs.require(resume.optimizer, "resume.optimizer")
+            return ResumePoint(resume.step, resume.model, resume.optimizer)
+        return None
+
+    def checkpoint(self, job: str, step: int) -> Checkpoint | None:
+        """A recorded checkpoint, or None."""
+        for item in self.store.checkpoints(job):
+            if item["step"] == step:
+                return Checkpoint(
+                    job, step, BlobRef.model_validate(item["model"]), BlobRef.model_validate(item["optimizer"])
+                )
+        return None
+
+    # Instructions out ---------------------------------------------------------------------------------------------
+
+    def _carry_out(self, instructions: list[ev.Instruction]) -> None:
+        for instruction in instructions:
+            self._do(instruction)
+        self.store.commit()
+
+    def _do(self, instruction: ev.Instruction) -> None:
+        match instruction:
+            case ev.Send(incarnation, message):
+                self.control.send(incarnation, message)
+                if isinstance(message, Shutdown) and not message.evicted:
+                    self.control.forget(incarnation)
+            case ev.MakePlan():
+                self._spawn(self._make_plan(instruction), f"plan {instruction.job}")
+            case ev.PrepareWorkers():
+                self._spawn(self._prepare(instruction), f"prepare {instruction.job}")
+            case ev.WriteCheckpoint():
+                self._spawn(self._write_checkpoint(instruction), f"checkpoint {instruction.job}@{instruction.step}")
+            case ev.SaveJob(job_id, announce):
+                job = self.lifecycle.jobs[job_id]
+                self.store.save_job(job)
+                if job.terminal:
+                    self._drop(self._merged.pop(key).digest for key in list(self._merged) if key[0] == job_id)
+                if announce:
+                    self.publisher.publish(Item("job", job_id, job_view(job)))
+            case ev.SavePlan(job_id, plan):
+                self.store.save_plan(job_id, plan)
+            case ev.SaveWorker(name):
+                self._save_worker(name)
+            case ev.DropBlobs(digests):
+                self._drop(digests)
+            case ev.RecordMetric(job_id, metric):
+                shown = self.store.add_metric(job_id, metric)
+                self.publisher.publish(Item("metrics", job_id, {"job": job_id, **shown}))
+            case ev.RecordEvent(job_id, event, message, fields):
+                logger.info("%s", message)
+                shown = self.store.add_event(self.clock(), job_id, event, message, fields)
+                self.publisher.publish(Item("event", job_id, shown))
+            case ev.RecordLog(job_id, worker, message):
+                shown = self.store.add_log(self.clock(), job_id, worker, message)
+                self.publisher.publish(Item("log", job_id, shown))
+
+    @property
+    def control(self) -> Control:
+        assert self._control is not None, "start comes first"
+        return self._control
+
+    def _save_worker(self, name: str) -> None:
+        member = self.lifecycle.pool.get(name)
+        assert member is not None
+        self.store.save_worker(member)
+        job = self.lifecycle.jobs.get(member.job) if member.job else None
+        self.publisher.publish(Item("worker", None, worker_view(member, job)))
+
+    # Slow work ----------------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s failed", task.get_name(), exc_info=error)
+
+    async def _make_plan(self, asked: ev.MakePlan) -> None:
+        job = self.lifecycle.jobs[asked.job]
+        members = [self.lifecycle.pool.get(name) for name in asked.workers]
+        candidates = [Candidate(member.name, member.device) for member in members if member is not None]
+        event: ev.Event
+        try:
+            plan, fragments = await asyncio.to_thread(self._plan, job, candidates, asked.previous)
+        except FusionError as error:
+            event = ev.PlanRefused(self.clock(), asked.job, asked.attempt, str(error))
+        except Exception as error:
+            logger.exception("planning job %s failed", asked.job)
+            event = ev.PlanRefused(
+                self.clock(), asked.job, asked.attempt, f"the scheduler failed: {type(error).__name__}: {error}", True
+            )
+        else:
+            event = ev.PlanMade(self.clock(), asked.job, asked.attempt, plan, fragments)
+        self._post_late(event)
+
+    def _plan(
+        self, job: Job, candidates: list[Candidate], previous: Plan | None
+    ) -> tuple[Plan, tuple[FragmentSummary, ...]]:
+        dag = self.dag(job)
+        plan = self._planner(dag, candidates, job.spec, job.train, previous)
+        return plan, summarize(dag, plan)
+
+    def dag(self, job: Job) -> OpDag:
+        """The job's OP-DAG, from a small cache. Blocks. Raises `FusionError` when its blob is gone or damaged."""
+        with self._dags_lock:
+            dag = self._dags.get(job.dag.digest)
+        if dag is None:
+            dag = read_dag(self.blobs, job.dag, self.config.max_dag_bytes)
+            self._keep_dag(job.dag.digest, dag)
+        return dag
+
+    def _keep_dag(self, digest: str, dag: OpDag) -> None:
+        with self._dags_lock:
+            self._dags[digest] = dag
+            while len(self._dags) > _DAGS_KEPT:
+                self._dags.popitem(last=False)
+
+    async def _prepare(self, asked: ev.PrepareWorkers) -> None:
+        job = self.lifecycle.jobs[asked.job]
+        weights, resume = job.weights, None
+        if job.origin_step:
+            resume = Resume(step=job.origin_step, optimizer=job.origin_optimizer)
+        if asked.checkpoint is not None:
+            try:
+                weights, optimizer = await asyncio.to_thread(self._weights_after, job, asked.checkpoint)
+            except (FusionError, OSError) as error:
+                self._post_late(
+                    ev.PreparationFailed(
+                        self.clock(), job.id, asked.epoch, f"can't go on from step {asked.checkpoint}: {error}"
+                    )
+                )
+                return
+            resume = Resume(step=asked.checkpoint, optimizer=optimizer)
+        if job.state != "preparing" or job.epoch != asked.epoch or self._closed:
+            return
+        message = Prepare(
+            job=job.id,
+            plan=asked.plan,
+            dag=job.dag,
+            weights=weights,
+            data=job.data,
+            train=job.train,
+            peers=list(asked.peers),
+            resume=resume,
+            failure_timeout=job.spec.fault_tolerance.failure_timeout,
+        )
+        for incarnation in asked.hosts:
+            self.control.send(incarnation, message)
+
+    def _weights_after(self, job: Job, step: int) -> tuple[BlobRef, BlobRef]:
+        found = self.checkpoint(job.id, step)
+        if found is None:
+            raise BlobError(f"checkpoint {job.id}@{step} is not recorded")
+        key = (job.id, step)
+        merged = self._merged.get(key)
+        if merged is None or self.blobs.size(merged.digest) is None:
+            merged = self.checkpoints.merged_weights(self.dag(job), job.weights, found.model, found.optimizer)
+            self._merged[key] = merged
+        return merged, found.optimizer
+
+    async def _write_checkpoint(self, asked: ev.WriteCheckpoint) -> None:
+        job = self.lifecycle.jobs[asked.job]
+        async with self._writing.setdefault(job.id, asyncio.Lock()):
+            event: ev.Event
+            old: list[int] = []
+            try:
+                written = await asyncio.to_thread(
+                    lambda: self.checkpoints.consolidate(job.id, asked.step, self.dag(job), job.weights, asked.parts)
+                )
+            except (FusionError, OSError) as error:
+                event = ev.CheckpointFailed(self.clock(), job.id, asked.step, str(error))
+            else:
+                event = ev.CheckpointWritten(self.clock(), job.id, asked.step, written.size)
+            if self._closed:
+                return  # The parts stay, the job's record says that it is being written: the next start does it again.
+            if isinstance(event, ev.CheckpointWritten):
+                old = self._record_checkpoint(written, asked.keep)
+            self.post(event)
+            # Only now is it committed that the new checkpoint is there and the old ones are not.
+            for step in old:
+                self._remove_checkpoint(job.id, step)
+            self._drop(ref.digest for ref in asked.parts.values())
+
+    def _record_checkpoint(self, written: Checkpoint, keep: int) -> list[int]:
+        """Enter a checkpoint in the store; take out those older than the newest `keep`, and return their steps."""
+        self.store.save_checkpoint(
+            written.job,
+            written.step,
+            {
+                "job": written.job,
+                "step": written.step,
+                "time": self.clock(),
+                "model": written.model.model_dump(),
+                "optimizer": written.optimizer.model_dump(),
+            },
+        )
+        self.store.pin(f"checkpoint/{written.job}@{written.step}", [written.model.digest, written.optimizer.digest])
+        old = [int(item["step"]) for item in self.store.checkpoints(written.job)[:-keep]]
+        for step in old:
+            self.store.delete_checkpoint(written.job, step)
+        return old
+
+    def _remove_checkpoint(self, job: str, step: int) -> None:
+        unneeded = set(self.store.unpin(f"checkpoint/{job}@{step}"))
+        merged = self._merged.pop((job, step), None)
+        if merged is not None:
+            unneeded.add(merged.digest)
+        self.store.commit()
+        self.checkpoints.remove(job, step)
+        self._drop(unneeded)
+
+    def _drop(self, digests: Iterable[str]) -> None:
+        for digest in digests:
+            if not self.store.pinned(digest):
+                self.blobs.delete(digest)
+
+    def _post_late(self, event: ev.Event) -> None:
+        """Post the outcome of slow work, unless the store is about to close: the next start asks for it again."""
+        if not self._closed:
+            self.post(event)

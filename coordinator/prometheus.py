@@ -1,0 +1,91 @@
+"""The metrics page: read from the coordinator's state when Prometheus asks, so nothing can go stale."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from coordinator.engine import Engine
+from fusion import __version__
+from fusion.wire import PROTOCOL_VERSION
+
+_WORKER_STATES = ("joined", "idle", "busy", "draining", "lost")
+_JOB_STATES = ("queued", "preparing", "running", "done", "failed", "cancelled")
+
+
+class EngineCollector(Collector):
+    """All of a coordinator's metrics."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        engine = self._engine
+        build = GaugeMetricFamily("fusion_build_info", "Version.", labels=["version", "protocol"])
+        build.add_metric([__version__, str(PROTOCOL_VERSION)], 1)
+        yield build
+        yield GaugeMetricFamily(
+            "fusion_coordinator_start_time_seconds", "Start, seconds since the epoch.", value=engine.started_at
+        )
+        members = list(engine.lifecycle.pool)
+        workers = GaugeMetricFamily("fusion_coordinator_workers", "Workers by state.", labels=["state"])
+        count = Counter(str(member.state) for member in members)
+        for state in _WORKER_STATES:
+            workers.add_metric([state], count[state])
+        yield workers
+        memory = GaugeMetricFamily("fusion_worker_memory_used_bytes", "Memory that a worker uses.", labels=["worker"])
+        for member in members:
+            if member.live:
+                memory.add_metric([member.name], member.memory_used_bytes)
+        yield memory
+        yield from self._jobs()
+        received = CounterMetricFamily(
+            "fusion_coordinator_control_messages_total", "Control messages received.", labels=["type"]
+        )
+        for kind, number in sorted(engine.control.received.items()):
+            received.add_metric([kind], number)
+        yield received
+        yield CounterMetricFamily(
+            "fusion_coordinator_control_refused_total",
+            "Control messages that were not understood.",
+            value=engine.control.refused,
+        )
+
+    def _jobs(self) -> Iterator[Metric]:
+        jobs = self._engine.lifecycle.jobs.values()
+        states = GaugeMetricFamily("fusion_coordinator_jobs", "Jobs by state.", labels=["state"])
+        count = Counter(str(job.state) for job in jobs)
+        for state in _JOB_STATES:
+            states.add_metric([state], count[state])
+        yield states
+        labels = ["job", "name"]
+        step = GaugeMetricFamily("fusion_job_step", "Last finished step.", labels=labels)
+        loss = GaugeMetricFamily("fusion_job_loss", "Loss of the last finished step.", labels=labels)
+        seconds = GaugeMetricFamily("fusion_job_step_seconds", "Duration of the last finished step.", labels=labels)
+        epoch = GaugeMetricFamily("fusion_job_plan_epoch", "Epoch of the plan.", labels=labels)
+        sent = CounterMetricFamily(
+            "fusion_job_sent_bytes_total", "Bytes that the job's workers sent to each other.", labels=labels
+        )
+        for job in jobs:
+            values = [job.id, job.spec.name]
+            sent.add_metric(values, job.sent_bytes)
+            if job.terminal:
+                continue
+            step.add_metric(values, job.step)
+            epoch.add_metric(values, job.epoch)
+            if job.loss is not None:
+                loss.add_metric(values, job.loss)
+            if job.step_seconds is not None:
+                seconds.add_metric(values, job.step_seconds)
+        yield from (step, loss, seconds, epoch, sent)
+
+
+def page(engine: Engine) -> bytes:
+    """The metrics in Prometheus' text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(EngineCollector(engine))
+    return generate_latest(registry)

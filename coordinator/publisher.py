@@ -1,0 +1,75 @@
+"""Fans live items out to those who watch: each watcher has its own bounded queue and never slows the others down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+ItemKind = Literal["job", "metrics", "event", "log", "worker"]
+_MAX_BEHIND = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to show; `job` is None for what concerns the pool only."""
+
+    kind: ItemKind
+    job: str | None
+    data: dict[str, Any]
+
+
+class Watcher:
+    """One subscription: to a job, or to everything (`job` None)."""
+
+    def __init__(self, job: str | None) -> None:
+        self.job = job
+        self._queue: asyncio.Queue[Item | None] = asyncio.Queue()
+
+    def offer(self, item: Item) -> bool:
+        """Queue an item; False when the watcher is too far behind and must go."""
+        if self._queue.qsize() >= _MAX_BEHIND:
+            return False
+        self._queue.put_nowait(item)
+        return True
+
+    def end(self) -> None:
+        self._queue.put_nowait(None)
+
+    async def next(self) -> Item | None:
+        """The next item; None when the subscription is over."""
+        return await self._queue.get()
+
+
+class Publisher:
+    """All watchers."""
+
+    def __init__(self) -> None:
+        self._watchers: set[Watcher] = set()
+        self._closed = False
+
+    @contextmanager
+    def watch(self, job: str | None) -> Iterator[Watcher]:
+        watcher = Watcher(job)
+        self._watchers.add(watcher)
+        if self._closed:
+            watcher.end()
+        try:
+            yield watcher
+        finally:
+            self._watchers.discard(watcher)
+
+    def publish(self, item: Item) -> None:
+        for watcher in tuple(self._watchers):
+            # A watcher that fell behind is cut off: it connects again and asks for what it missed.
+            if watcher.job in (None, item.job) and not watcher.offer(item):
+                self._watchers.discard(watcher)
+                watcher.end()
+
+    def close(self) -> None:
+        """End all subscriptions."""
+        self._closed = True
+        for watcher in tuple(self._watchers):
+            watcher.end()

@@ -1,0 +1,137 @@
+"""Live data as server-sent events: first what there is already, then whatever comes.
+
+A job's stream begins with `job`, then its recorded metrics, events and logs; it ends after the job has ended. The pool's
+begins with every worker and every job. A comment is sent when nothing else is, so that both ends notice a dead connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from aiohttp import web
+
+from coordinator.engine import Engine
+from coordinator.jobs import TERMINAL, Job
+from coordinator.publisher import Watcher
+from coordinator.routes_jobs import find_job
+from coordinator.routing import ENGINE, Answer, Parameter, Route, natural
+from coordinator.views import ErrorView, job_view, worker_view
+
+QUIET_SECONDS = 5.0
+_PAGE = 1000
+
+
+async def job_stream(request: web.Request) -> web.StreamResponse:
+    engine, job = request.app[ENGINE], find_job(request)
+    after = {kind: natural(request, f"after_{kind}") for kind in ("step", "event", "log")}
+    with engine.publisher.watch(job.id) as watcher:
+        response = await _open(request)
+        await _send(response, "job", job_view(job))
+        was_terminal = job.terminal
+        last = await _backlog(response, engine, job, after)
+        if was_terminal:
+            await response.write_eof()
+            return response
+        await _follow(response, watcher, last, until_job_ends=True)
+    return response
+
+
+async def pool_stream(request: web.Request) -> web.StreamResponse:
+    engine = request.app[ENGINE]
+    last_event = engine.store.latest_event()
+    with engine.publisher.watch(None) as watcher:
+        response = await _open(request)
+        jobs = engine.lifecycle.jobs
+        for member in list(engine.lifecycle.pool):
+            if member.state != "left":
+                await _send(response, "worker", worker_view(member, jobs.get(member.job) if member.job else None))
+        for job in sorted(jobs.values(), key=lambda job: job.number):
+            await _send(response, "job", job_view(job))
+        await _follow(response, watcher, {"event": last_event}, until_job_ends=False)
+    return response
+
+
+async def _open(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(
+        headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    )
+    await response.prepare(request)
+    return response
+
+
+async def _send(response: web.StreamResponse, kind: str, data: dict[str, Any]) -> None:
+    await response.write(f"event: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode())
+
+
+async def _backlog(response: web.StreamResponse, engine: Engine, job: Job, after: dict[str, int]) -> dict[str, int]:
+    """Send what is recorded; returns the last number sent of each kind."""
+    store, last = engine.store, dict(after)
+    while page := store.metrics(job.id, last["step"], _PAGE):
+        for item in page:
+            await _send(response, "metrics", {"job": job.id, **item})
+        last["step"] = page[-1]["step"]
+    while page := store.events(job.id, last["event"], _PAGE):
+        for item in page:
+            await _send(response, "event", item)
+        last["event"] = page[-1]["seq"]
+    while page := store.logs(job.id, last["log"], _PAGE):
+        for item in page:
+            await _send(response, "log", item)
+        last["log"] = page[-1]["seq"]
+    return last
+
+
+async def _follow(
+    response: web.StreamResponse, watcher: Watcher, last: dict[str, int], *, until_job_ends: bool
+) -> None:
+    """Send what comes, less what the backlog had already."""
+    number = {"metrics": ("step", "step"), "event": ("event", "seq"), "log": ("log", "seq")}
+    while True:
+        try:
+            async with asyncio.timeout(QUIET_SECONDS):
+                item = await watcher.next()
+        except TimeoutError:
+            await response.write(b": still here\n\n")
+            continue
+        if item is None:
+            break
+        kind, key = number.get(item.kind, ("", ""))
+        if kind in last and item.data[key] <= last[kind]:
+            continue
+        await _send(response, item.kind, item.data)
+        if until_job_ends and item.kind == "job" and item.data["state"] in TERMINAL:
+            break
+    await response.write_eof()
+
+
+_STREAM = "text/event-stream"
+_NUMBER = {"type": "integer", "minimum": 0, "default": 0}
+
+ROUTES = (
+    Route(
+        "GET",
+        "/api/v1/jobs/{id}/stream",
+        job_stream,
+        "A job's `job`, `metrics`, `event` and `log` items, recorded and live, until the job ends.",
+        (
+            Answer(200, "Server-sent events.", content_type=_STREAM),
+            Answer(400, "Not a natural number.", ErrorView),
+            Answer(404, "No such job.", ErrorView),
+        ),
+        (
+            Parameter("id", "The job's id."),
+            Parameter("after_step", "Leave out recorded steps up to this one.", "query", _NUMBER),
+            Parameter("after_event", "Leave out recorded events up to this one.", "query", _NUMBER),
+            Parameter("after_log", "Leave out recorded log lines up to this one.", "query", _NUMBER),
+        ),
+    ),
+    Route(
+        "GET",
+        "/api/v1/stream",
+        pool_stream,
+        "`worker`, `job`, `metrics`, `event` and `log` items of the whole pool: the present state, then live.",
+        (Answer(200, "Server-sent events.", content_type=_STREAM),),
+    ),
+)
