@@ -141,7 +141,13 @@ def workload(dag: OpDag) -> Workload:
                 stored[first] += op.output_bytes
     return Workload(
         size=size,
-        **{name: _cumulative(column) for name, column in columns.items()},
+        flops=_cumulative(columns["flops"]),
+        backward_flops=_cumulative(columns["backward_flops"]),
+        traffic=_cumulative(columns["traffic"]),
+        backward_traffic=_cumulative(columns["backward_traffic"]),
+        calls=_cumulative(columns["calls"]),
+        backward_calls=_cumulative(columns["backward_calls"]),
+        saved=_cumulative(columns["saved"]),
         parameter_bytes=_cumulative(parameter_bytes),
         parameter_elements=_cumulative(parameter_elements),
         stored=_cumulative(stored),

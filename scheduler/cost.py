@@ -1,0 +1,105 @@
+"""Cost model: how long a fragment takes on a device, and how much memory it needs under a schedule.
+
+Time of an op is the larger of FLOPs / S and bytes moved / B, plus a fixed time per call. The first term is FusionLLM's
+estimator (C_p = FLOPs / S(p)), also used with profiled times by Asteroid; the second covers what moves memory and
+computes little. Memory is Asteroid's equation 3: model + optimiser + K * activations, K the micro-batches in flight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dag.workload import Crossings, Workload
+from fusion.plan import ScheduleName
+from fusion.spec import OptimizerSpec
+from scheduler.devices import Device, Network
+
+Floats = NDArray[np.float64]
+
+
+def optimizer_slots(optimizer: OptimizerSpec) -> int:
+    """Tensors of a parameter's size that the optimiser keeps for it."""
+    if optimizer.name == "sgd":
+        return 1 if optimizer.momentum else 0
+    return {"adam": 2, "adamw": 2, "adagrad": 1, "muon": 1}[optimizer.name]
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceTimes:
+    """Cumulative seconds over the body's ranks on one device (`size + 1` entries, the first 0)."""
+
+    forward: Floats
+    backward: Floats
+
+    @cached_property
+    def both(self) -> Floats:
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """Everything a policy asks: the workload priced for these devices, links and training settings."""
+
+    workload: Workload
+    devices: tuple[Device, ...]
+    network: Network
+    schedule: ScheduleName
+    micro_batches: int
+    optimizer: OptimizerSpec
+    recompute: bool = False
+
+    @cached_property
+    def _times(self) -> dict[tuple[float, float, float], DeviceTimes]:
+        return {}
+
+    def times(self, device: Device) -> DeviceTimes:
+        """Cumulative forward and backward seconds of one micro-batch on `device`."""
+        key = (device.flops_per_second, device.traffic_rate, device.seconds_per_call)
+        found = self._times.get(key)
+        if found is None:
+            work = self.workload
+            forward = _seconds(work.flops, work.traffic, work.calls, device)
+            backward = _seconds(work.backward_flops, work.backward_traffic, work.backward_calls, device)
+            found = self._times[key] = DeviceTimes(forward, backward + forward if self.recompute else backward)
+        return found
+
+    def forward_seconds(self, device: Device, first: int, last: int) -> float:
+        """One micro-batch's forward through `body[first:last]`."""
+        forward = self.times(device).forward
+        return float(forward[last] - forward[first])
+
+    def backward_seconds(self, device: Device, first: int, last: int) -> float:
+        """One micro-batch's backward, with the repeated forward where activations are recomputed."""
+        backward = self.times(device).backward
+        return float(backward[last] - backward[first])
+
+    def update_seconds(self, device: Device, first: int, last: int) -> float:
+        """The optimiser's update: it reads value, gradient and slots, and writes value and slots."""
+        held = float(self.workload.parameter_bytes[last] - self.workload.parameter_bytes[first])
+        return held * (3 + 2 * optimizer_slots(self.optimizer)) / device.traffic_rate
+
+    def state_bytes(self, first: int, last: int, borrowed: float = 0.0) -> float:
+        """Memory of `body[first:last]` that does not depend on micro-batches: parameters, gradients, optimiser, buffers."""
+        work = self.workload
+        home = float(work.parameter_bytes[last] - work.parameter_bytes[first])
+        stored = float(work.stored[last] - work.stored[first])
+        return home * (2 + optimizer_slots(self.optimizer)) + borrowed * 2 + stored
+
+    def micro_batch_bytes(self, first: int, last: int, incoming: float = 0.0) -> tuple[float, float]:
+        """(bytes kept for each micro-batch in flight, bytes needed once while one is worked on)."""
+        saved = float(self.workload.saved[last] - self.workload.saved[first])
+        # Backward holds about as many bytes of gradients as the largest share of what was saved; one micro-batch at a time.
+        return (incoming, saved) if self.recompute else (incoming + saved, 0.0)
+
+    def wire_bytes(self, crossings: Crossings) -> Floats:
+        """Bytes of each edge's value as it is."""
+        return self.workload.value_bytes[crossings.value].astype(np.float64)
+
+
+def _seconds(flops: Floats, traffic: Floats, calls: Floats, device: Device) -> Floats:
+    per_op = np.maximum(np.diff(flops) / device.flops_per_second, np.diff(traffic) / device.traffic_rate)
+    return np.concatenate(([0.0], np.cumsum(per_op + np.diff(calls) * device.seconds_per_call)))

@@ -1,0 +1,96 @@
+"""Devices and the links between them: what a plan is made for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from fusion.topology import Topology
+
+FLOPS_PER_BYTE = 8.0
+"""A device that does not say how fast its memory is moves one byte per so many FLOPs (a CPU core: 50 GFLOP/s, 6 GB/s)."""
+DEFAULT_SPEED = 5e10
+"""FLOP/s of a device that nobody measured: one CPU core."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One worker's machine. `memory_bytes` None: not a constraint."""
+
+    name: str
+    region: str = ""
+    flops_per_second: float = DEFAULT_SPEED
+    memory_bytes: int | None = None
+    bytes_per_second: float | None = None
+    """Memory traffic; None: in proportion to `flops_per_second`."""
+    seconds_per_call: float = 0.0
+    """Fixed time of each operator call."""
+
+    def __post_init__(self) -> None:
+        if not (self.flops_per_second > 0 and math.isfinite(self.flops_per_second)):
+            raise ValueError(f"device {self.name} needs a speed above 0 FLOP/s, not {self.flops_per_second}")
+
+    @property
+    def traffic_rate(self) -> float:
+        """Bytes of memory traffic per second."""
+        return self.bytes_per_second or self.flops_per_second / FLOPS_PER_BYTE
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One direction between two workers: a message of n bytes takes `seconds + n / bytes_per_second` (alpha-beta)."""
+
+    bytes_per_second: float
+    seconds: float
+
+    def transfer(self, count: float) -> float:
+        """Seconds until a message of `count` bytes has arrived over an idle link."""
+        return self.seconds + count / self.bytes_per_second
+
+
+SELF = Link(math.inf, 0.0)
+"""From a worker to itself."""
+LOOPBACK = Link(1e9, 2e-4)
+"""Between processes of one machine."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Links between workers, one way each: by pair of names, else by pair of regions, else `default`."""
+
+    default: Link = LOOPBACK
+    workers: Mapping[tuple[str, str], Link] = field(default_factory=dict)
+    regions: Mapping[tuple[str, str], Link] = field(default_factory=dict)
+    region_of: Mapping[str, str] = field(default_factory=dict)
+
+    def link(self, source: str, target: str) -> Link:
+        """The link from `source` to `target`."""
+        if source == target:
+            return SELF
+        found = self.workers.get((source, target)) if self.workers else None
+        if found is None and self.regions:
+            found = self.regions.get((self.region_of.get(source, ""), self.region_of.get(target, "")))
+        return found or self.default
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every two workers have the same link."""
+        return all(link == self.default for link in (*self.workers.values(), *self.regions.values()))
+
+
+def from_topology(topology: Topology) -> tuple[tuple[Device, ...], Network]:
+    """Devices and links of a topology file."""
+    devices = tuple(Device(w.name, w.region, w.speed, w.memory) for w in topology.workers)
+    links: dict[tuple[str, str], Link] = {}
+    for given in topology.links:
+        first, second = given.between
+        links[first, second] = links[second, first] = Link(given.bandwidth, given.latency)
+    # A topology names every pair, so the default is never used between its workers.
+    default = min(links.values(), key=lambda link: link.bytes_per_second, default=LOOPBACK)
+    return devices, Network(default, links, links, {device.name: device.region for device in devices})
+
+
+def homogeneous(names: Iterable[str], *, flops_per_second: float = DEFAULT_SPEED) -> tuple[Device, ...]:
+    """Equal devices without a memory limit."""
+    return tuple(Device(name, flops_per_second=flops_per_second) for name in names)

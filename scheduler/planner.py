@@ -1,0 +1,114 @@
+"""Makes a plan: asks a policy for cuts and a placement, chooses codecs, and says in words why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dag.graph import OpDag
+from dag.workload import Crossings, workload
+from fusion.errors import PlanError
+from fusion.plan import CodecChoice, Plan, ScheduleName
+from fusion.spec import CompressionSpec, OptimizerSpec
+from fusion.units import format_bytes
+from scheduler.compression import choose_codecs, device_names, message_bytes
+from scheduler.cost import Costs
+from scheduler.devices import Device, Network
+from scheduler.estimate import Estimate, Estimator, Floats, Placed
+from scheduler.policies import POLICIES, Request
+
+
+def plan_job(
+    dag: OpDag,
+    devices: Sequence[Device],
+    network: Network | None = None,
+    *,
+    policy: str = "op-fence",
+    schedule: ScheduleName = "1f1b",
+    micro_batches: int = 1,
+    fragments: int | None = None,
+    optimizer: OptimizerSpec | str = "adamw",
+    recompute: bool = False,
+    compression: CompressionSpec | None = None,
+    cuts: Sequence[int] | None = None,
+    codecs: Mapping[int, CodecChoice] | None = None,
+    use_all: bool = False,
+    seed: int = 0,
+) -> Plan:
+    """Cut `dag` and place the fragments on `devices`.
+
+    With `cuts` only the placement is decided (the same cuts and `codecs` give the same bits). `use_all` gives every device
+    at least one fragment, as far as there are legal pieces. Deterministic.
+
+    Raises `PlanError` saying which fragment needs how much memory more, or how many fragments the model can make.
+    """
+    if not devices:
+        raise PlanError("there is no worker to plan for; join one with: fusion worker --join URL")
+    if policy not in POLICIES:
+        raise PlanError(f"unknown policy {policy!r}; known: {', '.join(POLICIES)}")
+    work = workload(dag)
+    spec = OptimizerSpec.model_validate({"name": optimizer}) if isinstance(optimizer, str) else optimizer
+    net = network or Network()
+    costs = Costs(work, tuple(devices), net, schedule, micro_batches, spec, recompute)
+    pieces = len(work.cut_points) + 1
+    if fragments is not None and cuts is None and fragments > pieces:
+        raise PlanError(
+            f"asked for {fragments} fragments but the model has only {pieces} legal {_plural('piece', pieces)}; "
+            f"set plan.fragments to {pieces} or less"
+        )
+    if cuts is not None:
+        _check_cuts(cuts, {point.position for point in work.cut_points}, work.size)
+    chosen = compression or CompressionSpec()
+
+    def choices(crossings: Crossings, placement: Sequence[int]) -> Mapping[int, CodecChoice]:
+        if codecs is not None:
+            return codecs
+        return choose_codecs(chosen, work, crossings, device_names(costs.devices, placement), net)
+
+    def wire_bytes(crossings: Crossings, placement: Sequence[int]) -> tuple[Floats, Floats]:
+        return message_bytes(work, crossings, choices(crossings, placement))
+
+    estimator = Estimator(costs, wire_bytes)
+    request = Request(costs, estimator, fragments, use_all, None if cuts is None else tuple(cuts), seed)
+    placed = POLICIES[policy](request)
+    estimate = estimator(placed)
+    if estimate.missing_bytes > 0:
+        raise PlanError(_too_large(costs, placed, estimate))
+    return Plan(
+        policy=policy,
+        schedule=schedule,
+        cuts=placed.cuts,
+        placement=device_names(costs.devices, placed.devices),
+        in_flight=estimate.in_flight,
+        codecs=dict(choices(work.crossings(placed.cuts), placed.devices)),
+        predicted_step_seconds=estimate.seconds,
+    )
+
+
+def _check_cuts(cuts: Sequence[int], legal: set[int], size: int) -> None:
+    if list(cuts) != sorted(set(cuts)):
+        raise PlanError(f"cut positions {list(cuts)} must ascend")
+    for position in cuts:
+        if position not in legal:
+            raise PlanError(f"cut position {position} is not legal in a body of {size} ops")
+
+
+def _too_large(costs: Costs, placed: Placed, estimate: Estimate) -> str:
+    """Names the device that lacks the most, and its fragments."""
+
+    def missing(device: int) -> float:
+        limit = costs.devices[device].memory_bytes
+        return -1.0 if limit is None else estimate.memory[device] - limit
+
+    worst = max(estimate.memory, key=missing)
+    device, need = costs.devices[worst], estimate.memory[worst]
+    mine = [str(index) for index, host in enumerate(placed.devices) if host == worst]
+    what = f"fragment {mine[0]} needs" if len(mine) == 1 else f"fragments {', '.join(mine)} need"
+    limit = device.memory_bytes or 0
+    return (
+        f"{what} {format_bytes(need)}, {device.name} has {format_bytes(limit)}: {format_bytes(need - limit)} missing; "
+        "add workers or memory, use a smaller micro_batch, or set train.recompute"
+    )
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}s"
