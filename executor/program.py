@@ -1,0 +1,379 @@
+"""A fragment that runs: built from data alone, it computes forward, backward, update and evaluation of its ops.
+
+Remote automatic differentiation: each fragment differentiates its own piece. What arrives becomes a leaf of autograd
+(`detach().requires_grad_()`, sharing the arrival's memory, never writing to it); the gradients that arrive for what it
+sent become the roots' gradients; what autograd leaves in the leaves goes back to the fragments before.
+
+The sums come out as one big backward would make them. Autograd adds the contributions to a value from its last use to its
+first, and uses in later fragments come after the local ones. So the contributions that arrive are added first, higher
+fragment first, and autograd joins the local ones. A parameter that other fragments borrow enters each micro-batch as a
+view of itself, which takes part as a root: its gradient of one micro-batch is complete before it is added to `.grad`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dag.cut import Edge, Fragment
+from dag.evaluation import evaluation_form
+from dag.graph import OpDag
+from dag.operators import meta_of, torch_dtype
+from executor import clipping
+from executor.gradients import add_in_order, own_gradients
+from executor.interpreter import Interpreter, Values
+from executor.learning_rate import factor
+from executor.optimizers import FragmentOptimizer
+from executor.storage import StorageGroups
+from fusion.errors import BlobError
+from fusion.spec import LrScheduleSpec, OptimizerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardResult:
+    """What a forward gives: detached, contiguous values for the outgoing activation edges, and the loss where it is."""
+
+    outputs: dict[int, Tensor]
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What one micro-batch is computed from: arrivals by edge, data by key, written buffers by op."""
+
+    arrivals: Mapping[int, Tensor]
+    data: Mapping[str, Tensor]
+    buffers: Mapping[int, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """What a forward keeps for its backward: roots in the order of `_returning`, and (edge, leaf) pairs."""
+
+    roots: list[Tensor]
+    leaves: list[tuple[int, Tensor]]
+    loss: Tensor | None
+
+
+class FragmentProgram:
+    """One fragment of `dag`, with its parameters, buffers and optimizer, on one device.
+
+    `micro_batches` is the number per step: the loss of each counts 1 / micro_batches. With `recompute`, a forward keeps
+    only its inputs and the backward runs it again, with the same seeds and the buffers as they were.
+    Raises `DagError` when the fragment's ops can't be built.
+    """
+
+    def __init__(
+        self,
+        dag: OpDag,
+        fragment: Fragment,
+        *,
+        seed: int,
+        micro_batches: int,
+        optimizer: OptimizerSpec,
+        lr_schedule: LrScheduleSpec,
+        steps: int,
+        clip_grad_norm: float | None = None,
+        device: str = "cpu",
+        recompute: bool = False,
+    ) -> None:
+        self.fragment = fragment
+        self._dag = dag
+        self._device = _indexed(torch.device(device))
+        self._recompute = recompute
+        self._optimizer_spec = optimizer
+        self._lr_schedule = lr_schedule
+        self._steps = steps
+        self._clip_grad_norm = clip_grad_norm
+        self._global_norm = clipping.GlobalNorm(dag)
+        storage = StorageGroups(dag)
+
+        self._names = {parameter.op: parameter.name for parameter in clipping.home_order(dag, fragment)}
+        self._names |= {op: dag.ops[op].target for op in fragment.written_buffers}
+        self._stored = (*fragment.parameters, *fragment.written_buffers, *fragment.constants)
+        self.state_names: tuple[str, ...] = tuple(dag.ops[op].target for op in self._stored)
+        """Keys to fetch from the weights blob for `load`."""
+        self._parameters: dict[int, Tensor] = {}
+        self._buffers: dict[int, Tensor] = {}
+        self._optimizer = FragmentOptimizer(optimizer, {})
+
+        # Values that go out, each with the edges that carry it, higher target first.
+        self._outgoing = _by_value(edge for edge in fragment.outputs if edge.kind == "activation")
+        self._lent = _by_value(edge for edge in fragment.outputs if edge.kind == "parameter")
+        back = ((value, [e.index for e in edges if e.gradient]) for value, edges in (*self._outgoing, *self._lent))
+        self._returning = [(value, edges) for value, edges in back if edges]
+        lent = {value for value, _ in self._lent}
+        self._aliased = tuple(value for value, _ in self._returning if value in lent)
+        # The memory of these changes after the micro-batch, so what goes out is a copy.
+        self._lasting = frozenset(value for value, _ in self._outgoing if storage.lasting(value))
+        self._written_data = frozenset(op for op in fragment.placeholders if storage.written(op))
+        self._renewed = frozenset(
+            buffer for buffer in fragment.written_buffers if recompute or storage.needed_backward(buffer)
+        )
+
+        self._loss = dag.loss.id if fragment.has_loss else None
+        ones = torch.ones(dag.loss.meta.shape, dtype=torch_dtype(dag.loss.meta.dtype), device=self._device)
+        self._loss_gradient = ones / micro_batches  # what `(loss / micro_batches).backward()` hands to the loss
+
+        self._cached = tuple(op for op in fragment.ops if op in dag.constant and not storage.written(op))
+        cached = frozenset(self._cached)
+        body = [dag.ops[op] for op in fragment.ops if op not in cached]
+        evaluated = [form for op in body if (form := evaluation_form(op, dag)) is not None]
+        arriving = (edge.value for edge in fragment.inputs)
+        given = (*self._stored, *fragment.placeholders, *arriving, *self._cached)
+        kept = [value for value, _ in self._outgoing] + ([] if self._loss is None else [self._loss])
+        self._constants = Interpreter(
+            [dag.ops[op] for op in self._cached], fragment.constants, self._cached, device=self._device
+        )
+        self._training = Interpreter(body, given, kept, device=self._device, job_seed=seed)
+        self._evaluating = Interpreter(evaluated, given, kept, device=self._device, job_seed=seed, evaluation=True)
+        evaluation_writes = {target for op in evaluated for target in op.mutates}
+        self._scratch = frozenset(
+            buffer for buffer in fragment.written_buffers if not evaluation_writes.isdisjoint(storage.members(buffer))
+        )
+
+        self._passes: dict[tuple[int, int], _Pass] = {}
+        self._inputs: dict[tuple[int, int], _Inputs] = {}
+        self._first_backward = True
+
+    # State
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """State-dict keys of the parameters at home here, in the order of `model.parameters()`."""
+        return tuple(self._named(self._parameters))
+
+    @property
+    def buffer_names(self) -> tuple[str, ...]:
+        """Keys of the buffers that this fragment writes."""
+        return tuple(self._dag.ops[op].target for op in self.fragment.written_buffers)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take copies of the tensors that `state_names` names, and start the optimizer anew.
+
+        Raises `BlobError` when one is missing or has another shape or dtype than the OP-DAG says.
+        """
+        values: dict[int, Tensor] = {}
+        for op_id in self._stored:
+            op = self._dag.ops[op_id]
+            if op.target not in tensors:
+                raise BlobError(f"the weights hold no tensor {op.target!r}, which the OP-DAG names")
+            found = meta_of(tensors[op.target])
+            if found != op.meta:
+                raise BlobError(f"tensor {op.target!r} of the weights is {found}, the OP-DAG says {op.meta}")
+            values[op_id] = tensors[op.target].detach().to(self._device, copy=True)
+        self._parameters = {
+            parameter.op: values[parameter.op].requires_grad_()
+            for parameter in clipping.home_order(self._dag, self.fragment)
+        }
+        self._buffers = {op_id: values[op_id] for op_id in self.fragment.written_buffers}
+        for op_id in self.fragment.constants:
+            self._constants.bind(op_id, values[op_id])
+        computed = self._constants.fresh()
+        with torch.no_grad():
+            self._constants.run(computed, 0, 0)
+        values.update((op_id, computed[self._constants.slot[op_id]]) for op_id in self._cached)
+        for op_id, value in values.items():
+            self._training.bind(op_id, value)
+            self._evaluating.bind(op_id, value)
+        self._optimizer = FragmentOptimizer(self._optimizer_spec, self._named(self._parameters))
+        self._passes.clear()
+        self._inputs.clear()
+        self._first_backward = True
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies, on the CPU, of all that training changes, as of now; take it between an update and the next forward.
+
+        Keys: `parameter/NAME`, `buffer/NAME` (written buffers only), `optimizer/SLOT/NAME`; step counters are tensors.
+        """
+        tensors = {f"parameter/{name}": value for name, value in self._named(self._parameters).items()}
+        tensors |= {f"buffer/{name}": value for name, value in self._named(self._buffers).items()}
+        tensors |= {f"optimizer/{slot}/{name}": value for slot, name, value in self._optimizer.state()}
+        return {
+            key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for key, value in tensors.items()
+        }
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave, after `load`. Keys of other fragments, and keys left out, are passed over.
+
+        Raises `BlobError` when a tensor has another shape or dtype than the one it replaces.
+        """
+        named = {"parameter": self._named(self._parameters), "buffer": self._named(self._buffers)}
+        slots: dict[tuple[str, str], Tensor] = {}
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind == "optimizer":
+                slot, _, name = name.partition("/")
+                if name in named["parameter"]:
+                    slots[slot, name] = value
+                continue
+            target = named.get(kind, {}).get(name)
+            if target is None:
+                continue
+            if meta_of(target) != meta_of(value):
+                raise BlobError(f"{key} of the snapshot is {meta_of(value)}, the fragment has {meta_of(target)}")
+            with torch.no_grad():
+                target.copy_(value)
+        self._optimizer.load(slots)
+
+    def parameter_values(self) -> dict[int, Tensor]:
+        """Outgoing parameter edge -> a copy of its value now; due at the start and after each update."""
+        values = ((self._parameters[value].detach().clone(), edges) for value, edges in self._lent)
+        return {edge.index: value for value, edges in values for edge in edges}
+
+    # Tasks
+
+    def forward(
+        self, step: int, micro_batch: int, arrivals: Mapping[int, Tensor], data: Mapping[str, Tensor]
+    ) -> ForwardResult:
+        """Run one micro-batch forward and keep what its backward needs.
+
+        `arrivals` holds every incoming edge by index, the step's borrowed parameters among them; `data` the placeholders
+        by key. Both are only read, and must stay unchanged until the backward.
+        """
+        before = self._buffers
+        if self._renewed:
+            self._buffers = {op: value.clone() if op in self._renewed else value for op, value in before.items()}
+        values, kept = self._differentiable(step, micro_batch, _Inputs(arrivals, data, self._buffers))
+        result = self._result(self._training, values)
+        if self._recompute:
+            edges = {edge.index: arrivals[edge.index] for edge in self.fragment.inputs}
+            self._inputs[step, micro_batch] = _Inputs(edges, dict(data), before)
+        else:
+            self._passes[step, micro_batch] = kept
+        return result
+
+    def backward(self, step: int, micro_batch: int, gradients: Mapping[int, Tensor | None]) -> dict[int, Tensor | None]:
+        """Run one micro-batch backward: parameters' gradients add up here, the others are returned.
+
+        `gradients` holds every outgoing edge with a gradient by index, None for a null gradient; the same goes for the
+        result and the incoming edges with a gradient.
+        """
+        if self._recompute:
+            inputs = self._inputs.pop((step, micro_batch))
+            scratch = {op: value.clone() for op, value in inputs.buffers.items()}
+            kept = self._differentiable(step, micro_batch, _Inputs(inputs.arrivals, inputs.data, scratch))[1]
+        else:
+            kept = self._passes.pop((step, micro_batch))
+        roots: list[Tensor] = []
+        root_gradients: list[Tensor] = []
+        if kept.loss is not None and kept.loss.requires_grad:
+            roots.append(kept.loss)
+            root_gradients.append(self._loss_gradient)
+        for root, (_, edges) in zip(kept.roots, self._returning, strict=True):
+            gradient = add_in_order([self._here(g) for edge in edges if (g := gradients[edge]) is not None])
+            if gradient is not None and root.requires_grad:
+                roots.append(root)
+                root_gradients.append(gradient)
+        leaves = kept.leaves
+        del kept
+        if roots:
+            torch.autograd.backward(roots, root_gradients)
+        returned = {edge: leaf.grad for edge, leaf in leaves}
+        if self._first_backward:
+            # In the micro-batches to come, autograd adds to these gradients in place.
+            sent = [gradient for gradient in returned.values() if gradient is not None]
+            own_gradients(tuple(self._parameters.values()), (*root_gradients, *sent))
+            self._first_backward = False
+        return {edge: None if gradient is None else gradient.contiguous() for edge, gradient in returned.items()}
+
+    def norms(self) -> Tensor:
+        """Float32 (parameters at home,) on the CPU: the norm of each gradient, in the order of `model.parameters()`.
+
+        `clipping.NO_GRADIENT` (-1) stands for a parameter without gradient.
+        """
+        return clipping.norms_of(tuple(self._parameters.values()))
+
+    def update(self, step: int, norms: Mapping[int, Tensor] | None) -> float | None:
+        """Clip, step the optimizer and drop the gradients. Returns the global gradient norm when clipping.
+
+        `norms` maps every fragment's index to its `norms()` of this step; without clipping it is not read.
+        Raises `FrameError` when the norms do not fit the model.
+        """
+        total: float | None = None
+        if self._clip_grad_norm is not None:
+            norm = self._global_norm.total(norms or {}, self._device)
+            clipping.clip(tuple(self._parameters.values()), self._clip_grad_norm, norm)
+            total = float(norm)
+        self._optimizer.step(factor(self._lr_schedule, step, self._steps))
+        self._first_backward = True
+        return total
+
+    def evaluate(
+        self, step: int, batch: int, arrivals: Mapping[int, Tensor], data: Mapping[str, Tensor]
+    ) -> ForwardResult:
+        """Run one evaluation batch: like `forward`, but in evaluation form and without gradients; changes no state."""
+        buffers = {op: value.clone() if op in self._scratch else value for op, value in self._buffers.items()}
+        with torch.no_grad():
+            values = self._evaluating.fresh()
+            self._feed(self._evaluating, values, _Inputs(arrivals, data, buffers))
+            self._evaluating.run(values, step, batch)
+            return self._result(self._evaluating, values)
+
+    # Pieces
+
+    def _differentiable(self, step: int, micro_batch: int, inputs: _Inputs) -> tuple[Values, _Pass]:
+        """Run the training ops under autograd."""
+        training = self._training
+        values = training.fresh()
+        leaves: list[tuple[int, Tensor]] = []
+        with torch.enable_grad():
+            self._feed(training, values, inputs)
+            for edge in self.fragment.inputs:
+                if edge.gradient:
+                    slot = training.slot[edge.value]
+                    leaf = values[slot] = values[slot].detach().requires_grad_()
+                    leaves.append((edge.index, leaf))
+            for op in self._aliased:
+                values[training.slot[op]] = self._parameters[op].view_as(self._parameters[op])
+            training.run(values, step, micro_batch)
+        roots = [values[training.slot[value]] for value, _ in self._returning]
+        loss = None if self._loss is None else values[training.slot[self._loss]]
+        return values, _Pass(roots, leaves, loss)
+
+    def _feed(self, interpreter: Interpreter, values: Values, inputs: _Inputs) -> None:
+        slot = interpreter.slot
+        for op, buffer in inputs.buffers.items():
+            values[slot[op]] = buffer
+        for op in self.fragment.placeholders:
+            value = self._here(inputs.data[self._dag.ops[op].target])
+            values[slot[op]] = value.clone() if op in self._written_data else value
+        for edge in self.fragment.inputs:
+            values[slot[edge.value]] = self._here(inputs.arrivals[edge.index])
+
+    def _result(self, interpreter: Interpreter, values: Values) -> ForwardResult:
+        outputs: dict[int, Tensor] = {}
+        for op, edges in self._outgoing:
+            value = values[interpreter.slot[op]].detach()
+            value = value.clone(memory_format=torch.contiguous_format) if op in self._lasting else value.contiguous()
+            outputs.update((edge.index, value) for edge in edges)
+        loss = None if self._loss is None else float(values[interpreter.slot[self._loss]].item())
+        return ForwardResult(outputs, loss)
+
+    def _named(self, tensors: Mapping[int, Tensor]) -> dict[str, Tensor]:
+        return {self._names[op]: tensor for op, tensor in tensors.items()}
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        """The tensor on this fragment's device."""
+        if tensor.device == self._device:
+            return tensor
+        return tensor.to(self._device, non_blocking=True)
+
+
+def _by_value(edges: Iterable[Edge]) -> list[tuple[int, list[Edge]]]:
+    """Edges grouped by the value they carry, values ascending, higher target first."""
+    groups: dict[int, list[Edge]] = {}
+    for edge in sorted(edges, key=lambda edge: (edge.value, -edge.target)):
+        groups.setdefault(edge.value, []).append(edge)
+    return list(groups.items())
+
+
+def _indexed(device: torch.device) -> torch.device:
+    """`cuda` as `cuda:0` (or the current one), so that it compares equal to the device of a tensor on it."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
