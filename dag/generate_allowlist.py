@@ -39,7 +39,7 @@ REFUSED_NAMES: dict[str, str] = {
         ),
         "gives a shape that depends on values": (
             "nonzero nonzero_numpy nonzero_static argwhere masked_select unique_consecutive unique_dim bincount "
-            "repeat_interleave.Tensor where.default histogramdd combinations"
+            "where.default histogramdd combinations"
         ),
         "takes a value out of a tensor": "item is_nonzero equal allclose",
         "trusts index values and may read or write past the end": (
@@ -94,7 +94,7 @@ REFUSED_PARTS: dict[str, str] = {
     "storage": "reaches into storage",
 }
 
-ALLOWED_PRIVATE = frozenset({"_weight_norm"})
+ALLOWED_PRIVATE = frozenset({"_weight_norm", "__and__", "__or__", "__xor__", "__lshift__", "__rshift__"})
 """Private operators that public functions call at the composite level."""
 
 ALLOWED_TYPES = frozenset(
@@ -115,6 +115,10 @@ ALLOWED_TYPES = frozenset(
     }
 )
 """Types an argument may have, also as `Optional`. A generator can only be left out: a DAG can't express one."""
+
+SHAPE_KNOWN_BY_ARGUMENTS = frozenset({"index.Tensor", "repeat_interleave.Tensor", "one_hot.default"})
+"""Tagged as of dynamic shape, but static with integer indices, with output_size, with num_classes; `check_shapes` refuses
+the other uses."""
 
 INERT_STRINGS = frozenset(
     {
@@ -142,7 +146,7 @@ def refusal(name: str, schema: Any, tags: list[str]) -> str | None:
     """Why the overload `name` (`add.Tensor`) is refused, or None when it is allowed."""
     base, _, overload = name.partition(".")
     for tag in tags:
-        if tag in REFUSED_TAGS:
+        if tag in REFUSED_TAGS and not (tag == "dynamic_output_shape" and name in SHAPE_KNOWN_BY_ARGUMENTS):
             return REFUSED_TAGS[tag]
     for key in (base, name):
         if key in REFUSED_NAMES:

@@ -123,7 +123,8 @@ class _Flattener:
 
     def _call(self, node: Node, values: Mapping[Node, Any], context: _Context) -> Any:
         target: Any = node.target
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda item: values[item])
+        arguments: Any = torch.fx.node.map_arg((node.args, node.kwargs), lambda item: values[item])
+        args, kwargs = arguments
         if target is operator.getitem and isinstance(args[0], tuple):
             return args[0][args[1]]
         if isinstance(target, torch._ops.HigherOrderOperator):

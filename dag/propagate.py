@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from dag.graph import Op, OpDag, TensorMeta
+from dag.graph import Op, OpDag, Ref, TensorMeta
 from dag.operators import meta_of, run, torch_dtype
 from fusion.errors import DagError
 
@@ -19,13 +19,13 @@ CPU = torch.device("cpu")
 
 
 def _flash_attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
 def _flash_attention_backward_flops(
     gradient: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
 ) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
 
 
 # torch counts nothing for attention on the CPU without a mask: its registry lacks this operator.
@@ -65,7 +65,7 @@ def observe(ops: Sequence[Op], leaves: Mapping[int, TensorMeta], *, costs: bool 
     """
     values: dict[int, Any] = {}
     observations: list[Observation] = []
-    with FakeTensorMode() as mode, torch.enable_grad():
+    with FakeTensorMode(), torch.enable_grad():
         saved = _SavedBytes()
         for op in ops:
             if op.kind in ("call", "loss"):
@@ -82,7 +82,7 @@ def observe(ops: Sequence[Op], leaves: Mapping[int, TensorMeta], *, costs: bool 
                 value = _fake(leaves[op.id], requires_grad=op.kind == "parameter")
                 saved.ignore(value)
             values[op.id] = value
-            tensors = [item for item in (value if isinstance(value, list | tuple) else (value,))]
+            tensors = list(value) if isinstance(value, list | tuple) else [value]
             observations.append(
                 Observation(
                     outputs=tuple(meta_of(tensor) for tensor in tensors),
@@ -94,7 +94,6 @@ def observe(ops: Sequence[Op], leaves: Mapping[int, TensorMeta], *, costs: bool 
                     saved_bytes=saved.take(),
                 )
             )
-        del mode
     return observations
 
 
@@ -216,24 +215,38 @@ def _spell(metas: tuple[TensorMeta, ...] | None) -> str:
     return ", ".join(f"{meta.dtype}{list(meta.shape)}" for meta in metas[:4]) + (", ..." if len(metas) > 4 else "")
 
 
+_SPLITTERS = {
+    "aten.unbind.int": (None, 1),
+    "aten.split.Tensor": (1, 2),
+    "aten.chunk.default": (1, 2),
+    "aten.tensor_split.sections": (1, 2),
+    "aten.hsplit.int": (1, None),
+    "aten.vsplit.int": (1, None),
+    "aten.dsplit.int": (1, None),
+}
+"""Operators that give as many tensors as a number says: positions of that number and of the axis."""
+
+
 def _check_pieces(dag: OpDag, op: Op) -> None:
-    """Operators that give a list of tensors: refuse a list much longer than declared before torch builds it."""
-    if op.target.split(".")[1] not in ("unbind", "split", "chunk", "tensor_split", "split_with_sizes"):
+    """Refuse a list of tensors that is longer than declared before torch builds it, one object per tensor."""
+    if op.target not in _SPLITTERS or not isinstance(op.args[0], Ref):
         return
-    sources = op.inputs()
-    longest = max((size for source in sources for meta in dag.ops[source].outputs for size in meta.shape), default=0)
-    numbers = [arg for arg in op.args[1:2] if type(arg) is int]
-    if op.target == "aten.split.Tensor" and numbers and numbers[0] > 0:
-        pieces = -(-longest // numbers[0])
-    elif op.target in ("aten.chunk.default", "aten.tensor_split.sections") and numbers:
-        pieces = numbers[0]
-    elif op.target == "aten.unbind.int":
-        pieces = longest
+    number_at, axis_at = _SPLITTERS[op.target]
+    shape = dag.ops[op.args[0].op].meta.shape
+    number = op.args[number_at] if number_at is not None and number_at < len(op.args) else 0
+    axis = op.args[axis_at] if axis_at is not None and axis_at < len(op.args) else dict(op.kwargs).get("dim", 0)
+    if not isinstance(number, int) or not isinstance(axis, int) or not -len(shape) <= axis < len(shape):
+        return  # torch refuses it
+    if op.target == "aten.unbind.int":
+        pieces = shape[axis]
+    elif op.target == "aten.split.Tensor":
+        pieces = -(-shape[axis] // number) if number > 0 else 0
+    elif op.target == "aten.chunk.default":
+        pieces = min(number, shape[axis])
     else:
-        pieces = 0
-    # The axis is not worked out here, so the longest one bounds it; a factor leaves room for that.
-    if pieces > 65_536 and pieces > len(op.outputs):
-        raise DagError(f"op {op.name} ({op.target}) would give {pieces} tensors, but declares {len(op.outputs)}")
+        pieces = number
+    if pieces > max(1, len(op.outputs)):
+        raise DagError(f"op {op.name} ({op.target}) gives {pieces} tensors, but declares {len(op.outputs)}")
 
 
 def with_observations(ops: Sequence[Op], observations: Sequence[Observation]) -> list[Op]:

@@ -25,9 +25,9 @@ def draws(draft: Draft) -> bool:
     if packet in _RECURRENT:
         return bool(given["train"]) and given["dropout"] > 0 and given["num_layers"] > 1
     if "dropout" in packet:
-        return given["train"] is not False and given["p"] != 0
+        return bool(given["train"] is not False and given["p"] != 0)
     if packet == "scaled_dot_product_attention":
-        return given["dropout_p"] != 0
+        return bool(given["dropout_p"] != 0)
     if packet.startswith("rrelu"):
         return given["training"] is True
     return True

@@ -55,7 +55,7 @@ def make_functional(drafts: list[Draft], observations: Sequence[Observation]) ->
     for position, draft in enumerate(drafts):
         replace_everywhere([draft], replacements)
         for value in written_by(draft):
-            for member in sharing.members(value):
+            for member in sharing.members(value, position):
                 _refuse_unwritable(draft, member)
                 if member.kind == "placeholder" and member not in copies:
                     copies[member] = Draft(f"{member.name}_copy", "call", "aten.clone.default", (member,))
@@ -85,15 +85,19 @@ class _Sharing:
 
     def __init__(self, drafts: Sequence[Draft], observations: Sequence[Observation]) -> None:
         self.seen = dict(zip(drafts, observations, strict=True))
-        self.by_storage: dict[int, list[Draft]] = {}
-        for draft, observation in self.seen.items():
+        self._by_storage: dict[int, list[tuple[int, Draft]]] = {}
+        for position, (draft, observation) in enumerate(self.seen.items()):
             for storage in observation.storages:
-                self.by_storage.setdefault(storage, []).append(draft)
+                self._by_storage.setdefault(storage, []).append((position, draft))
 
-    def members(self, draft: Draft) -> list[Draft]:
-        """Drafts that share storage with `draft`, itself included, in order."""
-        storages = self.seen[draft].storages
-        return [member for member in self.seen if self.seen[member].storages & storages] if storages else []
+    def members(self, draft: Draft, before: int) -> list[Draft]:
+        """Drafts at positions under `before` that share storage with `draft`, itself included."""
+        return [
+            member
+            for storage in self.seen[draft].storages
+            for position, member in self._by_storage[storage]
+            if position < before
+        ]
 
 
 def _refuse_unwritable(draft: Draft, member: Draft) -> None:
@@ -126,10 +130,11 @@ def _turn_functional(
     value = written[0]
     if draws(draft) and "dropout" not in packet:
         return False
-    members = sharing.members(value)
+    # Values made after this call come from it, or read one of these later.
+    members = sharing.members(value, position)
     if any(member.kind != "call" for member in members):
         return False
-    if any(last_read.get(member, -1) > position for member in members if member not in (value, draft)):
+    if any(last_read.get(member, -1) > position for member in members if member is not value):
         return False
     before, after = sharing.seen[value], observations[position]
     if not before.dense or (draft.no_grad and before.requires_grad):
