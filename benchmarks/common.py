@@ -10,11 +10,12 @@ import pydoc_data.topics
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -110,6 +111,66 @@ def load_gpt() -> ModuleType:
 
 def child_environment() -> dict[str, str]:
     return {**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT)}
+
+
+def seconds_per_step(step_seconds: Sequence[float], workload: Workload) -> float:
+    """The mean over the counted steps: unlike a median it does not depend on how time is put down to single steps."""
+    return mean(step_seconds[workload.warm_up :])
+
+
+def peak_memory(process_id: int | str = "self") -> int:
+    """Largest resident set of a process so far, in bytes.
+
+    From `/proc`, not from `getrusage`, which after `exec` still counts the parent's memory.
+    """
+    for line in Path(f"/proc/{process_id}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("this benchmark needs Linux's /proc")
+
+
+@dataclass(frozen=True)
+class OurRun:
+    """One job on a pool of its own."""
+
+    step_seconds: tuple[float, ...]
+    losses: tuple[float, ...]
+    peak_bytes: dict[str, int]
+    """Peak memory of each worker process."""
+    plan: dict[str, Any]
+
+
+def run_ours(workload: Workload, text: Path, workers: int, **plan: object) -> OurRun:
+    """Train the workload on a coordinator and `workers` worker processes on this machine."""
+    from fusion.local import LocalPool, LocalWorker, check_done
+    from fusion.submit import capture_job, read_job, submit
+
+    os.environ.update(ONE_THREAD)
+    spec, base = read_job(workload.job(text, workers=workers, **plan))
+    metrics: dict[int, dict[str, Any]] = {}
+
+    def take(item: Any) -> None:
+        if item.kind == "metrics":
+            metrics[item.data["step"]] = item.data
+
+    with tempfile.TemporaryDirectory() as folder:
+        names = [LocalWorker(f"worker-{index}") for index in range(workers)]
+        with LocalPool(Path(folder), names, dashboard=False) as pool:
+            pool.wait_for_workers()
+            with pool.client() as client:
+                job = submit(client, capture_job(spec, base))
+                final = pool.watch(str(job["id"]), take)
+            check_done(final)
+            peaks = {name: peak_memory(pid) for name, pid in pool.process_ids().items() if name != "coordinator"}
+    steps = [metrics[step] for step in sorted(metrics)]
+    if len(steps) != workload.steps:
+        raise SystemExit(f"{len(steps)} steps were reported, {workload.steps} were asked for")
+    return OurRun(
+        tuple(step["step_seconds"] for step in steps),
+        tuple(step["loss"] for step in steps),
+        peaks,
+        dict(final["plan"]),
+    )
 
 
 def run_child(script: str, *arguments: str, timeout: float = 600) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import Workload, load_gpt
+from benchmarks.common import Workload, load_gpt, peak_memory
 
 
 def batches(workload: Workload, text: Path) -> Iterator[tuple[Tensor, Tensor]]:
@@ -29,17 +29,6 @@ def batches(workload: Workload, text: Path) -> Iterator[tuple[Tensor, Tensor]]:
     for chosen in order:
         windows = torch.stack([tokens[sample * length : (sample + 1) * length + 1] for sample in chosen.tolist()])
         yield windows[:, :-1], windows[:, 1:]
-
-
-def peak_memory() -> int:
-    """Largest resident set of this process so far, in bytes.
-
-    From `/proc`, not from `getrusage`, which after `exec` still counts the parent's memory.
-    """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("this benchmark needs /proc/self/status")
 
 
 def main() -> None:
