@@ -14,7 +14,12 @@ from scheduler.compression import choose_codecs, device_names, message_bytes
 from scheduler.cost import Costs
 from scheduler.devices import Device, Network
 from scheduler.estimate import Estimate, Estimator, Floats, Placed
+from scheduler.memory import fit_in_flight, fragment_memory
 from scheduler.policies import POLICIES, Request
+from scheduler.simulator import play
+
+MOST_SIMULATED = 4096
+"""Forwards per step up to which the predicted time comes from the simulator."""
 
 
 def plan_job(
@@ -73,15 +78,36 @@ def plan_job(
     estimate = estimator(placed)
     if estimate.missing_bytes > 0:
         raise PlanError(_too_large(costs, placed, estimate))
+    in_flight, seconds = _tuned(costs, estimator, placed, estimate)
     return Plan(
         policy=policy,
         schedule=schedule,
         cuts=placed.cuts,
         placement=device_names(costs.devices, placed.devices),
-        in_flight=estimate.in_flight,
+        in_flight=in_flight,
         codecs=dict(choices(work.crossings(placed.cuts), placed.devices)),
-        predicted_step_seconds=estimate.seconds,
+        predicted_step_seconds=seconds,
     )
+
+
+def _tuned(costs: Costs, estimator: Estimator, placed: Placed, estimate: Estimate) -> tuple[tuple[int, ...], float]:
+    """The depths with the least simulated step time among the estimate's and some deeper ones that fit; that time."""
+    if costs.micro_batches * len(placed.devices) > MOST_SIMULATED:
+        return estimate.in_flight, estimate.seconds
+    depths = [estimate.in_flight]
+    if costs.schedule == "1f1b" and len(placed.devices) > 1:
+        memory = fragment_memory(costs, placed.cuts, costs.workload.crossings(placed.cuts))
+        last = len(placed.devices) - 1
+        wanted = [[depth + (index < last) * more for index, depth in enumerate(estimate.in_flight)] for more in (1, 2)]
+        # Twice the stages to go, less one: Asteroid's depth, in which each transfer counts as a stage.
+        wanted.append([2 * (last - index) + 1 for index in range(last + 1)])
+        wanted.append([costs.micro_batches] * last + [1])
+        for deeper in wanted:
+            capped = [min(costs.micro_batches, depth) for depth in deeper]
+            depths.append(fit_in_flight(costs, memory, placed.devices, capped))
+    played = {depth: play(costs, estimator, placed, depth).step_seconds for depth in dict.fromkeys(depths)}
+    best = min(played, key=lambda depth: (round(played[depth], 9), sum(depth)))
+    return best, played[best]
 
 
 def _check_cuts(cuts: Sequence[int], legal: set[int], size: int) -> None:

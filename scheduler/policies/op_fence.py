@@ -12,11 +12,14 @@ from scheduler.estimate import Placed
 from scheduler.policies.base import Request
 from scheduler.policies.fences import fences, orders, transfer_seconds
 from scheduler.policies.partition import Positions, Programme, Stage, candidates, with_ends
-from scheduler.policies.refine import refine
+from scheduler.policies.refine import Score, refine
 
 SMALL_POOL = 16
 LARGE_POOL = 128
 """From here on the search is narrowed: fewer orders, bounds and positions."""
+SIMULATED_TASKS = 1200
+"""The search may simulate about so many forwards; the estimate alone decides about longer pipelines."""
+MOST_PLAYS = 50
 MOST_STAGES = 96
 """A pipeline over more devices than this gains nothing: only the best ones of a large pool are considered."""
 
@@ -27,8 +30,13 @@ def op_fence(request: Request) -> Placed:
     search = _Search(request, pool)
     starts = search.starts()
     starts = sorted(dict.fromkeys(starts), key=lambda placed: request.estimate(placed).score)
-    chosen = [search.refined(placed) for placed in starts[: search.climbs]]
-    return min(chosen, key=lambda placed: request.estimate(placed).score)
+    climbed = dict.fromkeys(search.refined(placed) for placed in starts[: search.climbs])
+    ranked = sorted((*climbed, *starts[:2]), key=lambda placed: request.estimate(placed).score)
+    plays = SIMULATED_TASKS // (request.costs.micro_batches * len(ranked[0].devices))
+    if plays < len(ranked):
+        return ranked[0]
+    best = min(dict.fromkeys(ranked), key=request.simulated)
+    return search.climb(best, request.simulated, min(plays, MOST_PLAYS))
 
 
 def _pool(request: Request) -> list[int]:
@@ -158,13 +166,16 @@ class _Search:
                 yield Placed((*placed.cuts[:keep], position), (*placed.devices[: keep + 1], home))
 
     def refined(self, placed: Placed) -> Placed:
+        return self.climb(placed, lambda candidate: self.request.estimate(candidate).score, self.budget)
+
+    def climb(self, placed: Placed, score: Score, budget: int) -> Placed:
         request = self.request
         return refine(
             placed,
-            lambda candidate: request.estimate(candidate).score,
+            score,
             legal=self.legal,
             devices=len(self.costs.devices) if len(self.pool) <= SMALL_POOL else 0,
-            budget=self.budget,
+            budget=budget,
             keep_cuts=request.cuts is not None,
             keep_count=request.fragments is not None,
             use_all=request.use_all,

@@ -1,0 +1,90 @@
+"""Memory of a placement under its schedule, and how many micro-batches in flight fit in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from dag.workload import Crossings
+from scheduler.cost import Costs
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentMemory:
+    """Bytes of one fragment: held always, for each micro-batch in flight, and once while one is worked on."""
+
+    state: float
+    kept: float
+    once: float
+
+    def total(self, in_flight: int) -> float:
+        return self.state + self.kept * in_flight + self.once
+
+
+def fragment_memory(costs: Costs, cuts: Sequence[int], crossings: Crossings) -> list[FragmentMemory]:
+    """Memory of every fragment: parameters, gradients, optimiser slots and buffers; saved values and incoming edges."""
+    bounds = (0, *cuts, costs.workload.size)
+    incoming, borrowed = [0.0] * (len(bounds) - 1), [0.0] * (len(bounds) - 1)
+    for edge in range(len(crossings)):
+        held = borrowed if crossings.parameter[edge] else incoming
+        held[int(crossings.target[edge])] += float(costs.workload.value_bytes[crossings.value[edge]])
+    return [
+        FragmentMemory(
+            costs.state_bytes(first, last, borrowed[index]), *costs.micro_batch_bytes(first, last, incoming[index])
+        )
+        for index, (first, last) in enumerate(pairwise(bounds))
+    ]
+
+
+def worker_memory(
+    fragments: Sequence[FragmentMemory], devices: Sequence[int], in_flight: Sequence[int]
+) -> dict[int, float]:
+    """Bytes by device index. Only one fragment of a device is worked on at a time."""
+    memory: dict[int, float] = {}
+    once: dict[int, float] = {}
+    for needs, device, depth in zip(fragments, devices, in_flight, strict=True):
+        memory[device] = memory.get(device, 0.0) + needs.total(depth) - needs.once
+        once[device] = max(once.get(device, 0.0), needs.once)
+    return {device: held + once[device] for device, held in memory.items()}
+
+
+def fit_in_flight(
+    costs: Costs, fragments: Sequence[FragmentMemory], devices: Sequence[int], wanted: Sequence[int]
+) -> tuple[int, ...]:
+    """The wanted depths, lowered where memory asks for it, and never rising along the pipeline.
+
+    A later fragment that runs more forwards ahead than an earlier one lets through would wait for ever.
+    """
+    depth = list(wanted)
+    for index in reversed(range(len(depth) - 1)):
+        depth[index] = max(depth[index], depth[index + 1])
+    if costs.schedule == "1f1b":
+        for device in sorted(set(devices)):
+            limit = costs.devices[device].memory_bytes
+            if limit is not None:
+                _shrink(fragments, [i for i, host in enumerate(devices) if host == device], depth, limit)
+    for index in range(1, len(depth)):
+        depth[index] = min(depth[index], depth[index - 1])
+    return tuple(depth)
+
+
+def _shrink(fragments: Sequence[FragmentMemory], mine: Sequence[int], depth: list[int], limit: int) -> None:
+    """Lower the depths of one device's fragments until they fit, the one that saves most first."""
+    fixed = sum(fragments[i].state for i in mine) + max(fragments[i].once for i in mine)
+    while (over := fixed + sum(depth[i] * fragments[i].kept for i in mine) - limit) > 0:
+        deepest = max(mine, key=lambda i: (depth[i] - 1) * fragments[i].kept)
+        if depth[deepest] == 1 or not fragments[deepest].kept:
+            return
+        depth[deepest] = max(1, depth[deepest] - math.ceil(over / fragments[deepest].kept))
+
+
+def missing_bytes(costs: Costs, memory: dict[int, float]) -> float:
+    """Bytes that devices lack, summed."""
+    lacking = 0.0
+    for device, used in memory.items():
+        limit = costs.devices[device].memory_bytes
+        if limit is not None:
+            lacking += max(0.0, used - limit)
+    return lacking

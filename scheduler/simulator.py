@@ -1,0 +1,333 @@
+"""Plays a plan through discrete events: the executor's own task boards, devices that run one task at a time, queued links.
+
+A directed pair of workers is one serial link: a message waits for those before it, takes bytes / rate on the link, and
+arrives a latency later. What runs when is decided by `executor.board.TaskBoard`, the same class that runs in a worker.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dag.cut import Edge, Fragment, Partition
+from dag.graph import TensorMeta
+from dag.workload import Crossings, Workload
+from executor.board import TaskBoard
+from executor.ordering import Task, TaskKind
+from fusion.errors import PlanError
+from fusion.wire import FrameKind
+from scheduler.cost import Costs
+from scheduler.estimate import Estimator, Placed
+from scheduler.memory import fragment_memory, worker_memory
+
+Floats = NDArray[np.float64]
+STEPS = 3
+"""Steps to play: the first fills the pipeline, the others are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Something that kept a worker or a link busy from `start` to `end` (seconds)."""
+
+    resource: str
+    """A worker's name, or `a → b` for a link."""
+    kind: Literal["forward", "backward", "update", "activation", "gradient", "parameter", "norms"]
+    fragment: int
+    """The fragment that runs; for a message, the one that receives it."""
+    step: int
+    micro_batch: int
+    start: float
+    end: float
+    size: float = 0.0
+    """Bytes of a message."""
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a plan does in steady state."""
+
+    step_seconds: float
+    bubble: float
+    """Share of the time in which the plan's workers compute nothing."""
+    bytes_per_link: dict[tuple[str, str], float]
+    """Wire bytes of one step by directed pair of workers."""
+    memory_per_worker: dict[str, float]
+    busy_per_worker: dict[str, float]
+    """Seconds of compute in one step."""
+    spans: tuple[Span, ...] = field(repr=False)
+
+    @property
+    def bytes_per_step(self) -> float:
+        return sum(self.bytes_per_link.values())
+
+
+def simulate(
+    costs: Costs,
+    cuts: Sequence[int],
+    devices: Sequence[int],
+    in_flight: Sequence[int],
+    wire_bytes: tuple[Floats, Floats],
+    *,
+    clip: bool = False,
+    steps: int = STEPS,
+    trace: bool = True,
+) -> Simulation:
+    """Play `steps` steps of a placement (`devices[i]`: index in `costs.devices` of fragment i's host).
+
+    `wire_bytes`: bytes of each edge's message forward and of its gradient back. `trace` False leaves `spans` empty.
+    Raises `PlanError` if the tasks block each other, which no plan made here does.
+    """
+    crossings = costs.workload.crossings(tuple(cuts))
+    run = _Run(costs, tuple(cuts), tuple(devices), tuple(in_flight), crossings, wire_bytes, clip, steps, trace)
+    run.play()
+    return run.result()
+
+
+def play(costs: Costs, estimate: Estimator, placed: Placed, in_flight: Sequence[int]) -> Simulation:
+    """A short simulation without spans, for searching."""
+    crossings = costs.workload.crossings(placed.cuts)
+    wire_bytes = estimate.wire_bytes(crossings, placed.devices)
+    return simulate(costs, placed.cuts, placed.devices, in_flight, wire_bytes, steps=2, trace=False)
+
+
+def outline(workload: Workload, crossings: Crossings, fragments: int) -> Partition:
+    """A partition with fragments and edges but without their ops: all that a task board looks at."""
+    nothing = TensorMeta((), "float32")
+    edges = tuple(
+        Edge(
+            index,
+            int(crossings.value[index]),
+            int(crossings.source[index]),
+            int(crossings.target[index]),
+            "parameter" if crossings.parameter[index] else "activation",
+            workload.metas[crossings.value[index]] or nothing,
+            bool(crossings.gradient[index]),
+        )
+        for index in range(len(crossings))
+    )
+    inputs: list[list[Edge]] = [[] for _ in range(fragments)]
+    outputs: list[list[Edge]] = [[] for _ in range(fragments)]
+    for edge in edges:
+        outputs[edge.source].append(edge)
+        inputs[edge.target].append(edge)
+    return Partition(
+        (),
+        tuple(
+            Fragment(index, (), (), (), (), (), (), tuple(inputs[index]), tuple(outputs[index]), index == fragments - 1)
+            for index in range(fragments)
+        ),
+        edges,
+    )
+
+
+class _Run:
+    """One simulation in progress."""
+
+    def __init__(
+        self,
+        costs: Costs,
+        cuts: tuple[int, ...],
+        devices: tuple[int, ...],
+        in_flight: tuple[int, ...],
+        crossings: Crossings,
+        wire_bytes: tuple[Floats, Floats],
+        clip: bool,
+        steps: int,
+        trace: bool,
+    ) -> None:
+        self._costs = costs
+        self._cuts = cuts
+        self._hosts = devices
+        self._in_flight = in_flight
+        self._crossings = crossings
+        self._forward_bytes = [float(size) for size in wire_bytes[0]]
+        self._backward_bytes = [float(size) for size in wire_bytes[1]]
+        self._clip = clip
+        self._steps = steps
+        self._trace = trace
+        self._names = [device.name for device in costs.devices]
+        self._partition = outline(costs.workload, crossings, len(devices))
+        self._used = tuple(dict.fromkeys(devices))
+        self._boards = {
+            device: TaskBoard(
+                self._partition,
+                [index for index, host in enumerate(devices) if host == device],
+                schedule=costs.schedule,
+                micro_batches=costs.micro_batches,
+                in_flight=in_flight,
+                steps=steps,
+                clip=clip,
+            )
+            for device in self._used
+        }
+        self._seconds = self._durations()
+        self._events: list[tuple[float, int, int, Task | None]] = []
+        self._order = count()
+        self._running: dict[int, bool] = dict.fromkeys(self._used, False)
+        self._link_free: dict[tuple[int, int], float] = {}
+        self._sent: dict[tuple[int, int], float] = {}
+        self._busy: dict[int, float] = dict.fromkeys(self._used, 0.0)
+        self._messages: dict[int, tuple[int, FrameKind, int, int, int]] = {}
+        self._step_ends = [0.0] * (steps + 1)
+        self._spans: list[Span] = []
+
+    def _durations(self) -> list[dict[TaskKind, float]]:
+        costs = self._costs
+        found = []
+        for host, span in zip(self._hosts, pairwise((0, *self._cuts, costs.workload.size)), strict=True):
+            device = costs.devices[host]
+            found.append(
+                {
+                    TaskKind.FORWARD: costs.forward_seconds(device, *span),
+                    TaskKind.BACKWARD: costs.backward_seconds(device, *span),
+                    TaskKind.UPDATE: costs.update_seconds(device, *span),
+                }
+            )
+        return found
+
+    def play(self) -> None:
+        for edge in self._partition.edges:
+            if edge.kind == "parameter":
+                self._send(0.0, edge, FrameKind.ACTIVATION, 1, 0)
+        for device in self._used:
+            self._start(0.0, device)
+        while self._events:
+            time, serial, device, task = heapq.heappop(self._events)
+            if task is None:
+                self._boards[device].arrived(*self._messages.pop(serial)[1:])
+            else:
+                self._finish(time, device, task)
+            if not self._running[device]:
+                self._start(time, device)
+        stuck = [self._names[device] for device, board in self._boards.items() if not board.finished]
+        if stuck:
+            raise PlanError(f"the plan's tasks block each other on {', '.join(stuck)}")
+
+    def _start(self, time: float, device: int) -> None:
+        task = self._boards[device].next_task()
+        if task is None:
+            return
+        seconds = self._seconds[task.fragment][task.kind]
+        self._running[device] = True
+        self._busy[device] += seconds
+        heapq.heappush(self._events, (time + seconds, next(self._order), device, task))
+        if self._trace:
+            self._spans.append(
+                Span(
+                    self._names[device],
+                    task.kind.value,  # type: ignore[arg-type]
+                    task.fragment,
+                    task.step,
+                    task.micro_batch,
+                    time,
+                    time + seconds,
+                )
+            )
+
+    def _finish(self, time: float, device: int, task: Task) -> None:
+        self._running[device] = False
+        self._boards[device].completed(task)
+        self._step_ends[task.step] = max(self._step_ends[task.step], time)
+        fragment = self._partition.fragments[task.fragment]
+        if task.kind is TaskKind.FORWARD:
+            for edge in fragment.outputs:
+                if edge.kind == "activation":
+                    self._send(time, edge, FrameKind.ACTIVATION, task.step, task.micro_batch)
+        elif task.kind is TaskKind.BACKWARD:
+            for edge in fragment.inputs:
+                if edge.gradient:
+                    self._send(time, edge, FrameKind.GRADIENT, task.step, task.micro_batch)
+            if self._clip and task.micro_batch == self._costs.micro_batches - 1:
+                for other in self._used:
+                    self._deliver(time, device, other, task.fragment, FrameKind.NORMS, task.step, 0, 256.0)
+        elif task.kind is TaskKind.UPDATE and task.step < self._steps:
+            for edge in fragment.outputs:
+                if edge.kind == "parameter":
+                    self._send(time, edge, FrameKind.ACTIVATION, task.step + 1, 0)
+
+    def _send(self, time: float, edge: Edge, kind: FrameKind, step: int, micro_batch: int) -> None:
+        source, target, sizes = edge.source, edge.target, self._forward_bytes
+        if kind is FrameKind.GRADIENT:
+            source, target, sizes = target, source, self._backward_bytes
+        self._deliver(
+            time, self._hosts[source], self._hosts[target], edge.index, kind, step, micro_batch, sizes[edge.index]
+        )
+
+    def _deliver(
+        self,
+        time: float,
+        source: int,
+        target: int,
+        index: int,
+        kind: FrameKind,
+        step: int,
+        micro_batch: int,
+        size: float,
+    ) -> None:
+        if source == target:
+            self._boards[source].arrived(kind, index, step, micro_batch)
+            return
+        link = self._costs.network.link(self._names[source], self._names[target])
+        begin = max(time, self._link_free.get((source, target), 0.0))
+        end = begin + size / link.bytes_per_second
+        self._link_free[source, target] = end
+        self._sent[source, target] = self._sent.get((source, target), 0.0) + size
+        serial = next(self._order)
+        self._messages[serial] = (target, kind, index, step, micro_batch)
+        heapq.heappush(self._events, (end + link.seconds, serial, target, None))
+        if self._trace:
+            self._spans.append(self._message_span(source, target, index, kind, step, micro_batch, begin, end, size))
+
+    def _message_span(
+        self,
+        source: int,
+        target: int,
+        index: int,
+        kind: FrameKind,
+        step: int,
+        micro_batch: int,
+        begin: float,
+        end: float,
+        size: float,
+    ) -> Span:
+        name: Literal["activation", "gradient", "parameter", "norms"]
+        if kind is FrameKind.NORMS:
+            name, fragment = "norms", index
+        elif kind is FrameKind.GRADIENT:
+            name, fragment = "gradient", self._partition.edges[index].source
+        else:
+            edge = self._partition.edges[index]
+            name, fragment = edge.kind, edge.target
+        resource = f"{self._names[source]} → {self._names[target]}"
+        return Span(resource, name, fragment, step, micro_batch, begin, end, size)
+
+    def result(self) -> Simulation:
+        costs, steps = self._costs, self._steps
+        step_seconds = self._step_ends[1]
+        if steps > 1:
+            step_seconds = (self._step_ends[steps] - self._step_ends[1]) / (steps - 1)
+        memory = worker_memory(fragment_memory(costs, self._cuts, self._crossings), self._hosts, self._in_flight)
+        busy = {self._names[device]: seconds / steps for device, seconds in self._busy.items()}
+        computing = sum(busy.values()) / len(busy)
+        return Simulation(
+            step_seconds=step_seconds,
+            bubble=max(0.0, 1 - computing / step_seconds) if step_seconds > 0 else 0.0,
+            bytes_per_link={
+                (self._names[source], self._names[target]): size / steps
+                for (source, target), size in sorted(self._sent.items())
+            },
+            memory_per_worker={self._names[device]: held for device, held in memory.items()},
+            busy_per_worker=busy,
+            spans=tuple(self._spans),
+        )
+
+
+def spans_of_step(simulation: Simulation, step: int) -> Iterator[Span]:
+    """The spans of one step, in order of their start."""
+    return iter(sorted((span for span in simulation.spans if span.step == step), key=lambda span: span.start))
