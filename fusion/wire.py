@@ -32,6 +32,8 @@ class FrameKind(IntEnum):
     """One fragment's per-parameter gradient norms (float32); `edge` is the sending fragment's index."""
     RESEND = 4
     """Please send again what (edge, step, micro_batch, wanted kind) names; `codec` holds the wanted kind's name."""
+    DONE = 5
+    """The edge's target fragment has used everything of `step`: a source that no gradient comes back to is paced by this."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,191 @@
+"""What the plan lets arrive at this worker: every header is checked here before memory is taken for its payload.
+
+Sans I/O and without torch. A message must be of this job and plan epoch, come from the worker that the plan says makes it
+(known by its authenticated key), belong to a step and micro-batch that exist, and have exactly the edge's shape, dtype,
+codec and payload size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from compress.settings import Settings, parse
+from dag.cut import Edge, Partition
+from fusion.errors import FrameError
+from fusion.plan import Plan
+from fusion.wire import FrameKind, Header
+
+Category = Literal["malformed", "unknown job", "stopped job", "other epoch", "sender", "unknown key", "layout", "size"]
+
+
+class Refused(FrameError):
+    """A message that is not let in; `category` is what is counted."""
+
+    def __init__(self, category: Category, message: str) -> None:
+        super().__init__(message)
+        self.category = category
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a value that may arrive looks like; `codec` applies to the direction it travels in."""
+
+    source: str
+    """The worker it comes from."""
+    shape: tuple[int, ...]
+    dtype: str
+    codec: str
+    settings: Settings
+    may_be_null: bool
+
+
+class Admission:
+    """The rules for one worker, one job and one plan epoch.
+
+    `norms` has the number of home parameters of each fragment (empty without clipping); `last_step` is the job's last
+    step. `free` names the fragments that no gradient comes back to (`free_running`).
+    """
+
+    def __init__(
+        self,
+        job: str,
+        plan: Plan,
+        partition: Partition,
+        worker: str,
+        *,
+        micro_batches: int,
+        last_step: int,
+        eval_batches: int = 0,
+        norms: Sequence[int] = (),
+    ) -> None:
+        self.job = job
+        self.epoch = plan.epoch
+        self._micro_batches = micro_batches
+        self._last_step = last_step
+        self._eval_batches = eval_batches
+        self._edges = partition.edges
+        self._placement = plan.placement
+        self._worker = worker
+        self._forward = {
+            edge.index: _layout(plan, edge, plan.placement[edge.source], backward=False)
+            for edge in partition.edges
+            if plan.placement[edge.target] == worker
+        }
+        self._backward = {
+            edge.index: _layout(plan, edge, plan.placement[edge.target], backward=True)
+            for edge in partition.edges
+            if edge.gradient and plan.placement[edge.source] == worker
+        }
+        plain = parse("none", {})
+        self._norms = {
+            fragment: Layout(plan.placement[fragment], (count,), "float32", "none", plain, may_be_null=False)
+            for fragment, count in enumerate(norms)
+        }
+
+    def check(self, header: Header, sender: str, payloads: Sequence[int]) -> Layout | None:
+        """The layout of an admitted value, or None for a message that carries none (RESEND, DONE).
+
+        `sender` is the authenticated worker, `payloads` the byte length of each payload frame. Raises `Refused`.
+        """
+        if header.job != self.job:
+            raise Refused("unknown job", f"message of job {header.job!r}, which this worker does not have")
+        if header.epoch != self.epoch:
+            raise Refused("other epoch", f"message of plan epoch {header.epoch}, this worker is at {self.epoch}")
+        if header.kind is FrameKind.RESEND:
+            self._check_request(header, sender, payloads)
+            return None
+        if header.kind is FrameKind.DONE:
+            edge = self._edges[header.edge] if header.edge < len(self._edges) else None
+            if edge is None or self._placement[edge.source] != self._worker:
+                raise Refused("unknown key", f"edge {header.edge} does not leave this worker")
+            self._check_sender(sender, self._placement[edge.target], header)
+            if payloads or not 1 <= header.step <= self._last_step:
+                raise Refused("unknown key", f"DONE of step {header.step} with {len(payloads)} payloads")
+            return None
+        layout = self._layout(header)
+        self._check_sender(sender, layout.source, header)
+        _check_payload(header, layout, payloads)
+        return layout
+
+    def _layout(self, header: Header) -> Layout:
+        kind, step, micro_batch = header.kind, header.step, header.micro_batch
+        layouts = {
+            FrameKind.ACTIVATION: self._forward,
+            FrameKind.EVALUATION: self._forward,
+            FrameKind.GRADIENT: self._backward,
+            FrameKind.NORMS: self._norms,
+        }[kind]
+        layout = layouts.get(header.edge)
+        if layout is None:
+            raise Refused("unknown key", f"{kind.name} {header.edge} is not for this worker")
+        last, count = self._last_step, self._micro_batches
+        if kind is FrameKind.NORMS:
+            count = 1
+        elif kind is FrameKind.EVALUATION:
+            count = self._eval_batches
+        elif kind is FrameKind.ACTIVATION and self._edges[header.edge].kind == "parameter":
+            # The value after the last update serves the last evaluation.
+            last, count = last + 1, 1
+        if not 1 <= step <= last or micro_batch >= count:
+            raise Refused("unknown key", f"{kind.name} {header.edge} of step {step}, micro-batch {micro_batch}")
+        return layout
+
+    def _check_request(self, header: Header, sender: str, payloads: Sequence[int]) -> None:
+        if payloads:
+            raise Refused("layout", "a RESEND with a payload")
+        if header.codec not in FrameKind.__members__ or header.codec == FrameKind.RESEND.name:
+            raise Refused("malformed", f"RESEND asks for {header.codec!r}, which is no kind of message")
+        if sender not in self._placement:
+            raise Refused("sender", f"RESEND from {sender!r}, which has no part in this job")
+
+    def _check_sender(self, sender: str, expected: str, header: Header) -> None:
+        if sender != expected:
+            raise Refused("sender", f"{header.kind.name} {header.edge} came from {sender!r}, not from {expected!r}")
+
+
+def free_running(partition: Partition) -> frozenset[int]:
+    """Fragments that feed others and get no gradient back: nothing but DONE messages keeps them from running ahead."""
+    return frozenset(
+        fragment.index
+        for fragment in partition.fragments
+        if fragment.outputs and not any(edge.gradient for edge in fragment.outputs)
+    )
+
+
+def pacing_edges(partition: Partition, hosted: Collection[int]) -> tuple[Edge, ...]:
+    """One edge for each pair of a free-running source and a target hosted here."""
+    free = free_running(partition)
+    pairs = {
+        (edge.source, edge.target): edge
+        for edge in reversed(partition.edges)
+        if edge.source in free and edge.target in hosted
+    }
+    return tuple(pairs.values())
+
+
+def _layout(plan: Plan, edge: Edge, source: str, *, backward: bool) -> Layout:
+    choice = plan.codecs.get(edge.index)
+    name = "none" if choice is None else choice.backward if backward else choice.forward
+    settings = parse(name, choice.options if choice is not None and name != "none" else {})
+    return Layout(source, edge.meta.shape, edge.meta.dtype, name, settings, may_be_null=backward)
+
+
+def _check_payload(header: Header, layout: Layout, payloads: Sequence[int]) -> None:
+    what = f"{header.kind.name} {header.edge}"
+    if not payloads and layout.may_be_null and header.dtype == "" and header.shape == () and header.codec == "none":
+        return
+    if (header.codec, header.dtype, header.shape) != (layout.codec, layout.dtype, layout.shape):
+        raise Refused(
+            "layout",
+            f"{what} came as {header.codec} {header.dtype}{list(header.shape)}, "
+            f"the plan says {layout.codec} {layout.dtype}{list(layout.shape)}",
+        )
+    if len(payloads) != 1:
+        raise Refused("size", f"{what} came with {len(payloads)} payloads, not one")
+    exact = layout.settings.payload_bytes(layout.shape, layout.dtype)
+    if exact is not None and payloads[0] != exact:
+        raise Refused("size", f"{what} came with {payloads[0]} bytes, {exact} expected")
+    if exact is None and payloads[0] > layout.settings.max_payload_bytes(layout.shape, layout.dtype):
+        raise Refused("size", f"{what} came with {payloads[0]} bytes, more than any payload of {layout.codec}")

@@ -1,0 +1,128 @@
+"""Builds a worker's fragments of one job from blobs alone: the OP-DAG, their tensors, the data they feed on.
+
+Runs no code of the user: the OP-DAG is validated (every operator on the allow-list), tensors and data are plain bytes whose
+shapes and dtypes are checked against it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from dag import serialize
+from dag.cut import Fragment, Partition, cut
+from dag.graph import OpDag
+from dag.validate import MAX_BYTES
+from executor.program import FragmentProgram
+from fusion.messages import Prepare
+from worker.admission import Admission
+from worker.feed import Feed, load_feed, sources
+from worker.fetch import Fetcher, TensorFile
+from worker.memory import MemoryGuard
+
+# Tensors that the optimizer keeps per parameter, beside the parameter and its gradient.
+_SLOTS = {"sgd": 0, "adam": 2, "adamw": 2, "adagrad": 1, "muon": 1}
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Everything that one worker needs to run its fragments of one plan."""
+
+    prepare: Prepare
+    worker: str
+    dag: OpDag
+    partition: Partition
+    programs: dict[int, FragmentProgram]
+    feed: Feed
+    placeholders: dict[int, tuple[str, ...]]
+    """Fragment -> data keys it feeds itself."""
+
+    @property
+    def first_step(self) -> int:
+        return self.prepare.resume.step + 1 if self.prepare.resume is not None else 1
+
+    def admission(self) -> Admission:
+        """What may arrive here."""
+        train = self.prepare.train
+        return Admission(
+            self.prepare.job,
+            self.prepare.plan,
+            self.partition,
+            self.worker,
+            micro_batches=train.micro_batches,
+            last_step=train.steps,
+            eval_batches=train.eval_batches if train.eval_every is not None else 0,
+            norms=[len(fragment.parameters) for fragment in self.partition.fragments]
+            if train.clip_grad_norm is not None
+            else (),
+        )
+
+
+async def assemble(prepare: Prepare, worker: str, device: str, fetcher: Fetcher, memory: MemoryGuard) -> Assembly:
+    """Fetch and build. Raises `DagError`, `BlobError`, `DataError`, `PlanError`, or an error of the network."""
+    dag = await asyncio.to_thread(serialize.loads, await fetcher.whole(prepare.dag, MAX_BYTES))
+    partition = cut(dag, prepare.plan.cuts)
+    hosted = prepare.plan.fragments_of(worker)
+    _require_memory(prepare, dag, [partition.fragments[index] for index in hosted], memory)
+    weights = await fetcher.open(prepare.weights)
+    moments = await _optimizer_file(prepare, fetcher)
+    programs: dict[int, FragmentProgram] = {}
+    for index in hosted:
+        program = await asyncio.to_thread(_build, prepare, dag, partition.fragments[index], device)
+        tensors = await weights.tensors(program.state_names)
+        await asyncio.to_thread(program.load, tensors)
+        del tensors
+        if moments is not None:
+            own = set(program.parameter_names)
+            keys = [key for key in moments.entries if _parameter_of(key) in own]
+            await asyncio.to_thread(program.load_state, await moments.tensors(keys))
+        programs[index] = program
+    placeholders = {
+        index: tuple(dag.ops[op].target for op in partition.fragments[index].placeholders) for index in hosted
+    }
+    needed = {op: None for index in hosted for op in partition.fragments[index].placeholders}
+    wanted = sources(dag, needed, prepare.data, prepare.train.micro_batch_size)
+    file = await fetcher.open(prepare.data.blob) if wanted else None
+    feed = await load_feed(file, wanted, prepare.data, prepare.train)
+    return Assembly(prepare, worker, dag, partition, programs, feed, placeholders)
+
+
+def _build(prepare: Prepare, dag: OpDag, fragment: Fragment, device: str) -> FragmentProgram:
+    train = prepare.train
+    return FragmentProgram(
+        dag,
+        fragment,
+        seed=train.seed,
+        micro_batches=train.micro_batches,
+        optimizer=train.optimizer,
+        lr_schedule=train.lr_schedule,
+        steps=train.steps,
+        clip_grad_norm=train.clip_grad_norm,
+        device=device,
+        recompute=train.recompute,
+    )
+
+
+async def _optimizer_file(prepare: Prepare, fetcher: Fetcher) -> TensorFile | None:
+    if prepare.resume is None or prepare.resume.optimizer is None:
+        return None
+    return await fetcher.open(prepare.resume.optimizer)
+
+
+def _parameter_of(key: str) -> str:
+    """`optimizer/SLOT/NAME` -> NAME; empty for any other key."""
+    kind, _, rest = key.partition("/")
+    return rest.partition("/")[2] if kind == "optimizer" else ""
+
+
+def _require_memory(prepare: Prepare, dag: OpDag, fragments: list[Fragment], memory: MemoryGuard) -> None:
+    """What the fragments certainly take: parameters, gradients, optimizer state, and saved values in flight."""
+    total = 0
+    for fragment in fragments:
+        held = sum(dag.ops[op].output_bytes for op in (*fragment.parameters, *fragment.borrowed))
+        fixed = sum(dag.ops[op].output_bytes for op in (*fragment.constants, *fragment.written_buffers))
+        saved = 0 if prepare.train.recompute else sum(dag.ops[op].saved_bytes for op in fragment.ops)
+        in_flight = min(prepare.plan.in_flight[fragment.index], prepare.train.micro_batches)
+        total += held * (2 + _SLOTS[prepare.train.optimizer.name]) + fixed + saved * max(1, in_flight)
+    names = ", ".join(str(fragment.index) for fragment in fragments)
+    memory.require(total, f"fragment {names}" if len(fragments) == 1 else f"fragments {names}")

@@ -1,0 +1,64 @@
+"""What a worker daemon is told when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import parse_qs, urlsplit
+
+from fusion.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """Settings of one worker process.
+
+    `join` is the coordinator's `http://HOST:PORT`, with the pool's token as `?token=...` or in `token`.
+    """
+
+    join: str
+    name: str | None = None
+    """Name in the pool; default: the host's name and the process id."""
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:N`."""
+    threads: int = 1
+    """Compute threads. The bits of a run depend on it, so every worker of a pool should use the same."""
+    memory_limit: int | None = None
+    """Bytes this process may use; default: the memory of the machine (or of the GPU)."""
+    advertise: str | None = None
+    """`HOST:PORT` where peers reach the data socket, which listens on that port; default: the address that reaches the
+    coordinator, any free port."""
+    listen: str | None = None
+    """Address to listen on; default: loopback when the coordinator is on loopback, else every interface."""
+    token: str | None = None
+    exit_on_stdin_close: bool = False
+    """Leave at once when stdin ends: a parent that dies takes its local workers along."""
+    max_frame_bytes: int = 2**30
+    """A peer that sends a larger frame is cut off before memory is taken for it."""
+    max_blob_bytes: int = 2**38
+    """Larger blobs are not fetched."""
+
+    @property
+    def coordinator(self) -> str:
+        """Base URL without token. Raises `UserError`."""
+        parts = urlsplit(self.join if "//" in self.join else f"http://{self.join}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(
+                f"--join {self.join!r} is not a coordinator's address; it looks like http://HOST:PORT?token=..."
+            )
+        return f"{parts.scheme}://{parts.netloc}"
+
+    @property
+    def bearer(self) -> str | None:
+        """The pool's token: from the join URL, else `token`."""
+        parts = urlsplit(self.join if "//" in self.join else f"http://{self.join}")
+        return parse_qs(parts.query).get("token", [self.token])[0]
+
+    @property
+    def advertised(self) -> tuple[str, int] | None:
+        """Host and port of `advertise`. Raises `UserError`."""
+        if self.advertise is None:
+            return None
+        host, _, port = self.advertise.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise UserError(f"--advertise {self.advertise!r} is not HOST:PORT")
+        return host.strip("[]"), int(port)

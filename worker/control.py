@@ -1,0 +1,157 @@
+"""The control channel's worker side: reports go out in order and outlive a coordinator that is away for a while.
+
+ZeroMQ connects again by itself. While nobody is there, reports are kept; once the coordinator is back, those of the last
+seconds before the break are said again, because some may have been lost on the way (the coordinator ignores repeats).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+
+import zmq
+import zmq.asyncio
+from pydantic import BaseModel
+from zmq.utils.monitor import recv_monitor_message
+
+from fusion.errors import FrameError
+from fusion.messages import MAX_MESSAGE_BYTES, Heartbeat, JoinResponse, Leaving, ToWorker, decode_to_worker, encode
+from fusion.sockets import KeyPair, keep_alive, secure_client
+
+_REPEAT_SECONDS = 20.0
+_LOST = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+
+log = logging.getLogger("fusion.worker")
+
+
+class Control:
+    """One session with a coordinator, from `open` to `close`.
+
+    `on_message(message)` and `on_connection(is there)` are called in the event loop. `send` belongs to the event loop too.
+    """
+
+    def __init__(
+        self, keys: KeyPair, on_message: Callable[[ToWorker], None], on_connection: Callable[[bool], None]
+    ) -> None:
+        self._keys = keys
+        self._on_message = on_message
+        self._on_connection = on_connection
+        self._context = zmq.asyncio.Context()
+        self._socket: zmq.asyncio.Socket | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._kept: deque[bytes] = deque()
+        self._recent: deque[tuple[float, bytes]] = deque()
+        self._answer: JoinResponse | None = None
+        self.connected = False
+        self.lost_at: float | None = None
+        """When the connection broke (monotonic seconds); None while it stands."""
+        self.memory_used: Callable[[], int] = lambda: 0
+
+    @property
+    def waiting(self) -> int:
+        """Reports kept for a coordinator that is away."""
+        return len(self._kept)
+
+    def open(self, answer: JoinResponse) -> None:
+        """Connect with what the join answered; reports kept from an earlier session go to this one."""
+        self._answer = answer
+        self.lost_at = monotonic()
+        socket = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 1000)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        keep_alive(socket, max(2.0, 4 * answer.heartbeat_seconds))
+        secure_client(socket, self._keys, answer.control_public_key)
+        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _LOST)
+        socket.connect(answer.control_endpoint)
+        self._socket = socket
+        self._tasks = [
+            asyncio.create_task(self._watch(monitor), name="control monitor"),
+            asyncio.create_task(self._receive(socket), name="control channel"),
+            asyncio.create_task(self._beat(answer), name="heartbeat"),
+        ]
+
+    def send(self, message: BaseModel) -> None:
+        """Send a report, or keep it until the coordinator is back."""
+        self._send(encode(message), lasting=not isinstance(message, Heartbeat | Leaving))
+
+    async def close(self) -> None:
+        """End the session; what was handed to ZeroMQ gets a second to leave. Kept reports stay for the next `open`."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        self.connected = False
+        if self._socket is not None:
+            self._socket.disable_monitor()
+            self._socket.close()
+            self._socket = None
+
+    def forget(self) -> None:
+        """Drop all kept reports: they are of an incarnation that is over."""
+        self._kept.clear()
+        self._recent.clear()
+
+    async def destroy(self) -> None:
+        """`close`, and let go of ZeroMQ."""
+        await self.close()
+        await asyncio.to_thread(self._context.term)
+
+    def _send(self, data: bytes, *, lasting: bool) -> None:
+        if not self.connected or self._socket is None:
+            if lasting:
+                self._kept.append(data)
+            return
+        self._socket.send(data)
+        if lasting:
+            now = monotonic()
+            self._recent.append((now, data))
+            while self._recent[0][0] < now - _REPEAT_SECONDS:
+                self._recent.popleft()
+
+    async def _beat(self, answer: JoinResponse) -> None:
+        while True:
+            self.send(Heartbeat(incarnation=answer.incarnation, memory_used_bytes=self.memory_used()))
+            await asyncio.sleep(answer.heartbeat_seconds)
+
+    async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
+        try:
+            while True:
+                event = (await recv_monitor_message(monitor))["event"]
+                if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    self._back()
+                elif event & _LOST and self.connected:
+                    self.connected = False
+                    self.lost_at = monotonic()
+                    self._on_connection(False)
+        finally:
+            monitor.close(0)
+
+    def _back(self) -> None:
+        assert self._answer is not None
+        lost_at = self.lost_at if self.lost_at is not None else monotonic()
+        self.connected, self.lost_at = True, None
+        # The coordinator learns our new route from the first message.
+        self.send(Heartbeat(incarnation=self._answer.incarnation, memory_used_bytes=self.memory_used()))
+        repeated = [data for sent_at, data in self._recent if sent_at >= lost_at - _REPEAT_SECONDS]
+        kept = list(self._kept)
+        self._recent.clear()
+        self._kept.clear()
+        for data in (*repeated, *kept):
+            self._send(data, lasting=True)
+        self._on_connection(True)
+
+    async def _receive(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            frames = await socket.recv_multipart()
+            with contextlib.suppress(IndexError):
+                try:
+                    message = decode_to_worker(frames[-1])
+                except FrameError as error:
+                    log.warning("ignored a message of the coordinator: %s", error)
+                    continue
+                self._on_message(message)

@@ -1,0 +1,90 @@
+"""Runs a worker in the foreground: threads set before torch is loaded, signals, exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+
+from fusion.errors import FusionError
+from worker.config import WorkerConfig
+
+__all__ = ["WorkerConfig", "run_worker"]
+
+# A parent that died can't wait for a checkpoint: leave in good order if that goes fast, else at once.
+_ORPHAN_PATIENCE = 3.0
+# How often a thread may keep the interpreter to itself before another gets its turn: the default of 5 ms would be
+# added to the latency of every message that arrives while Python code computes.
+_SWITCH_SECONDS = 0.0005
+
+
+def run_worker(config: WorkerConfig) -> int:
+    """Join a pool and work until told to go; returns the process's exit code. Errors are one line on stderr.
+
+    SIGINT and SIGTERM leave in good order; a second one leaves at once.
+    """
+    # Two processes whose threads spin for work on the same cores are many times slower than with waiting threads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
+    os.environ.setdefault("MKL_NUM_THREADS", str(config.threads))
+    try:
+        return asyncio.run(_run(config))
+    except FusionError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+async def _run(config: WorkerConfig) -> int:
+    import torch
+
+    from worker.service import Service
+
+    torch.set_num_threads(config.threads)
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    service = Service(config, _say)
+    loop = asyncio.get_running_loop()
+    asked = False
+
+    def on_signal(number: int) -> None:
+        nonlocal asked
+        if asked:
+            _say("leaving at once")
+            _exit_now(128 + number)
+        asked = True
+        service.leave(signal.Signals(number).name)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal, number)
+    if config.exit_on_stdin_close:
+        threading.Thread(target=_follow_stdin, args=(loop, service.leave), name="stdin", daemon=True).start()
+    return await service.run()
+
+
+def _follow_stdin(loop: asyncio.AbstractEventLoop, leave: object) -> None:
+    assert callable(leave)
+    try:
+        while os.read(0, 4096):
+            pass
+    except OSError:
+        pass  # No stdin counts as a closed one.
+    try:
+        loop.call_soon_threadsafe(leave, "the process that started it has ended")
+    except RuntimeError:
+        return  # The loop is closed: we are leaving already.
+    threading.Event().wait(_ORPHAN_PATIENCE)
+    _exit_now(0)
+
+
+def _exit_now(code: int) -> None:
+    """End without waiting for threads that compute."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

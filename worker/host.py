@@ -1,0 +1,461 @@
+"""Hosts the fragments of one job: the compute thread that runs ready tasks and passes their results on.
+
+Arrivals come through one queue (`deliver`, from the data plane's thread); everything else here belongs to the compute
+thread. What people and the coordinator should know goes out through `report`, which may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import traceback
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future
+from time import monotonic, perf_counter
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from dag.cut import Edge
+from dag.graph import TensorMeta
+from executor.board import TaskBoard
+from executor.ordering import Task, TaskKind
+from fusion.errors import FusionError, PlanError
+from fusion.messages import (
+    EvaluationReport,
+    Failure,
+    Finished,
+    FragmentTimes,
+    StepReport,
+    Warned,
+)
+from fusion.units import format_bytes, format_seconds
+from fusion.wire import FrameKind, Header
+from worker.admission import free_running, pacing_edges
+from worker.assembly import Assembly
+from worker.inbox import Inbox
+from worker.memory import MemoryGuard
+from worker.mover import Route
+from worker.replay_log import Key
+from worker.waiting import Patience
+
+Report = Callable[[BaseModel], None]
+Upload = Callable[[int, int, dict[str, Tensor]], "Future[None]"]
+"""(step, fragment, state) -> done when the part is at the coordinator, or was given up with a warning."""
+
+
+class JobHost:
+    """The compute side of one job at one plan epoch. `deliver` from the start, `start` once, `stop` at any time."""
+
+    def __init__(
+        self, assembly: Assembly, *, threads: int, memory: MemoryGuard, report: Report, upload: Upload
+    ) -> None:
+        self.assembly = assembly
+        self._prepare = assembly.prepare
+        self._train = assembly.prepare.train
+        self._plan = assembly.prepare.plan
+        self._worker = assembly.worker
+        self._partition = assembly.partition
+        self._programs = assembly.programs
+        self._threads = threads
+        self._memory = memory
+        self._report = report
+        self._upload = upload
+        self._events: queue.SimpleQueue[tuple[Header, Tensor | None] | None] = queue.SimpleQueue()
+        self._inbox: Inbox[Tensor | None] = Inbox()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._route: Route | None = None
+        train, plan = self._train, self._plan
+        self._first = assembly.first_step
+        self._board = TaskBoard(
+            self._partition,
+            tuple(self._programs),
+            schedule=plan.schedule,
+            micro_batches=train.micro_batches,
+            in_flight=plan.in_flight,
+            steps=train.steps,
+            clip=train.clip_grad_norm is not None,
+            first_step=self._first,
+            eval_every=train.eval_every,
+            eval_batches=train.eval_batches,
+        )
+        # Pacing of fragments that no gradient comes back to: (source, target) -> last step the target is done with.
+        free = free_running(self._partition)
+        self._pacing = pacing_edges(self._partition, tuple(self._programs))
+        self._done = {
+            (edge.source, edge.target): self._first - 1
+            for edge in self._partition.edges
+            if edge.source in free and edge.source in self._programs
+        }
+        self._kept_steps = 3 if self._done else 2
+        self._floor = dict.fromkeys(self._programs, self._first)
+        self._losses: dict[int, list[float]] = defaultdict(list)
+        self._evaluations: dict[int, list[float]] = defaultdict(list)
+        self._times: dict[tuple[int, int], dict[TaskKind, float]] = defaultdict(lambda: defaultdict(float))
+        self._updated: dict[int, set[int]] = defaultdict(set)
+        self._norm: dict[int, float] = {}
+        self._waited = 0.0
+        self._patience = Patience(self._prepare.failure_timeout)
+        self._uploads: list[Future[None]] = []
+
+    @property
+    def job(self) -> str:
+        return self._prepare.job
+
+    @property
+    def epoch(self) -> int:
+        return self._plan.epoch
+
+    def deliver(self, header: Header, value: Tensor | None) -> None:
+        """A message for this job has arrived and was admitted; from any thread."""
+        self._events.put((header, value))
+
+    def start(self, route: Route) -> None:
+        """Begin to train."""
+        self._route = route
+        self._thread = threading.Thread(target=self._main, name="compute", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the task at hand and wait for it; safe to call twice and before `start`."""
+        self._stopping.set()
+        self._events.put(None)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    # The compute thread -------------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            torch.set_num_threads(self._threads)
+            self._run()
+        except Exception as error:
+            if not self._stopping.is_set():
+                self._report(
+                    Failure(
+                        job=self.job,
+                        epoch=self.epoch,
+                        message=explain(error),
+                        detail="" if isinstance(error, FusionError) else traceback.format_exc(),
+                    )
+                )
+
+    def _run(self) -> None:
+        for fragment in self._programs:
+            self._send_parameters(fragment, self._first)
+        while not self._board.finished:
+            self._drain()
+            if self._stopping.is_set():
+                return
+            task = self._board.next_task()
+            if task is None or self._held(task):
+                self._wait()
+                continue
+            self._execute(task)
+        for upload in self._uploads:
+            while not self._stopping.is_set() and not _settled(upload):
+                pass
+        if not self._stopping.is_set():
+            self._report(Finished(job=self.job, epoch=self.epoch))
+
+    def _execute(self, task: Task) -> None:
+        begin = perf_counter()
+        match task.kind:
+            case TaskKind.FORWARD:
+                self._forward(task)
+            case TaskKind.BACKWARD:
+                self._backward(task)
+            case TaskKind.UPDATE:
+                self._update(task)
+            case TaskKind.EVALUATE:
+                self._evaluate(task)
+        self._times[task.fragment, task.step][task.kind] += perf_counter() - begin
+        self._board.completed(task)
+        if task.kind is TaskKind.UPDATE:
+            self._updated_step(task)
+        if task.kind in (TaskKind.UPDATE, TaskKind.EVALUATE):
+            self._advance(task.fragment)
+
+    def _forward(self, task: Task) -> None:
+        data = self.assembly.feed.training(task.step, task.micro_batch, self.assembly.placeholders[task.fragment])
+        result = self._programs[task.fragment].forward(task.step, task.micro_batch, self._arrivals(task), data)
+        for edge, value in result.outputs.items():
+            self._pass_on(FrameKind.ACTIVATION, edge, task.step, task.micro_batch, value)
+        if result.loss is not None:
+            self._losses[task.step].append(result.loss)
+
+    def _backward(self, task: Task) -> None:
+        gradients = {key[1]: self._inbox.take(key) for key in self._board.needs(task) if key[0] is FrameKind.GRADIENT}
+        program = self._programs[task.fragment]
+        for edge, gradient in program.backward(task.step, task.micro_batch, gradients).items():
+            self._pass_on(FrameKind.GRADIENT, edge, task.step, task.micro_batch, gradient)
+        if self._train.clip_grad_norm is not None and task.micro_batch == self._train.micro_batches - 1:
+            self._broadcast_norms(task.fragment, task.step, program.norms())
+
+    def _update(self, task: Task) -> None:
+        norms: dict[int, Tensor] | None = None
+        if self._train.clip_grad_norm is not None:
+            norms = {}
+            for key in self._board.needs(task):
+                value = self._inbox.get(key)
+                assert value is not None
+                norms[key[1]] = value
+        total = self._programs[task.fragment].update(task.step, norms)
+        if total is not None:
+            self._norm[task.step] = total
+        self._send_parameters(task.fragment, task.step + 1)
+
+    def _evaluate(self, task: Task) -> None:
+        data = self.assembly.feed.evaluation(task.micro_batch, self.assembly.placeholders[task.fragment])
+        result = self._programs[task.fragment].evaluate(task.step, task.micro_batch, self._arrivals(task), data)
+        for edge, value in result.outputs.items():
+            self._pass_on(FrameKind.EVALUATION, edge, task.step, task.micro_batch, value)
+        if result.loss is None:
+            return
+        losses = self._evaluations[task.step]
+        losses.append(result.loss)
+        if len(losses) == self._train.eval_batches:
+            del self._evaluations[task.step]
+            self._report(
+                EvaluationReport(
+                    job=self.job,
+                    epoch=self.epoch,
+                    step=task.step,
+                    loss=sum(losses) / len(losses),
+                    batches=len(losses),
+                )
+            )
+
+    def _arrivals(self, task: Task) -> dict[int, Tensor]:
+        """Edge -> value for a forward or evaluation; borrowed parameters stay for the micro-batches to come."""
+        found: dict[int, Tensor] = {}
+        for key in self._board.needs(task):
+            lasting = self._partition.edges[key[1]].kind == "parameter"
+            value = self._inbox.get(key) if lasting else self._inbox.take(key)
+            assert value is not None
+            found[key[1]] = value
+        return found
+
+    # What goes out ------------------------------------------------------------------------------------------------
+
+    def _pass_on(self, kind: FrameKind, edge: int, step: int, micro_batch: int, value: Tensor | None) -> None:
+        """Give an edge's value to its other end, here or on another worker."""
+        ends = self._partition.edges[edge]
+        receiver = ends.source if kind is FrameKind.GRADIENT else ends.target
+        if value is not None:
+            _check(value, ends.meta, kind, edge)
+        choice = self._plan.codecs.get(edge)
+        codec = "none"
+        if choice is not None and value is not None:
+            codec = choice.backward if kind is FrameKind.GRADIENT else choice.forward
+        header = (
+            Header(self.job, self.epoch, kind, edge, step, micro_batch)
+            if value is None
+            else Header(self.job, self.epoch, kind, edge, step, micro_batch, codec, ends.meta.dtype, ends.meta.shape)
+        )
+        assert self._route is not None
+        to = self._plan.placement[receiver]
+        options = dict(choice.options) if choice is not None else {}
+        if to != self._worker:
+            self._route.send(to, header, value, options)
+        elif value is not None and codec != "none":
+            self._accept(header, self._route.encoded(header, value, options))
+        else:
+            self._accept(header, value)
+
+    def _send_parameters(self, fragment: int, step: int) -> None:
+        """Tied weights: their value for `step` to the fragments that borrow them."""
+        if not self._board.wants_parameters(step):
+            return
+        for edge, value in self._programs[fragment].parameter_values().items():
+            self._pass_on(FrameKind.ACTIVATION, edge, step, 0, value)
+
+    def _broadcast_norms(self, fragment: int, step: int, norms: Tensor) -> None:
+        header = Header(self.job, self.epoch, FrameKind.NORMS, fragment, step, 0, "none", "float32", tuple(norms.shape))
+        assert self._route is not None
+        for worker in self._plan.workers:
+            if worker == self._worker:
+                self._accept(header, norms)
+            else:
+                self._route.send(worker, header, norms)
+
+    # What comes in ------------------------------------------------------------------------------------------------
+
+    def _accept(self, header: Header, value: Tensor | None) -> None:
+        if header.kind is FrameKind.DONE:
+            edge = self._partition.edges[header.edge]
+            ends = (edge.source, edge.target)
+            self._done[ends] = max(self._done.get(ends, 0), header.step)
+        elif self._board.arrived(*header.key):
+            self._inbox.put(header.key, value, 0 if value is None else value.nbytes)
+
+    def _drain(self) -> None:
+        """Take in everything that has arrived, without waiting."""
+        while True:
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                return
+            if event is not None:
+                self._accept(*event)
+
+    def _wait(self) -> None:
+        """Wait for the next arrival; ask again for what is owed when it is long in coming."""
+        begin = monotonic()
+        event: tuple[Header, Tensor | None] | None = None
+        try:
+            event = self._events.get(timeout=self._patience.left(begin))
+        except queue.Empty:
+            self._ask_again()
+        else:
+            self._patience.arrived(monotonic() - begin)
+        self._waited += monotonic() - begin
+        if event is not None:
+            self._accept(*event)
+
+    def _ask_again(self) -> None:
+        assert self._route is not None
+        missing = [(self._source_of(key), key) for key in [*self._board.owed(), *self._awaited_dones()]]
+        absent = [(source, key) for source, key in missing if source != self._worker]
+        for source, (kind, edge, step, micro_batch) in absent:
+            self._route.request(
+                source, Header(self.job, self.epoch, FrameKind.RESEND, edge, step, micro_batch, kind.name)
+            )
+        silence = self._patience.asked()
+        if silence is not None and absent:
+            sources = ", ".join(sorted({source for source, _ in absent}))
+            kind, edge, step, micro_batch = absent[0][1]
+            self._report(
+                Warned(
+                    job=self.job,
+                    message=f"has waited {format_seconds(silence)} for {sources} "
+                    f"({kind.name.lower()} {edge} of step {step}, micro-batch {micro_batch}); still asking",
+                )
+            )
+
+    def _source_of(self, key: Key) -> str:
+        kind, index = key[0], key[1]
+        if kind is FrameKind.NORMS:
+            return self._plan.placement[index]
+        edge = self._partition.edges[index]
+        sender = edge.target if kind in (FrameKind.GRADIENT, FrameKind.DONE) else edge.source
+        return self._plan.placement[sender]
+
+    # Steps --------------------------------------------------------------------------------------------------------
+
+    def _held(self, task: Task) -> bool:
+        """Whether a free-running fragment must let its receivers catch up: it may be two steps ahead."""
+        return (
+            task.kind is TaskKind.FORWARD
+            and task.micro_batch == 0
+            and any(source == task.fragment and done < task.step - 2 for (source, _), done in self._done.items())
+        )
+
+    def _awaited_dones(self) -> list[Key]:
+        task = self._board.next_task()
+        if task is None or not self._held(task):
+            return []
+        late = {ends for ends, done in self._done.items() if ends[0] == task.fragment and done < task.step - 2}
+        return [
+            (FrameKind.DONE, edge.index, task.step - 2, 0)
+            for edge in self._first_edges()
+            if (edge.source, edge.target) in late
+        ]
+
+    def _first_edges(self) -> tuple[Edge, ...]:
+        return pacing_edges(self._partition, range(len(self._partition.fragments)))
+
+    def _advance(self, fragment: int) -> None:
+        """Let go of what nobody needs any more, now that a fragment may have left a step behind."""
+        upcoming = self._board.orders[fragment].peek()
+        floor = upcoming.step if upcoming is not None else self._train.steps + 1
+        assert self._route is not None
+        for step in range(self._floor[fragment], floor):
+            for edge in self._pacing:
+                if edge.target == fragment:
+                    header = Header(self.job, self.epoch, FrameKind.DONE, edge.index, step, 0)
+                    to = self._plan.placement[edge.source]
+                    if to == self._worker:
+                        self._accept(header, None)
+                    else:
+                        self._route.send(to, header, None)
+        self._floor[fragment] = floor
+        lowest = min(self._floor.values())
+        self._inbox.close(lowest - 1)
+        self._route.forget(lowest - self._kept_steps)
+
+    def _updated_step(self, task: Task) -> None:
+        """After an update: the checkpoint part when one is due, and the report once all fragments here are through."""
+        step, train = task.step, self._train
+        due = step == train.steps or (train.checkpoint_every and step % train.checkpoint_every == 0)
+        if due:
+            state = self._programs[task.fragment].state()
+            self._uploads = [upload for upload in self._uploads if not upload.done()]
+            self._uploads.append(self._upload(step, task.fragment, state))
+        updated = self._updated[step]
+        updated.add(task.fragment)
+        if len(updated) < len(self._programs):
+            return
+        del self._updated[step]
+        assert self._route is not None
+        sent = self._route.take_sent()
+        waited, self._waited = self._waited, 0.0
+        losses = self._losses.pop(step, None)
+        times = [(fragment, self._times.pop((fragment, step))) for fragment in self._programs]
+        used = self._memory.used()
+        self._report(
+            StepReport(
+                job=self.job,
+                epoch=self.epoch,
+                step=step,
+                fragments=[
+                    FragmentTimes(
+                        fragment=fragment,
+                        forward=spent[TaskKind.FORWARD],
+                        backward=spent[TaskKind.BACKWARD],
+                        update=spent[TaskKind.UPDATE],
+                    )
+                    for fragment, spent in times
+                ],
+                loss=None if losses is None else sum(losses) / train.micro_batches,
+                gradient_norm=self._norm.pop(step, None),
+                sent_bytes=sum(sent.values()),
+                sent_to=sent,
+                wait_seconds=waited,
+                memory_used_bytes=used,
+            )
+        )
+        self._memory.check(used)
+
+
+def explain(error: BaseException) -> str:
+    """One line for a person."""
+    text = " ".join(str(error).split())
+    if isinstance(error, FusionError):
+        return text
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return (
+            "the machine ran out of memory; use more workers, a smaller micro_batch, or train.recompute: true "
+            f"({type(error).__name__})"
+        )
+    return f"{type(error).__name__}: {text[:500]}"
+
+
+def _settled(upload: Future[None]) -> bool:
+    try:
+        upload.result(timeout=0.2)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _check(value: Tensor, meta: TensorMeta, kind: FrameKind, edge: int) -> None:
+    """A value that is not what the OP-DAG says would be refused at its other end: fail here, where the reason is."""
+    if tuple(value.shape) != meta.shape or value.dtype != getattr(torch, meta.dtype):
+        raise PlanError(
+            f"{kind.name.lower()} of edge {edge} came out as {value.dtype}{list(value.shape)}, "
+            f"the OP-DAG says {meta.dtype}{list(meta.shape)} ({format_bytes(meta.nbytes)})"
+        )

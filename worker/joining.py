@@ -1,0 +1,86 @@
+"""Joins the pool over HTTP: keeps trying while nobody answers, ends with one clear line when the answer is no."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import aiohttp
+from pydantic import ValidationError
+
+from fusion.errors import CoordinatorError, UnreachableError, VersionError
+from fusion.messages import JoinRequest, JoinResponse
+
+_FIRST_DELAY, _LONGEST_DELAY = 1.0, 30.0
+
+
+async def join(
+    session: aiohttp.ClientSession, url: str, token: str | None, request: JoinRequest, say: Callable[[str], None]
+) -> JoinResponse:
+    """Join, however long it takes until the coordinator answers; `say` hears why it takes long.
+
+    Raises `VersionError` (other protocol version) or `CoordinatorError` (wrong token, name taken, any other refusal).
+    """
+    delay = _FIRST_DELAY
+    while True:
+        try:
+            return await ask(session, url, token, request)
+        except UnreachableError as error:
+            say(f"{error}; trying again in {delay:.0f} s")
+        await asyncio.sleep(delay)
+        delay = min(2 * delay, _LONGEST_DELAY)
+
+
+async def ask(session: aiohttp.ClientSession, url: str, token: str | None, request: JoinRequest) -> JoinResponse:
+    """Ask once. Raises also `UnreachableError`."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        async with session.post(
+            f"{url}/api/v1/workers", json=request.model_dump(mode="json"), headers=headers
+        ) as answer:
+            if answer.status in (200, 201):
+                return JoinResponse.model_validate(await answer.json(content_type=None))
+            reason = await _reason(answer)
+            status = answer.status
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise UnreachableError(f"can't reach the coordinator at {url} ({_short(error)})") from None
+    except (ValidationError, ValueError):
+        raise CoordinatorError(f"what answers at {url} is no Fusion coordinator; check --join") from None
+    if status in (401, 403):
+        hint = "its token is not right" if token else "it wants a token"
+        raise CoordinatorError(
+            f"the coordinator at {url} refused this worker: {hint}; use the join command that it printed", status
+        )
+    if status == 426:
+        raise VersionError(f"the coordinator at {url} refused this worker: {reason}")
+    if status in (502, 503, 504):
+        raise UnreachableError(f"the coordinator at {url} is not ready ({reason})")
+    raise CoordinatorError(f"the coordinator at {url} refused this worker: {reason} ({status})", status)
+
+
+def address_towards(url: str) -> str:
+    """Our own address on the way to this coordinator: loopback for loopback. Raises `UnreachableError`."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 80
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise UnreachableError(f"can't find a way to the coordinator at {host} ({_short(error)})") from None
+
+
+async def _reason(answer: aiohttp.ClientResponse) -> str:
+    try:
+        body = await answer.json(content_type=None)
+        return " ".join(str(body["error"]).split())
+    except (ValueError, KeyError, TypeError):
+        return answer.reason or "no reason given"
+
+
+def _short(error: BaseException) -> str:
+    cause = getattr(error, "os_error", None) or error
+    return " ".join((getattr(cause, "strerror", None) or str(cause) or type(cause).__name__).split())

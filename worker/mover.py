@@ -1,0 +1,358 @@
+"""The data plane: takes tensors to peers and brings theirs in, beside the compute thread.
+
+One ROUTER is bound for as long as the worker lives; each job has one DEALER per peer. Sending costs the caller a header and
+a hand-over to ZeroMQ's own I/O thread (which encrypts and writes); lossy codecs are run by an encoder thread, and a receiver
+thread admits, decodes and delivers what arrives and answers RESEND from the replay log. ZeroMQ sockets are not
+thread-safe: every DEALER has a lock, the ROUTER belongs to the receiver thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import zmq
+from torch import Tensor
+from zmq.utils.monitor import recv_monitor_message
+
+from compress import codec, edge_seed
+from fusion.errors import FrameError, UnreachableError, VersionError
+from fusion.messages import PeerAddress
+from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, keep_alive, secure_client, secure_server, sender_key
+from fusion.wire import FrameKind, Header, decode_header, encode_header
+from worker.admission import Admission, Refused
+from worker.replay_log import ReplayLog, Sent
+
+DOMAIN = "data"
+_POLL_MILLISECONDS = 200
+# Below this size copying a payload is cheaper than pyzmq's bookkeeping for memory that it borrows.
+_COPY_THRESHOLD = 256 * 1024
+# Expected after a restart or a stop, while a peer has not heard of it yet: counted and logged here, not reported.
+_QUIET = frozenset({"other epoch", "stopped job"})
+
+log = logging.getLogger("fusion.worker")
+
+Deliver = Callable[[Header, Tensor | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CodecOfEdge:
+    """How values of one edge are encoded in one direction."""
+
+    name: str = "none"
+    options: dict[str, float] = field(default_factory=dict)
+
+
+class _Peer:
+    """A DEALER to one peer and the lock that lets several threads use it."""
+
+    def __init__(self, socket: zmq.Socket[bytes], address: PeerAddress) -> None:
+        self.socket = socket
+        self.address = address
+        self.lock = threading.Lock()
+
+    def transmit(self, header: bytes, payload: memoryview | None) -> int:
+        with self.lock:
+            if self.socket.closed:
+                return 0
+            if payload is None:
+                self.socket.send(header)
+                return len(header)
+            self.socket.send(header, zmq.SNDMORE)
+            self.socket.send(payload, copy=False)
+            return len(header) + payload.nbytes
+
+    def close(self) -> None:
+        with self.lock:
+            self.socket.close(0)
+
+
+class Route:
+    """One job's part of the data plane, from `Mover.open` to `Mover.close_route`."""
+
+    def __init__(self, admission: Admission, peers: dict[str, _Peer], deliver: Deliver, seed: int) -> None:
+        self.admission = admission
+        self.deliver = deliver
+        self._peers = peers
+        self._seed = seed
+        self._log: ReplayLog[memoryview | None] = ReplayLog()
+        self._lock = threading.Lock()
+        self._sent: Counter[str] = Counter()
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._names = {peer.address.public_key: name for name, peer in peers.items()}
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        return tuple(self._peers)
+
+    def name_of(self, public_key: str) -> str:
+        """The worker with this key; empty for a stranger."""
+        return self._names.get(public_key, "")
+
+    def send(self, to: str, header: Header, tensor: Tensor | None, options: dict[str, float] | None = None) -> None:
+        """Send a value, and keep it to be sent again. Don't write to `tensor` afterwards.
+
+        A codec other than `none` runs on the encoder thread; an error there is reported through `deliver` of nobody,
+        so it is logged and the receiver asks again.
+        """
+        if header.codec == "none" or tensor is None:
+            self._send_encoded(to, header, None if tensor is None else codec("none").encode(tensor))
+        else:
+            self._encoder.submit(self._encode_and_send, to, header, tensor, options or {})
+
+    def encoded(self, header: Header, tensor: Tensor, options: dict[str, float]) -> Tensor:
+        """What the receiver of this message would get: for a lossy edge whose two ends are here."""
+        return codec(header.codec, **options).round_trip(tensor, self._codec_seed(header))
+
+    def request(self, to: str, header: Header) -> None:
+        """Send a message that is not kept: RESEND."""
+        self._count(to, self._peers[to].transmit(encode_header(header), None))
+
+    def answer(self, request: Header, to: str) -> bool:
+        """Send again what a RESEND names; False when it was not sent yet (it will be) or is long used up."""
+        key = (FrameKind[request.codec], request.edge, request.step, request.micro_batch)
+        with self._lock:
+            sent = self._log.find(to, key)
+        if sent is None:
+            return False
+        self._count(to, self._peers[to].transmit(sent.header, sent.payload))
+        return True
+
+    def forget(self, through: int) -> None:
+        """Steps up to and including `through` will not be asked for again."""
+        with self._lock:
+            self._log.forget(through)
+
+    def take_sent(self) -> dict[str, int]:
+        """Bytes sent to each peer since the last call."""
+        with self._lock:
+            sent, self._sent = self._sent, Counter()
+        return dict(sent)
+
+    def close(self) -> None:
+        self._encoder.shutdown(wait=True, cancel_futures=True)
+        for peer in self._peers.values():
+            peer.close()
+
+    def _encode_and_send(self, to: str, header: Header, tensor: Tensor, options: dict[str, float]) -> None:
+        try:
+            payload = codec(header.codec, **options).encode(tensor, self._codec_seed(header))
+            self._send_encoded(to, header, payload)
+        except Exception:
+            log.exception("could not encode %s %d for %s", header.kind.name, header.edge, to)
+
+    def _send_encoded(self, to: str, header: Header, payload: memoryview | None) -> None:
+        packed = encode_header(header)
+        with self._lock:
+            self._log.record(header.key, Sent(to, packed, payload))
+        self._count(to, self._peers[to].transmit(packed, payload))
+
+    def _count(self, to: str, sent: int) -> None:
+        with self._lock:
+            self._sent[to] += sent
+
+    def _codec_seed(self, header: Header) -> int:
+        backward = header.kind is FrameKind.GRADIENT
+        return edge_seed(self._seed, header.step, header.micro_batch, header.edge, gradient=backward)
+
+
+class Mover:
+    """Owns the worker's data sockets. `start`, then `open` a route per job, then `close`.
+
+    `warn(message)` is called, on the receiver thread, the first time that a peer has a message of some category refused.
+    """
+
+    def __init__(
+        self,
+        keys: KeyPair,
+        warn: Callable[[str], None],
+        *,
+        max_frame_bytes: int = 2**30,
+    ) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._keys = keys
+        self._warn = warn
+        self._gate = Gatekeeper(self._context, self._stranger)
+        self._route: Route | None = None
+        self._stopped: deque[str] = deque(maxlen=64)
+        self._warned: set[tuple[str, str]] = set()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._receive_all, name="mover", daemon=True)
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.setsockopt(zmq.MAXMSGSIZE, max_frame_bytes)
+        self._router.setsockopt(zmq.LINGER, 0)
+        self._router.setsockopt(zmq.RCVTIMEO, _POLL_MILLISECONDS)
+        secure_server(self._router, keys, DOMAIN)
+        self.refused: Counter[str] = Counter()
+        """Messages dropped, by category."""
+
+    def start(self, host: str, port: int) -> int:
+        """Bind the data socket and start the receiver; returns the port. Raises `FusionError` when it is taken."""
+        self._gate.start()
+        bound = bind_tcp(self._router, host, port)
+        self._thread.start()
+        return bound
+
+    def admit(self, peers: Sequence[PeerAddress]) -> None:
+        """Let these peers connect; do this as soon as they are known."""
+        for peer in peers:
+            self._gate.allow(DOMAIN, peer.public_key)
+
+    def open(
+        self,
+        admission: Admission,
+        peers: Sequence[PeerAddress],
+        deliver: Deliver,
+        *,
+        seed: int,
+        silence: float = 5.0,
+        patience: float = 30.0,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Route:
+        """Connect to the job's peers and route its messages to `deliver` (called on the receiver thread).
+
+        Waits until every peer's handshake is through; raises `UnreachableError` when one is not within `patience`
+        seconds. `silence` is the time after which a dead connection is noticed.
+        """
+        self.admit(peers)
+        connections: dict[str, _Peer] = {}
+        monitors: dict[str, zmq.Socket[bytes]] = {}
+        try:
+            for address in peers:
+                socket = self._context.socket(zmq.DEALER)
+                socket.setsockopt(zmq.SNDHWM, 0)
+                socket.copy_threshold = _COPY_THRESHOLD
+                socket.setsockopt(zmq.LINGER, 0)
+                keep_alive(socket, silence)
+                socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+                secure_client(socket, self._keys, address.public_key)
+                monitors[address.worker] = socket.get_monitor_socket(
+                    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_MONITOR_STOPPED
+                )
+                connections[address.worker] = _Peer(socket, address)
+                socket.connect(address.endpoint)
+            route = Route(admission, connections, deliver, seed)
+            # Peers may start before we do: what they send must find the route.
+            self._route = route
+            if admission.job in self._stopped:
+                self._stopped.remove(admission.job)
+            _await_handshakes(monitors, {peer.worker: peer for peer in peers}, patience, cancelled)
+        except BaseException:
+            self._route = None
+            for peer in connections.values():
+                peer.socket.disable_monitor()
+                peer.close()
+            raise
+        for peer in connections.values():
+            peer.socket.disable_monitor()
+        return route
+
+    def close_route(self, route: Route) -> None:
+        """Forget a job: its messages are refused from now on, its connections closed."""
+        if self._route is route:
+            self._route = None
+            self._stopped.append(route.admission.job)
+        for address in (peer.address for peer in route._peers.values()):
+            self._gate.forbid(DOMAIN, address.public_key)
+        route.close()
+
+    def close(self) -> None:
+        """Stop the receiver and close every socket."""
+        if self._route is not None:
+            self.close_route(self._route)
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._router.close(0)
+        self._gate.close()
+        self._context.destroy(0)
+
+    def _receive_all(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                frames = self._router.recv_multipart(copy=False)
+            except zmq.Again:
+                continue
+            try:
+                self._receive(frames)
+            except Refused as refused:
+                self._refuse(refused.category, frames, str(refused))
+            except VersionError as error:
+                self._refuse("version", frames, str(error))
+            except FrameError as error:
+                self._refuse("malformed", frames, str(error))
+            except Exception as error:
+                # A defect of ours must not end the receiver: the receiver asks again for what it is owed.
+                log.exception("could not take in a message")
+                self._refuse("malformed", frames, f"{type(error).__name__}: {error}")
+
+    def _receive(self, frames: list[zmq.Frame]) -> None:
+        """One message: `[identity, header, payload...]`. Raises `FrameError`."""
+        if not 2 <= len(frames) <= 3:
+            raise Refused("malformed", f"message of {len(frames) - 1} frames, expected one or two")
+        header = decode_header(frames[1].buffer)
+        route = self._route
+        if header.job in self._stopped:
+            raise Refused("stopped job", f"message of job {header.job!r}, which has stopped here")
+        if route is None:
+            raise Refused("unknown job", f"message of job {header.job!r}, which this worker does not have")
+        sender = route.name_of(sender_key(frames[1]))
+        payloads = frames[2:]
+        layout = route.admission.check(header, sender, [len(payload.buffer) for payload in payloads])
+        if header.kind is FrameKind.RESEND:
+            route.answer(header, sender)
+            return
+        value: Tensor | None = None
+        if layout is not None and payloads:
+            value = codec(layout.codec).decode(payloads[0].buffer, layout.shape, layout.dtype)
+        route.deliver(header, value)
+
+    def _refuse(self, category: str, frames: list[zmq.Frame], why: str) -> None:
+        self.refused[category] += 1
+        key = sender_key(frames[1]) if len(frames) > 1 else ""
+        route = self._route
+        peer = (route.name_of(key) if route else "") or (f"the peer with key {key[:8]}…" if key else "a peer")
+        if (peer, category) in self._warned:
+            return
+        self._warned.add((peer, category))
+        line = f"dropped a message from {peer} ({category}): {why}; more like it are only counted"
+        log.warning(line)
+        if category not in _QUIET:
+            self._warn(line)
+
+    def _stranger(self, domain: str, address: str, key: str) -> None:
+        """A connection with a key that is not of this job: a late peer of an earlier job, or somebody else."""
+        self.refused["unknown key holder"] += 1
+        log.info("refused a connection from %s with unknown key %s…", address, key[:8])
+
+
+def _await_handshakes(
+    monitors: dict[str, zmq.Socket[bytes]],
+    peers: dict[str, PeerAddress],
+    patience: float,
+    cancelled: Callable[[], bool],
+) -> None:
+    deadline = monotonic() + patience
+    poller: Any = zmq.Poller()
+    names: dict[Any, str] = {}
+    for name, monitor in monitors.items():
+        poller.register(monitor, zmq.POLLIN)
+        names[monitor] = name
+    while names and not cancelled():
+        left = deadline - monotonic()
+        if left <= 0:
+            missing = ", ".join(f"{name} at {peers[name].endpoint}" for name in names.values())
+            raise UnreachableError(
+                f"can't reach {missing}; is that port open between the machines? "
+                "(fusion worker --advertise HOST:PORT sets it)"
+            )
+        for monitor, _ in poller.poll(min(left, _POLL_MILLISECONDS / 1000) * 1000):
+            if recv_monitor_message(monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                poller.unregister(monitor)
+                del names[monitor]

@@ -1,0 +1,361 @@
+"""The worker's life: joins, prepares and hosts what the coordinator asks for, and leaves in good order.
+
+Runs in one event loop on the main thread; computing and moving tensors have threads of their own, so heartbeats go out
+whatever they do. A coordinator that goes away does not stop the training.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import re
+import socket as sockets
+import threading
+import traceback
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from time import monotonic
+from typing import Any
+
+import aiohttp
+import safetensors.torch
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from fusion import __version__
+from fusion.errors import FusionError, UnreachableError
+from fusion.messages import (
+    CheckpointPart,
+    Failure,
+    JoinRequest,
+    Leaving,
+    Prepare,
+    Ready,
+    Shutdown,
+    Start,
+    Stop,
+    ToWorker,
+    Warned,
+)
+from fusion.sockets import new_keys
+from fusion.units import format_bytes, format_seconds
+from fusion.wire import PROTOCOL_VERSION
+from worker.assembly import assemble
+from worker.config import WorkerConfig
+from worker.control import Control
+from worker.device import measure
+from worker.fetch import Fetcher
+from worker.host import JobHost, explain
+from worker.joining import address_towards, join
+from worker.memory import MemoryGuard
+from worker.mover import Mover, Route
+
+# The coordinator lets a leaving worker wait for the next checkpoint for a minute at most.
+_LEAVE_PATIENCE = 90.0
+# Our coordinator is connected to again within seconds of its return; one that answers HTTP and is not has forgotten us.
+_FORGOTTEN_AFTER = 20.0
+_HANDSHAKE_PATIENCE = 30.0
+
+log = logging.getLogger("fusion.worker")
+
+
+class Service:
+    """One worker process. `run` returns its exit code; `leave` asks it to end."""
+
+    def __init__(self, config: WorkerConfig, say: Callable[[str], None]) -> None:
+        self._config = config
+        self._say = say
+        self._url = config.coordinator
+        self._keys = new_keys()
+        self._messages: asyncio.Queue[ToWorker] = asyncio.Queue()
+        self._over = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._mover = Mover(self._keys, self._warn, max_frame_bytes=config.max_frame_bytes)
+        self._control = Control(self._keys, self._messages.put_nowait, self._connection_changed)
+        self._host: JobHost | None = None
+        self._route: Route | None = None
+        self._preparing: asyncio.Task[None] | None = None
+        self._abandoned = threading.Event()
+        self._leaving = False
+        self._was_lost = False
+        self._job: str | None = None
+        self._name = config.name or default_name()
+
+    async def run(self) -> int:
+        """Join and serve until told to go. Raises `FusionError` when the pool refuses us."""
+        config = self._config
+        device = await asyncio.to_thread(measure, config.device, config.threads, config.memory_limit)
+        self._memory = MemoryGuard(device.memory_bytes, config.device)
+        self._control.memory_used = self._memory.used
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            self._session = session
+            self._fetcher = Fetcher(session, self._url, config.bearer, max_blob_bytes=config.max_blob_bytes)
+            endpoint = await self._listen()
+            self._request = JoinRequest(
+                name=self._name,
+                protocol_version=PROTOCOL_VERSION,
+                fusion_version=__version__,
+                torch_version=str(torch.__version__),
+                device=device,
+                data_endpoint=endpoint,
+                public_key=self._keys.public,
+            )
+            try:
+                await self._until_over(self._join())
+                tasks = [asyncio.create_task(self._serve()), asyncio.create_task(self._mind_the_coordinator())]
+                over = asyncio.create_task(self._over.wait())
+                done, _ = await asyncio.wait([over, *tasks], return_when=asyncio.FIRST_COMPLETED)
+                for task in (over, *tasks):
+                    task.cancel()
+                await asyncio.gather(over, *tasks, return_exceptions=True)
+                for task in done:
+                    task.result()
+            finally:
+                await self._drop_job("the worker leaves")
+                await self._control.destroy()
+                await asyncio.to_thread(self._mover.close)
+        return 0
+
+    def leave(self, reason: str) -> None:
+        """Leave in good order: the coordinator may want to bring the job to its next checkpoint first."""
+        if self._leaving:
+            return
+        self._leaving = True
+        if not self._control.connected:
+            self._over.set()
+            return
+        self._say(
+            f"leaving ({reason}); a running job goes on from its next checkpoint. Press Ctrl-C again to leave at once"
+        )
+        self._control.send(Leaving(reason=reason))
+        self._loop.call_later(_LEAVE_PATIENCE, self._over.set)
+
+    # Joining ------------------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> str:
+        """Bind the data socket; returns the endpoint that peers use."""
+        advertised = self._config.advertised
+        if advertised is not None:
+            host, port = advertised
+            bind = self._config.listen or "*"
+        else:
+            host, port = await self._own_address(), 0
+            bind = self._config.listen or (host if _is_loopback(host) else "*")
+        port = self._mover.start(bind, port)
+        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+    async def _own_address(self) -> str:
+        delay = 1.0
+        while True:
+            try:
+                return await asyncio.to_thread(address_towards, self._url)
+            except UnreachableError as error:
+                self._say(f"{error}; trying again in {delay:.0f} s")
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, 30.0)
+
+    async def _join(self) -> None:
+        answer = await join(self._session, self._url, self._config.bearer, self._request, self._say)
+        self._control.open(answer)
+        device = self._request.device
+        self._say(
+            f"worker {answer.worker} joined {self._url} ({device.kind}, {device.threads} "
+            f"thread{'s' if device.threads != 1 else ''}, {format_bytes(device.memory_bytes)}, "
+            f"{device.flops_per_second / 1e9:.0f} GFLOP/s, data on {self._request.data_endpoint})"
+        )
+
+    async def _until_over(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do `work`, unless we are told to go first."""
+        task = asyncio.create_task(work)
+        over = asyncio.create_task(self._over.wait())
+        await asyncio.wait([task, over], return_when=asyncio.FIRST_COMPLETED)
+        over.cancel()
+        if not task.done():
+            task.cancel()
+        await asyncio.gather(over, return_exceptions=True)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not self._over.is_set():
+                raise
+
+    async def _join_again(self, why: str) -> None:
+        self._say(f"joining anew: {why}")
+        await self._drop_job(why)
+        await self._control.close()
+        self._control.forget()
+        await self._join()
+
+    async def _mind_the_coordinator(self) -> None:
+        """Join anew when the coordinator is up but does not know us any more (its state is gone)."""
+        answering_since: float | None = None
+        while True:
+            await asyncio.sleep(2.0)
+            if self._control.connected or self._control.lost_at is None:
+                answering_since = None
+                continue
+            if not await self._answers():
+                answering_since = None
+                continue
+            answering_since = answering_since or monotonic()
+            if monotonic() - answering_since > _FORGOTTEN_AFTER:
+                await self._join_again("the coordinator is back but has forgotten this worker")
+                answering_since = None
+
+    async def _answers(self) -> bool:
+        try:
+            async with self._session.get(f"{self._url}/healthz") as answer:
+                return answer.status == 200
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
+
+    def _connection_changed(self, connected: bool) -> None:
+        if connected:
+            if self._was_lost:
+                self._say("the coordinator is back")
+            self._was_lost = False
+        elif not self._over.is_set():
+            self._was_lost = True
+            self._say(f"lost the coordinator at {self._url}; {'training goes on' if self._host else 'waiting for it'}")
+            if self._leaving:
+                self._over.set()
+
+    # Messages -----------------------------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        while True:
+            message = await self._messages.get()
+            match message:
+                case Prepare():
+                    await self._drop_job("another plan comes")
+                    self._abandoned = threading.Event()
+                    self._preparing = asyncio.create_task(self._make_ready(message, self._abandoned))
+                case Start():
+                    host, route = self._host, self._route
+                    if (
+                        host is not None
+                        and route is not None
+                        and (host.job, host.epoch) == (message.job, message.epoch)
+                    ):
+                        self._say(f"job {message.job}: training starts")
+                        host.start(route)
+                case Stop():
+                    if self._job == message.job:
+                        self._say(f"job {message.job}: {message.reason}")
+                        await self._drop_job(message.reason)
+                case Shutdown():
+                    if message.evicted:
+                        await self._join_again(message.reason)
+                    else:
+                        self._say(f"leaving the pool: {message.reason}")
+                        self._over.set()
+                        return
+
+    async def _make_ready(self, prepare: Prepare, abandoned: threading.Event) -> None:
+        begin = monotonic()
+        self._job = prepare.job
+        before = self._fetcher.fetched_bytes
+        peers = [peer for peer in prepare.peers if peer.worker != self._name]
+        self._mover.admit(peers)
+        try:
+            assembly = await assemble(prepare, self._name, self._config.device, self._fetcher, self._memory)
+            host = JobHost(
+                assembly,
+                threads=self._config.threads,
+                memory=self._memory,
+                report=self._report_from_thread,
+                upload=lambda step, fragment, state: self._upload(prepare, step, fragment, state),
+            )
+            del assembly
+            route = await asyncio.to_thread(
+                self._mover.open,
+                host.assembly.admission(),
+                peers,
+                host.deliver,
+                seed=prepare.train.seed,
+                silence=prepare.failure_timeout,
+                patience=_HANDSHAKE_PATIENCE,
+                cancelled=abandoned.is_set,
+            )
+        except Exception as error:
+            detail = "" if isinstance(error, FusionError) else traceback.format_exc()
+            failure = Failure(job=prepare.job, epoch=prepare.plan.epoch, message=explain(error), detail=detail)
+            self._say(f"job {prepare.job}: {failure.message}")
+            self._control.send(failure)
+            return
+        if abandoned.is_set():
+            self._mover.close_route(route)
+            return
+        self._host, self._route = host, route
+        fetched = self._fetcher.fetched_bytes - before
+        self._control.send(Ready(job=prepare.job, epoch=prepare.plan.epoch, fetched_bytes=fetched))
+        hosted = prepare.plan.fragments_of(self._name)
+        self._say(
+            f"job {prepare.job}: fragment{'s' if len(hosted) > 1 else ''} {', '.join(map(str, hosted))} of "
+            f"{len(prepare.plan.placement)} ready in {format_seconds(monotonic() - begin)} ({format_bytes(fetched)} fetched)"
+        )
+
+    async def _drop_job(self, why: str) -> None:
+        """Stop computing, close the job's connections, free its memory."""
+        self._abandoned.set()
+        if self._preparing is not None:
+            # A thread that waits for handshakes sees the event; cancelling would leave its connections behind.
+            await asyncio.gather(self._preparing, return_exceptions=True)
+            self._preparing = None
+        host, self._host = self._host, None
+        route, self._route = self._route, None
+        self._job = None
+        if host is not None:
+            await asyncio.to_thread(host.stop)
+        if route is not None:
+            await asyncio.to_thread(self._mover.close_route, route)
+        if host is not None:
+            log.info("dropped job %s: %s", host.job, why)
+            del host
+            gc.collect()
+
+    # Reports ------------------------------------------------------------------------------------------------------
+
+    def _report_from_thread(self, message: BaseModel) -> None:
+        self._loop.call_soon_threadsafe(self._control.send, message)
+
+    def _warn(self, line: str) -> None:
+        self._loop.call_soon_threadsafe(self._send_warning, line)
+
+    def _send_warning(self, line: str) -> None:
+        self._control.send(Warned(job=self._job, message=line))
+
+    def _upload(self, prepare: Prepare, step: int, fragment: int, state: dict[str, Tensor]) -> Future[None]:
+        return asyncio.run_coroutine_threadsafe(self._upload_part(prepare, step, fragment, state), self._loop)
+
+    async def _upload_part(self, prepare: Prepare, step: int, fragment: int, state: dict[str, Tensor]) -> None:
+        try:
+            data = await asyncio.to_thread(safetensors.torch.save, state)
+            state.clear()
+            blob = await self._fetcher.upload(data)
+        except Exception as error:
+            self._control.send(
+                Warned(
+                    job=prepare.job,
+                    message=f"could not upload fragment {fragment} of the checkpoint at step {step}: {explain(error)}; "
+                    "training goes on",
+                )
+            )
+            return
+        self._control.send(
+            CheckpointPart(job=prepare.job, epoch=prepare.plan.epoch, step=step, fragment=fragment, blob=blob)
+        )
+
+
+def default_name() -> str:
+    """The host's name and the process id, in the form that names have."""
+    host = re.sub(r"[^A-Za-z0-9._-]+", "-", sockets.gethostname().split(".")[0]).strip("-._") or "worker"
+    return f"{host[:48]}-{os.getpid()}"
+
+
+def _is_loopback(host: str) -> bool:
+    return host.startswith("127.") or host == "::1"
