@@ -91,12 +91,23 @@ class Client:
     def logs(self, job: str, after: int = 0) -> list[Json]:
         return self._list(f"/api/v1/jobs/{quote(job, safe='')}/logs?after={after}", "logs")
 
-    def stream(self, job: str | None = None, *, idle_seconds: float = 60.0) -> Generator[StreamItem, None, None]:
-        """Live items of one job, or of the pool, from the moment this returns. Ends when the coordinator ends it.
+    def stream(
+        self,
+        job: str | None = None,
+        *,
+        after_step: int = 0,
+        after_event: int = 0,
+        after_log: int = 0,
+        idle_seconds: float = 60.0,
+    ) -> Generator[StreamItem, None, None]:
+        """Items of one job, recorded and live, until it has ended; or of the pool, live. `after_...` leave out old ones.
 
         Raises `UnreachableError` when the connection breaks or stays silent for `idle_seconds`.
         """
-        path = f"/api/v1/jobs/{quote(job, safe='')}/stream" if job is not None else "/api/v1/stream"
+        path = "/api/v1/stream"
+        if job is not None:
+            path = f"/api/v1/jobs/{quote(job, safe='')}/stream"
+            path += f"?after_step={after_step}&after_event={after_event}&after_log={after_log}"
         connection = self._connection(idle_seconds)
         try:
             response = self._send(connection, "GET", path, None, {"Accept": "text/event-stream"})

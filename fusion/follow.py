@@ -51,24 +51,25 @@ def follow(
     without an answer, `CoordinatorError` when the job is not known.
     """
     cursor = Cursor()
-    kinds = {"job", "metrics", "event"} | ({"log"} if logs else set())
     wait, lost_since = 0.2, None
     while True:
         try:
-            # The stream first, the backlog second: nothing can fall between them.
-            with closing(client.stream(job)) as live:
+            with closing(
+                client.stream(job, after_step=cursor.step, after_event=cursor.event, after_log=cursor.log)
+            ) as live:
                 wait, lost_since = 0.2, None
-                for item in _backlog(client, job, cursor, logs):
-                    yield item
-                    if _is_end(item):
-                        return
+                ended = None
                 for item in live:
                     if _is_end(item):
-                        break
-                    if item.kind in kinds and cursor.take(item):
+                        ended = item
+                    elif (logs or item.kind != "log") and cursor.take(item):
                         yield item
-                else:
-                    pause(wait)  # the stream ended before the job: we fell behind, or the coordinator restarts
+            if ended is not None:
+                yield from _rest(client, job, cursor, logs)
+                yield ended
+                return
+            # The stream ended before the job did: we fell behind, or the coordinator is being restarted.
+            pause(wait)
         except UnreachableError:
             now = time.monotonic()
             lost_since = lost_since if lost_since is not None else now
@@ -78,20 +79,13 @@ def follow(
             wait = min(2 * wait, 5.0)
 
 
-def _backlog(client: Client, job: str, cursor: Cursor, logs: bool) -> Iterator[StreamItem]:
-    # The state is read before the rest: once it says "ended", everything else is there to be read.
-    state = StreamItem("job", client.job(job))
+def _rest(client: Client, job: str, cursor: Cursor, logs: bool) -> Iterator[StreamItem]:
+    """What was recorded in the same moment as the end."""
     items = [StreamItem("metrics", metric) for metric in client.metrics(job, cursor.step)]
     items += [StreamItem("event", event) for event in client.events(job, cursor.event)]
     if logs:
         items += [StreamItem("log", line) for line in client.logs(job, cursor.log)]
-    if not _is_end(state):
-        yield state
-    for item in items:
-        if cursor.take(item):
-            yield item
-    if _is_end(state):
-        yield state
+    yield from (item for item in items if cursor.take(item))
 
 
 def _is_end(item: StreamItem) -> bool:

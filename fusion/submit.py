@@ -99,10 +99,22 @@ def weights_file(tensors: Mapping[str, Tensor]) -> Iterator[tuple[BlobRef, Path]
     with tempfile.TemporaryDirectory(prefix="fusion-") as folder:
         path = Path(folder) / "weights.safetensors"
         try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+            save_file(_separate(tensors), path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"can't write the weights to {folder}: {error}; set TMPDIR to a folder with room") from None
         yield file_ref(path), path
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Plain tensors that share no memory, which safetensors asks for: tied weights become copies."""
+    seen: set[int] = set()
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        memory = value.untyped_storage().data_ptr()
+        plain[name] = value.clone() if memory in seen or value.untyped_storage().nbytes() != value.nbytes else value
+        seen.add(memory)
+    return plain
 
 
 def file_ref(path: Path) -> BlobRef:

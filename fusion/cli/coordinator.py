@@ -1,0 +1,61 @@
+"""`fusion coordinator`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fusion.cli.options import TokenOption
+
+
+def coordinator(
+    host: Annotated[
+        str, typer.Option("--host", envvar="FUSION_HOST", help="Address to listen on; 0.0.0.0 for other machines.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", envvar="FUSION_PORT", min=0, max=65535, help="HTTP port; 0 takes a free one.")
+    ] = 8760,
+    state: Annotated[
+        Path, typer.Option("--state", envvar="FUSION_STATE", metavar="DIR", help="Folder for everything that lasts.")
+    ] = Path("fusion-state"),
+    control_port: Annotated[
+        int,
+        typer.Option("--control-port", envvar="FUSION_CONTROL_PORT", min=0, max=65535, help="Port for the workers."),
+    ] = 0,
+    topology: Annotated[
+        Path | None,
+        typer.Option(
+            "--topology", envvar="FUSION_TOPOLOGY", metavar="FILE", help="Speeds and links of the workers, by name."
+        ),
+    ] = None,
+    token: TokenOption = None,
+    no_dashboard: Annotated[
+        bool, typer.Option("--no-dashboard", envvar="FUSION_NO_DASHBOARD", help="Serve the API only.")
+    ] = False,
+    local: Annotated[bool, typer.Option("--local", envvar="FUSION_LOCAL", hidden=True)] = False,
+) -> None:
+    """Start a coordinator; prints the dashboard's address and the command that joins a worker."""
+    from coordinator.config import CoordinatorConfig
+    from coordinator.daemon import run_coordinator
+
+    links = None
+    if topology is not None:
+        from fusion.topology import load_topology
+
+        links = load_topology(topology)
+    code = run_coordinator(
+        CoordinatorConfig(
+            state=state,
+            host=host,
+            port=port,
+            control_port=control_port,
+            token=token,
+            json_ready=local,
+            exit_on_stdin_close=local,
+            no_dashboard=no_dashboard,
+            topology=links,
+        )
+    )
+    raise typer.Exit(code)

@@ -1,0 +1,29 @@
+"""Options that several commands share. Every flag has a `FUSION_...` environment variable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+CoordinatorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--coordinator",
+        envvar="FUSION_COORDINATOR",
+        metavar="URL",
+        help="The coordinator's address. Default: the one that `fusion coordinator` of this user started.",
+    ),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option("--token", envvar="FUSION_TOKEN", metavar="TOKEN", help="The pool's token.", show_envvar=True),
+]
+JsonOption = Annotated[bool, typer.Option("--json", envvar="FUSION_JSON", help="Print JSON for a program to read.")]
+MetricsOption = Annotated[
+    Path | None,
+    typer.Option("--metrics", envvar="FUSION_METRICS", metavar="FILE", help="Write a line of JSON per step to FILE."),
+]
+JobArgument = Annotated[Path, typer.Argument(metavar="JOB", help="The job spec, a YAML file.")]
+JobIdArgument = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]

@@ -1,0 +1,63 @@
+"""`fusion submit`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fusion.cli.connection import connect
+from fusion.cli.options import CoordinatorOption, JobArgument, JsonOption, MetricsOption, TokenOption
+from fusion.cli.output import note, out, print_json
+
+
+def submit(
+    job: JobArgument,
+    follow: Annotated[
+        bool, typer.Option("--follow", envvar="FUSION_FOLLOW", help="Show progress until the job has ended.")
+    ] = False,
+    metrics: MetricsOption = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume",
+            envvar="FUSION_RESUME",
+            metavar="CHECKPOINT",
+            help="JOBID, JOBID@STEP, or a folder or file from `fusion checkpoint get`.",
+        ),
+    ] = None,
+    coordinator: CoordinatorOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Capture a job and hand it to a pool; prints the job's id. With --metrics it also follows the job."""
+    from fusion.spec_file import load_spec
+
+    load_spec(job)  # a bad spec is told before torch is imported, which takes a second
+    client = connect(coordinator, token)
+    client.jobs()  # so is a coordinator that does not answer
+    from fusion.submit import capture_job, read_job
+    from fusion.submit import submit as post
+
+    spec, base = read_job(job)
+    with client:
+        posted = post(client, capture_job(spec, base, say=note), resume=resume, say=note)
+        if as_json:
+            print_json(posted)
+        else:
+            out(str(posted["id"]))
+        if not (follow or metrics is not None):
+            return
+        from fusion.follow import follow as items
+        from fusion.local import check_done
+        from fusion.metrics_file import MetricsFile
+        from fusion.run_view import RunView
+
+        final = posted
+        with MetricsFile(metrics) as file, RunView(spec.name, spec.train.steps) as view:
+            for item in items(client, str(posted["id"])):
+                file.write(item)
+                view.show(item)
+                if item.kind == "job":
+                    final = item.data
+        check_done(final)

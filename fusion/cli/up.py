@@ -1,0 +1,136 @@
+"""`fusion up`: one machine, one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fusion.cli.options import MetricsOption
+from fusion.cli.output import out, show
+
+if TYPE_CHECKING:
+    from fusion.client import StreamItem
+    from fusion.local import LocalWorker
+    from fusion.run_view import RunView
+    from fusion.runs import Run
+    from fusion.spec import JobSpec
+    from fusion.topology import Topology
+
+DEFAULT_WORKERS = 4
+
+
+def up(
+    job: Annotated[
+        Path | None, typer.Argument(metavar="[JOB]", help="The job spec, a YAML file. Default: a built-in example.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", envvar="FUSION_WORKERS", min=1, metavar="N", help="Worker processes. Default: 4."),
+    ] = None,
+    topology: Annotated[
+        Path | None,
+        typer.Option(
+            "--topology", envvar="FUSION_TOPOLOGY", metavar="FILE", help="Workers and links to plan for, a YAML file."
+        ),
+    ] = None,
+    metrics: MetricsOption = None,
+    no_dashboard: Annotated[
+        bool, typer.Option("--no-dashboard", envvar="FUSION_NO_DASHBOARD", help="Serve the API only.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option("--port", envvar="FUSION_PORT", min=0, max=65535, help="HTTP port; 0 takes a free one.")
+    ] = 0,
+    threads: Annotated[
+        int, typer.Option("--threads", envvar="FUSION_THREADS", min=1, help="Compute threads of each worker.")
+    ] = 1,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", envvar="FUSION_RESUME", metavar="PATH", help="A checkpoint's folder or file."),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state", envvar="FUSION_STATE", metavar="DIR", help="The run's folder. Default: fusion-runs/NAME-TIME."
+        ),
+    ] = None,
+) -> None:
+    """Train on this machine: starts a coordinator, workers and a job, and shows progress until it has ended."""
+    from fusion.demo import write_demo
+    from fusion.errors import UserError
+    from fusion.local import LocalPool
+    from fusion.metrics_file import MetricsFile
+    from fusion.run_view import RunView
+    from fusion.runs import run_folder, train_on
+    from fusion.spec_file import load_spec
+    from fusion.topology import load_topology
+
+    spec = load_spec(job) if job is not None else None
+    pool_on_paper = load_topology(topology) if topology is not None else None
+    if pool_on_paper is not None and workers is not None and workers != len(pool_on_paper.workers):
+        raise UserError(f"--workers {workers}: the topology has {len(pool_on_paper.workers)}; leave out --workers")
+    folder = run_folder(spec.name if spec is not None else "demo-gpt", state)
+    path = job if job is not None else write_demo(folder / "job")
+    spec = spec or load_spec(path)
+    team = _team(pool_on_paper, workers or spec.plan.workers or DEFAULT_WORKERS, threads)
+    if spec.plan.workers is None:
+        # So that the plan is made for all of them, however late the last one joins.
+        spec = spec.model_copy(update={"plan": spec.plan.model_copy(update={"workers": len(team)})})
+
+    with MetricsFile(metrics) as file, RunView(spec.name, spec.train.steps) as view:
+        view.say(f"{spec.name}: {spec.train.steps} steps on {len(team)} workers, in {folder}")
+        view.status("starting the coordinator and the workers")
+        pool = LocalPool(folder, team, port=port, dashboard=not no_dashboard, topology=topology)
+        with pool:
+            if not no_dashboard:
+                view.say(f"dashboard: {pool.url}/")
+
+            # Torch takes a second to import: the workers start meanwhile.
+            from fusion.submit import CapturedJob, capture_job
+
+            def capture() -> CapturedJob:
+                return capture_job(spec, path.resolve().parent, say=view.status)
+
+            def show_item(item: StreamItem) -> None:
+                file.write(item)
+                view.show(item)
+
+            run = train_on(
+                pool,
+                capture,
+                show=show_item,
+                say=view.status,
+                resume=str(Path(resume).resolve()) if resume is not None else None,
+            )
+    _summary(spec, run, view, metrics)
+
+
+def _team(topology: Topology | None, count: int, threads: int) -> list[LocalWorker]:
+    from fusion.local import LocalWorker
+
+    if topology is None:
+        return [LocalWorker(f"worker-{index + 1}", threads) for index in range(count)]
+    return [LocalWorker(worker.name, threads, worker.memory) for worker in topology.workers]
+
+
+def _summary(spec: JobSpec, run: Run, view: RunView, metrics: Path | None) -> None:
+    from fusion.cli.jobs import plan_table
+    from fusion.units import format_bytes, format_seconds
+
+    history, fragments = view.history, run.job["fragments"]
+    parameters = sum(fragment["parameter_bytes"] for fragment in fragments) // 4
+    out("")
+    out(f"{spec.name} is trained: {run.job['step']} steps in {format_seconds(run.seconds)}, {history.rate}")
+    if history.losses:
+        out(f"  loss        {history.losses[0]:.4f} before, {history.losses[-1]:.4f} after")
+    if history.evaluations:
+        out(f"  held out    {history.evaluations[-1][1]:.4f} (loss on data that was not trained on)")
+    sent = format_bytes(history.sent_bytes)
+    out(f"  traffic     {sent} between {len(run.job['workers'])} workers")
+    out(f"  model       {parameters:,} parameters in {len(fragments)} fragments")
+    out(f"  checkpoint  {run.checkpoint / 'model.safetensors'}")
+    if metrics is not None:
+        out(f"  metrics     {metrics}")
+    out("")
+    show(plan_table(run.job))

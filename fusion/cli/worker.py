@@ -1,0 +1,71 @@
+"""`fusion worker`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from fusion.cli.options import TokenOption
+from fusion.errors import UserError
+
+
+def worker(
+    join: Annotated[
+        str,
+        typer.Option("--join", envvar="FUSION_JOIN", metavar="URL", help="The coordinator's address, with its token."),
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", envvar="FUSION_NAME", help="Name in the pool. Default: host and process id.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", envvar="FUSION_DEVICE", metavar="D", help="cpu, cuda or cuda:N.")
+    ] = "cpu",
+    threads: Annotated[
+        int,
+        typer.Option(
+            "--threads", envvar="FUSION_THREADS", min=1, help="Compute threads; the same on every worker of a pool."
+        ),
+    ] = 1,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option("--memory-limit", envvar="FUSION_MEMORY_LIMIT", metavar="SIZE", help="For example 2GiB."),
+    ] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option("--advertise", envvar="FUSION_ADVERTISE", metavar="HOST:PORT", help="Where peers reach it."),
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option("--listen", envvar="FUSION_LISTEN", metavar="HOST", help="Address to listen on.")
+    ] = None,
+    token: TokenOption = None,
+    local: Annotated[bool, typer.Option("--local", envvar="FUSION_LOCAL", hidden=True)] = False,
+) -> None:
+    """Join this machine to a pool and work until told to leave."""
+    # Before torch is imported: it reads these once. Threads that spin while they wait slow their neighbours down.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from fusion.units import parse_bytes
+
+    try:
+        limit = parse_bytes(memory_limit) if memory_limit is not None else None
+    except ValueError as error:
+        raise UserError(f"--memory-limit: {error}") from None
+    from worker.daemon import run_worker
+
+    from worker.config import WorkerConfig
+
+    run_worker(
+        WorkerConfig(
+            join=join,
+            name=name,
+            device=device,
+            threads=threads,
+            memory_limit=limit,
+            advertise=advertise,
+            listen=listen,
+            token=token,
+            exit_on_stdin_close=local,
+        )
+    )

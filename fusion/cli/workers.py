@@ -1,0 +1,55 @@
+"""`fusion workers` and `drain`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from fusion.cli.connection import connect
+from fusion.cli.options import CoordinatorOption, JsonOption, TokenOption
+from fusion.cli.output import out, print_json, show, table
+from fusion.units import format_bytes
+
+
+def workers(coordinator: CoordinatorOption = None, token: TokenOption = None, as_json: JsonOption = False) -> None:
+    """List the workers of a pool."""
+    with connect(coordinator, token) as client:
+        found = client.workers()
+        url = client.url
+    if as_json:
+        print_json(found)
+    elif not found:
+        out(f"no workers; join one with `fusion worker --join {url}`")
+    else:
+        columns = ("name", "state", "job", "fragments", "device", "threads", "memory", "endpoint")
+        show(table(None, columns, [_row(worker) for worker in found], right=("threads", "memory")))
+
+
+def _row(worker: dict[str, Any]) -> tuple[str, ...]:
+    device = worker["device"]
+    return (
+        str(worker["name"]),
+        str(worker["state"]),
+        str(worker["job"] or "-"),
+        ", ".join(str(fragment) for fragment in worker["fragments"]) or "-",
+        str(device["description"] or device["kind"]),
+        str(device["threads"]),
+        f"{format_bytes(worker['memory_used_bytes'])} / {format_bytes(device['memory_bytes'])}",
+        str(worker["endpoint"]),
+    )
+
+
+def drain(
+    worker: Annotated[str, typer.Argument(metavar="WORKER", help="The worker's name.")],
+    coordinator: CoordinatorOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a worker to leave in good order."""
+    with connect(coordinator, token) as client:
+        drained = client.drain(worker)
+    if as_json:
+        print_json(drained)
+    else:
+        out(f"worker {worker} {drained.get('state', 'draining')}")

@@ -1,0 +1,81 @@
+"""One run on this machine from spec to checkpoint: what `fusion up` and `fusion.train` share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusion.client import StreamItem
+from fusion.errors import UserError
+from fusion.local import LocalPool, check_done
+
+if TYPE_CHECKING:
+    from fusion.submit import CapturedJob
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run ended."""
+
+    job: dict[str, Any]
+    """As the coordinator describes it."""
+    checkpoint: Path
+    """Folder with `model.safetensors` and `optimizer.safetensors`."""
+    seconds: float
+    """From the job's submission to its end."""
+
+
+def run_folder(name: str, state: Path | None = None, parent: Path = Path("fusion-runs")) -> Path:
+    """`state`, or a fresh `fusion-runs/NAME-TIMESTAMP`. Raises `UserError`."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = state if state is not None else parent / f"{name}-{stamp}"
+    attempt = 1
+    try:
+        while state is None:
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError:
+                attempt += 1
+                folder = parent / f"{name}-{stamp}-{attempt}"
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: can't make the run's folder: {error.strerror or error}; give --state DIR") from None
+    return folder
+
+
+def train_on(
+    pool: LocalPool,
+    capture: Callable[[], CapturedJob],
+    *,
+    show: Callable[[StreamItem], None],
+    say: Callable[[str], None],
+    resume: str | None = None,
+) -> Run:
+    """Capture while the workers start, submit, watch to the end and fetch the last checkpoint.
+
+    Raises `UserError` from the capture, `ServiceError` from the pool, `JobFailedError` when the job does not end well.
+    """
+    job = capture()
+    say("waiting for the workers")
+    pool.wait_for_workers()
+    # Imported late: this needs torch, and the workers import theirs at the same time.
+    from fusion.submit import submit
+
+    with pool.client() as client:
+        began = time.monotonic()
+        posted = submit(client, job, resume=resume, say=say)
+        final = pool.watch(str(posted["id"]), show)
+        seconds = time.monotonic() - began
+        check_done(final)
+        target = pool.folder / "checkpoint"
+        target.mkdir(exist_ok=True)
+        for part in ("model", "optimizer"):
+            client.download_checkpoint(
+                str(posted["id"]), int(final["checkpoint"]), part, target / f"{part}.safetensors"
+            )
+    return Run(final, target, seconds)
