@@ -5,11 +5,12 @@ from __future__ import annotations
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from fusion import spec
-from fusion.units import Seconds
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+
+from fusion import spec
+from fusion.units import Seconds
 
 HEAD = """\
 # Job spec

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from dag.graph import OpDag
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Group:
     """One call of a module; `items` are op ids and groups in run order."""
 
@@ -59,7 +59,7 @@ def group_by_module(dag: OpDag) -> Group:
             open_groups[-1].items.append(group)
             open_groups.append(group)
         open_groups[-1].items.append(op.id)
-    _join_chains(root)
+    _simplify(root)
     _lay_out(dag, root)
     return root
 
@@ -69,9 +69,10 @@ def _prefixes(module: str) -> list[str]:
     return [".".join(parts[: length + 1]) for length in range(len(parts))]
 
 
-def _join_chains(group: Group) -> None:
-    """A group whose only member is a group becomes one with it: `transformer` around `h` is `transformer.h`."""
-    pending = [group]
+def _simplify(root: Group) -> None:
+    """A group whose only member is a group becomes one with it (`transformer` around `h` is `transformer.h`); one whose
+    only member is an op gives way to the op."""
+    pending = [root]
     while pending:
         group = pending.pop()
         for child in group.groups():
@@ -79,6 +80,9 @@ def _join_chains(group: Group) -> None:
                 child.name, child.path, child.call = f"{child.name}.{only.name}", only.path, max(child.call, only.call)
                 child.items = only.items
             pending.append(child)
+        group.items = [
+            item.items[0] if isinstance(item, Group) and len(item.items) == 1 else item for item in group.items
+        ]
 
 
 def _lay_out(dag: OpDag, root: Group) -> None:
@@ -99,7 +103,7 @@ def _lay_out(dag: OpDag, root: Group) -> None:
     for target, target_chain in above.items():
         for source in dag.ops[target].inputs():
             for (group_id, left), (_, right) in zip(above.get(source, ()), target_chain, strict=False):
-                if left is not right and left != right:
+                if _key(left) != _key(right):
                     links.setdefault(group_id, []).append((left, right))
                     break
     for group in groups.values():
@@ -107,8 +111,8 @@ def _lay_out(dag: OpDag, root: Group) -> None:
 
 
 def _rows(items: list[int | Group], links: list[tuple[int | Group, int | Group]]) -> list[list[int | Group]]:
-    """Longest-path layers; members without inputs come down to just above their first reader; rows are ordered so that
-    edges cross little (two barycenter sweeps)."""
+    """Longest-path layers; what has room comes down to just above its first reader; rows are ordered so that edges cross
+    little (barycenter sweeps)."""
     position = {_key(item): index for index, item in enumerate(items)}
     before: list[list[int]] = [[] for _ in items]
     after: list[list[int]] = [[] for _ in items]
@@ -120,9 +124,9 @@ def _rows(items: list[int | Group], links: list[tuple[int | Group, int | Group]]
     layer = [0] * len(items)
     for index in range(len(items)):  # run order is a topological order
         layer[index] = max((layer[source] + 1 for source in before[index]), default=0)
-    for index in reversed(range(len(items))):
-        if not before[index] and after[index]:
-            layer[index] = min(layer[target] for target in after[index]) - 1
+    for index in reversed(range(len(items))):  # as late as possible where that makes no edge longer in sum
+        if len(before[index]) <= len(after[index]):
+            layer[index] = min((layer[target] for target in after[index]), default=layer[index] + 1) - 1
     used = sorted(set(layer))
     rows: list[list[int]] = [[index for index in range(len(items)) if layer[index] == height] for height in used]
     place = {index: float(column) for row in rows for column, index in enumerate(row)}

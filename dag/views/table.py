@@ -75,7 +75,7 @@ def _rows(module: Module, level: int = 0, label: str | None = None) -> Iterator[
         yield "(directly)", module.own, level + 1
     while children:
         alike = _run_of_like(children)
-        if alike > 2:
+        if alike > 1:
             total = Totals()
             for child in children[:alike]:
                 total += child.total
@@ -83,7 +83,6 @@ def _rows(module: Module, level: int = 0, label: str | None = None) -> Iterator[
             if children[0].children:
                 yield from _below(children[0], level + 2)
         else:
-            alike = 1
             yield from _rows(children[0], level + 1)
         children = children[alike:]
 

@@ -41,9 +41,9 @@ def short_target(op: Op) -> str:
 
 
 def argument_text(dag: OpDag, arg: Arg) -> str:
-    """An argument as a person would write it; other ops by name."""
+    """An argument as a person would write it; calls by the op's name, parameters and data by their own."""
     if isinstance(arg, Ref):
-        return dag.ops[arg.op].name
+        return dag.ops[arg.op].name if dag.ops[arg.op].kind == "call" else dag.ops[arg.op].target
     if isinstance(arg, Named):
         return arg.name
     if isinstance(arg, tuple):
