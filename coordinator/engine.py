@@ -330,16 +330,16 @@ class Engine:
         if job.origin_step:
             resume = Resume(step=job.origin_step, optimizer=job.origin_optimizer)
         if asked.checkpoint is not None:
+            found = self.checkpoint(job.id, asked.checkpoint)
             try:
-                weights, optimizer = await asyncio.to_thread(self._weights_after, job, asked.checkpoint)
-            except (FusionError, OSError) as error:
-                self._post_late(
-                    ev.PreparationFailed(
-                        self.clock(), job.id, asked.epoch, f"can't go on from step {asked.checkpoint}: {error}"
-                    )
-                )
+                if found is None:
+                    raise BlobError(f"checkpoint {job.id}@{asked.checkpoint} is not recorded")
+                weights = await asyncio.to_thread(self._weights_after, job, found)
+            except Exception as error:
+                reason = f"can't go on from step {asked.checkpoint}: {self._reason(error)}"
+                self._post_late(ev.PreparationFailed(self.clock(), job.id, asked.epoch, reason))
                 return
-            resume = Resume(step=asked.checkpoint, optimizer=optimizer)
+            resume = Resume(step=found.step, optimizer=found.optimizer)
         if job.state != "preparing" or job.epoch != asked.epoch or self._closed:
             return
         message = Prepare(
@@ -356,16 +356,21 @@ class Engine:
         for incarnation in asked.hosts:
             self.control.send(incarnation, message)
 
-    def _weights_after(self, job: Job, step: int) -> tuple[BlobRef, BlobRef]:
-        found = self.checkpoint(job.id, step)
-        if found is None:
-            raise BlobError(f"checkpoint {job.id}@{step} is not recorded")
-        key = (job.id, step)
+    def _weights_after(self, job: Job, found: Checkpoint) -> BlobRef:
+        """The weights blob to go on from. Blocks."""
+        key = (job.id, found.step)
         merged = self._merged.get(key)
         if merged is None or self.blobs.size(merged.digest) is None:
             merged = self.checkpoints.merged_weights(self.dag(job), job.weights, found.model, found.optimizer)
             self._merged[key] = merged
-        return merged, found.optimizer
+        return merged
+
+    def _reason(self, error: Exception) -> str:
+        """The reason in words; what nobody foresaw goes to the log with its traceback."""
+        if isinstance(error, FusionError | OSError):
+            return str(error)
+        logger.error("unexpected failure", exc_info=error)
+        return f"{type(error).__name__}: {error}"
 
     async def _write_checkpoint(self, asked: ev.WriteCheckpoint) -> None:
         job = self.lifecycle.jobs[asked.job]
@@ -376,8 +381,8 @@ class Engine:
                 written = await asyncio.to_thread(
                     lambda: self.checkpoints.consolidate(job.id, asked.step, self.dag(job), job.weights, asked.parts)
                 )
-            except (FusionError, OSError) as error:
-                event = ev.CheckpointFailed(self.clock(), job.id, asked.step, str(error))
+            except Exception as error:
+                event = ev.CheckpointFailed(self.clock(), job.id, asked.step, self._reason(error))
             else:
                 event = ev.CheckpointWritten(self.clock(), job.id, asked.step, written.size)
             if self._closed:

@@ -1,0 +1,232 @@
+"""Jobs from submission to the end, with fake workers over real ZeroMQ and a real HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from pathlib import Path
+
+import numpy as np
+from coordinator_cases import FakeWorker, Server, serving
+from safetensors.numpy import load
+
+from coordinator.events import ClockTicked
+from coordinator.tensorfile import StoredTensor, read_header
+from fusion.messages import Failure, FragmentTimes, Leaving, Prepare, Shutdown, StepReport
+
+
+async def test_a_job_trains_on_two_workers(server: Server) -> None:
+    async with FakeWorker(server, "a"), FakeWorker(server, "b"):
+        job = await server.submit(plan={"workers": 2}, train={"eval_every": 2}, checkpoint={"every": 2, "keep": 2})
+        done = await server.until_state(job["id"], "done")
+        assert done["workers"] == ["a", "b"]
+        assert (done["step"], done["steps"], done["first_loss"], done["loss"]) == (6, 6, 1.0, 1 / 6)
+        assert done["checkpoint"] == 6
+        assert [fragment["worker"] for fragment in done["fragments"]] == ["a", "b"]
+        assert done["fragments"][0]["first_module"] == "first"
+        _, metrics = await server.call("GET", f"/api/v1/jobs/{job['id']}/metrics")
+        assert [item["step"] for item in metrics["metrics"]] == [1, 2, 3, 4, 5, 6]
+        assert all(item["sent_bytes"] == 200 and item["samples"] == 8 for item in metrics["metrics"])
+        assert [item.get("eval_loss") for item in metrics["metrics"]] == [None, 1.0, None, 0.5, None, 1 / 3]
+        _, later = await server.call("GET", f"/api/v1/jobs/{job['id']}/metrics?after=4")
+        assert [item["step"] for item in later["metrics"]] == [5, 6]
+        _, events = await server.call("GET", f"/api/v1/jobs/{job['id']}/events")
+        kinds = [item["event"] for item in events["events"]]
+        assert kinds[:3] == ["submitted", "planned", "started"]
+        assert kinds[-1] == "done"
+        _, listed = await server.call("GET", f"/api/v1/jobs/{job['id']}/checkpoints")
+        assert [item["step"] for item in listed["checkpoints"]] == [4, 6]
+        _, workers = await server.call("GET", "/api/v1/workers")
+        assert [item["state"] for item in workers["workers"]] == ["idle", "idle"]
+
+
+async def test_a_checkpoint_has_every_key_of_the_state_dict_and_nothing_else(server: Server) -> None:
+    async with FakeWorker(server, "a"):
+        job = await server.submit()
+        await server.until_state(job["id"], "done")
+        status, model = await server.call("GET", f"/api/v1/jobs/{job['id']}/checkpoints/6/model.safetensors", None)
+        assert status == 200
+        # numpy has no bfloat16: the unused entry is looked at in test_checkpoints.
+        header = model[8 : 8 + int.from_bytes(model[:8], "little")].decode()
+        for key in ("first.weight", "second.weight", "head.weight", "unused.half"):
+            assert f'"{key}"' in header
+        assert "shift" not in header
+        assert "scale" not in header
+        _, optimizer = await server.call("GET", f"/api/v1/jobs/{job['id']}/checkpoints/6/optimizer.safetensors")
+        assert np.array_equal(load(optimizer)["optimizer/exp_avg/first.weight"], [[6, 0], [0, 0]])
+
+
+async def test_jobs_queue_and_run_side_by_side(server: Server) -> None:
+    async with FakeWorker(server, "a") as a, FakeWorker(server, "b") as b:
+        a.pause_after = b.pause_after = 2
+        first = await server.submit(plan={"workers": 1})
+        second = await server.submit(plan={"workers": 1})
+        third = await server.submit(plan={"workers": 1})
+        one = await server.until(first["id"], lambda job: job["step"] == 2)
+        two = await server.until(second["id"], lambda job: job["step"] == 2)
+        assert {*one["workers"], *two["workers"]} == {"a", "b"}
+        waiting = await server.job(third["id"])
+        assert waiting["state"] == "queued"
+        assert "all 2 workers are busy" in waiting["reason"]
+        status, cancelled = await server.call("POST", f"/api/v1/jobs/{first['id']}/cancel")
+        assert (status, cancelled["state"]) == (200, "cancelled")
+        assert (await server.until_state(third["id"], "running"))["workers"] == one["workers"]
+
+
+async def test_a_pool_that_is_too_small_is_told_in_words(server: Server) -> None:
+    job = await server.submit(plan={"workers": 2})
+    assert "the pool is empty" in (await server.job(job["id"]))["reason"]
+    async with FakeWorker(server, "a"):
+        shown = await server.until(job["id"], lambda shown: "the pool has 1" in shown["reason"])
+        assert "start 1 more" in shown["reason"]
+        async with FakeWorker(server, "b"):
+            await server.until_state(job["id"], "done")
+
+
+async def test_a_model_that_does_not_fit_waits_for_memory(server: Server) -> None:
+    async with FakeWorker(server, "small", memory=10):
+        job = await server.submit()
+        shown = await server.until(job["id"], lambda shown: "needs" in shown["reason"])
+        assert shown["state"] == "queued"
+        assert "small has 10 B" in shown["reason"]
+        await server.call("POST", "/api/v1/workers/small/drain")
+        async with FakeWorker(server, "large"):
+            await server.until_state(job["id"], "done")
+
+
+async def test_a_lost_worker_restarts_the_job_from_its_checkpoint(server: Server, tmp_path: Path) -> None:
+    async with FakeWorker(server, "a") as a:
+        b = FakeWorker(server, "b")
+        async with b:
+            b.pause_after = a.pause_after = 5
+            job = await server.submit(checkpoint={"every": 2}, plan={"workers": 2})
+            before = await server.until(job["id"], lambda shown: shown["step"] == 5 and shown["checkpoint"] == 4)
+            a.pause_after = None
+            await b.die()
+            done = await server.until_state(job["id"], "done")
+        assert done["epoch"] == 1
+        assert done["workers"] == ["a"]
+        assert done["plan"]["cuts"] == before["plan"]["cuts"]
+        assert [fragment["worker"] for fragment in done["fragments"]] == ["a", "a"]
+        _, metrics = await server.call("GET", f"/api/v1/jobs/{job['id']}/metrics")
+        assert [(item["step"], item["epoch"]) for item in metrics["metrics"]] == [
+            (step, step // 6) for step in range(1, 7)
+        ]
+        _, events = await server.call("GET", f"/api/v1/jobs/{job['id']}/events")
+        stories = [item["message"] for item in events["events"]]
+        assert "worker b lost at step 5 (no heartbeat for 1.0 s)" in stories
+        prepare = [message for message in a.received if isinstance(message, Prepare)][-1]
+        assert prepare.resume is not None
+        assert prepare.resume.step == 4
+        # numpy has no bfloat16: look at the one tensor.
+        header = read_header(_saved(tmp_path, a.weights))
+        assert _floats(header["first.weight"])[0] == 4
+        assert _floats(header["constant/shift"]) == [0.5, 0.5]
+        assert not server.engine.blobs.path(prepare.weights.digest).exists()  # Needed no more.
+
+
+def _saved(folder: Path, content: bytes) -> Path:
+    path = folder / "saved.safetensors"
+    path.write_bytes(content)
+    return path
+
+
+def _floats(tensor: StoredTensor) -> list[float]:
+    raw = tensor.path.read_bytes()[tensor.start : tensor.start + tensor.length]
+    return list(struct.unpack(f"<{tensor.length // 4}f", raw))
+
+
+async def test_a_lost_worker_that_comes_back_is_told_to_join_again(server: Server) -> None:
+    async with FakeWorker(server, "a") as a:
+        member = server.engine.lifecycle.pool.of_incarnation(a.incarnation)
+        assert member is not None
+        member.last_heard -= 100
+        server.engine.post(ClockTicked(server.engine.clock()))
+        assert member.state == "lost"
+        async with asyncio.timeout(10):
+            await a.evicted.wait()
+        message = a.received[-1]
+        assert isinstance(message, Shutdown)
+        assert message.evicted
+
+
+async def test_draining_waits_for_the_next_checkpoint(server: Server) -> None:
+    async with FakeWorker(server, "a") as a, FakeWorker(server, "b") as b:
+        a.pause_after = b.pause_after = 3
+        job = await server.submit(checkpoint={"every": 2}, plan={"workers": 2})
+        await server.until(job["id"], lambda shown: shown["step"] == 3 and shown["checkpoint"] == 2)
+        a.pause_after = None
+        await b.say(Leaving(reason="SIGTERM"))
+        # Nothing comes of the checkpoint at step 4, as both are paused: the drain's patience ends the wait.
+        done = await server.until_state(job["id"], "done")
+        async with asyncio.timeout(10):
+            await b.evicted.wait()
+        assert isinstance(b.received[-1], Shutdown)
+        assert not b.received[-1].evicted
+        assert done["workers"] == ["a"]
+
+
+async def test_a_job_resumes_a_checkpoint_on_other_workers(server: Server) -> None:
+    async with FakeWorker(server, "a") as a, FakeWorker(server, "b"):
+        first = await server.submit(plan={"workers": 2})
+        await server.until_state(first["id"], "done")
+        resume = {"checkpoint": f"{first['id']}@6"}
+        second = await server.submit(resume, plan={"workers": 1}, train={"steps": 9})
+        done = await server.until_state(second["id"], "done")
+        assert done["step"] == 9
+        _, metrics = await server.call("GET", f"/api/v1/jobs/{second['id']}/metrics")
+        assert [item["step"] for item in metrics["metrics"]] == [7, 8, 9]
+        prepare = [message for message in a.received if isinstance(message, Prepare)][-1]
+        assert prepare.resume is not None
+        assert prepare.resume.step == 6
+        assert prepare.resume.optimizer is not None
+        status, refused = await server.call("POST", "/api/v1/jobs", json=await server.submission(resume))
+        assert status == 400
+        assert "raise train.steps" in refused["error"]
+        missing = {"checkpoint": f"{first['id']}@5"}
+        status, refused = await server.call("POST", "/api/v1/jobs", json=await server.submission(missing))
+        assert status == 400
+        assert "it has 6" in refused["error"]
+
+
+async def test_a_failure_ends_the_job_and_frees_the_workers(server: Server) -> None:
+    async with FakeWorker(server, "a") as a:
+        a.pause_after = 1
+        job = await server.submit()
+        await server.until(job["id"], lambda shown: shown["step"] == 1)
+        await a.say(Failure(job=job["id"], epoch=0, message="out of memory", detail="Traceback: ..."))
+        failed = await server.until_state(job["id"], "failed")
+        assert failed["reason"] == "worker a: out of memory"
+        _, logs = await server.call("GET", f"/api/v1/jobs/{job['id']}/logs")
+        assert logs["logs"][0]["message"] == "Traceback: ..."
+        _, workers = await server.call("GET", "/api/v1/workers")
+        assert workers["workers"][0]["state"] == "idle"
+
+
+async def test_a_running_job_survives_a_restart_of_the_coordinator(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with serving(state) as server:
+        worker = FakeWorker(server, "a")
+        await worker.__aenter__()
+        worker.pause_after = 3
+        job = await server.submit()
+        await server.until(job["id"], lambda shown: shown["step"] == 3)
+    try:
+        async with serving(state) as again:
+            shown = await again.job(job["id"])
+            assert (shown["state"], shown["step"]) == ("running", 3)
+            worker.server = again
+            times = [FragmentTimes(fragment=0, forward=0, backward=0, update=0)]
+            await worker.say(StepReport(job=job["id"], epoch=0, step=4, fragments=times, loss=0.25))
+            shown = await again.until(job["id"], lambda shown: shown["step"] == 4)
+            assert shown["epoch"] == 0
+            await worker.die()
+            shown = await again.until_state(job["id"], "queued")
+            assert "the pool is empty" in shown["reason"]
+            async with FakeWorker(again, "b"):
+                done = await again.until_state(job["id"], "done")
+                assert done["epoch"] == 1
+            _, metrics = await again.call("GET", f"/api/v1/jobs/{job['id']}/metrics")
+            assert [item["step"] for item in metrics["metrics"]] == [1, 2, 3, 4, 5, 6]
+    finally:
+        await worker.die()
