@@ -25,6 +25,7 @@ from dag.operators import meta_of, torch_dtype
 from executor import clipping
 from executor.gradients import add_in_order, own_gradients
 from executor.interpreter import Interpreter, Values
+from executor.layout import arranged, arranged_like, transposed
 from executor.learning_rate import factor
 from executor.optimizers import FragmentOptimizer
 from executor.storage import StorageGroups
@@ -114,6 +115,7 @@ class FragmentProgram:
             buffer for buffer in fragment.written_buffers if recompute or storage.needed_backward(buffer)
         )
 
+        self._strides = transposed(dag) if fragment.inputs else {}
         self._loss = dag.loss.id if fragment.has_loss else None
         ones = torch.ones(dag.loss.meta.shape, dtype=torch_dtype(dag.loss.meta.dtype), device=self._device)
         self._loss_gradient = ones / micro_batches  # what `(loss / micro_batches).backward()` hands to the loss
@@ -268,7 +270,7 @@ class FragmentProgram:
             gradient = add_in_order([self._here(g) for edge in edges if (g := gradients[edge]) is not None])
             if gradient is not None and root.requires_grad:
                 roots.append(root)
-                root_gradients.append(gradient)
+                root_gradients.append(arranged_like(gradient, root))
         leaves = kept.leaves
         del kept
         if roots:
@@ -343,7 +345,7 @@ class FragmentProgram:
             value = self._here(inputs.data[self._dag.ops[op].target])
             values[slot[op]] = value.clone() if op in self._written_data else value
         for edge in self.fragment.inputs:
-            values[slot[edge.value]] = self._here(inputs.arrivals[edge.index])
+            values[slot[edge.value]] = arranged(self._here(inputs.arrivals[edge.index]), self._strides.get(edge.value))
 
     def _result(self, interpreter: Interpreter, values: Values) -> ForwardResult:
         outputs: dict[int, Tensor] = {}
