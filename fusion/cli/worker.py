@@ -56,7 +56,7 @@ def worker(
 
     from worker.config import WorkerConfig
 
-    run_worker(
+    code = run_worker(
         WorkerConfig(
             join=join,
             name=name,
@@ -69,3 +69,5 @@ def worker(
             exit_on_stdin_close=local,
         )
     )
+    if code:
+        raise typer.Exit(code)
