@@ -153,14 +153,19 @@ class Pipeline:
         fragment = program.fragment
         step, index = task.step, task.micro_batch
         if task.kind is TaskKind.UPDATE:
-            norms = {other.fragment.index: self.values.get((FrameKind.NORMS, other.fragment.index, step, 0)) for other in self.programs}
+            norms = {
+                other.fragment.index: self.values.get((FrameKind.NORMS, other.fragment.index, step, 0))
+                for other in self.programs
+            }
             total = program.update(step, norms if self.settings.clip_grad_norm is not None else None)  # type: ignore[arg-type]
             if total is not None:
                 assert self.total_norms.setdefault(step, total) == total
             self._lend(program, step + 1)
             return
         if task.kind is TaskKind.BACKWARD:
-            given = {e.index: self.values[FrameKind.GRADIENT, e.index, step, index] for e in fragment.outputs if e.gradient}
+            given = {
+                e.index: self.values[FrameKind.GRADIENT, e.index, step, index] for e in fragment.outputs if e.gradient
+            }
             for edge, gradient in program.backward(step, index, given).items():
                 self._send((FrameKind.GRADIENT, edge, step, index), gradient)
             if index == self.settings.micro_batches - 1:
