@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from dag.autocast import explicit_casts
 from dag.draft import Draft, number
 from dag.export import export
 from dag.graph import Op, OpDag, TensorMeta
 from dag.inline import inline
 from dag.names import Names
 from dag.objective import Loss, Objective, check_example
-from dag.operators import dtype_name, meta_of, torch_dtype
+from dag.operators import meta_of
 from dag.propagate import Observation, OpError, observe, with_observations
 from dag.randomness import draws
 from dag.tidy import outputs_next_to_producers, without_dead_code
@@ -57,20 +60,16 @@ def capture(
         raise CaptureError(f"autocast {autocast!r} is not known; use {' or '.join(AUTOCAST_DTYPES)}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise CaptureError(f"no parameter of {type(model).__name__} requires a gradient; there is nothing to train")
-    was_training = model.training
-    if not was_training:
-        model.train()
-    try:
-        objective = Objective(model, loss, None if autocast is None else torch_dtype(autocast))
-        program = export(objective, example)
-    finally:
-        if not was_training:
-            model.eval()
+    with _ready_for_training(model):
+        objective = Objective(model, loss)
+        program = export(objective, example, autocast)
     drafts, result = inline(program, tuple(example), autocast)
     drafts.append(Draft("loss", "loss", "loss", (result,)))
     names = Names(model, objective, program)
     drafts = names.apply(drafts)
-    drafts, observations = _simplified(outputs_next_to_producers(drafts), names, example)
+    leaves = {draft: meta for draft in drafts if (meta := _leaf_meta(draft, names, example)) is not None}
+    drafts = outputs_next_to_producers(explicit_casts(drafts, leaves))
+    drafts, observations = _simplified(drafts, names, example)
     ops = _finished(drafts, observations)
     dag = OpDag(
         ops=tuple(ops),
@@ -92,16 +91,35 @@ def capture(
     return Captured(dag, names.tensors(ops))
 
 
+@contextlib.contextmanager
+def _ready_for_training(model: nn.Module) -> Iterator[None]:
+    """In training mode, and, for transformers, without the key-value cache that only generation needs."""
+    was_training = model.training
+    config: Any = getattr(model, "config", None)
+    caching = getattr(config, "use_cache", None) is True
+    if not was_training:
+        model.train()
+    if caching:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        if not was_training:
+            model.eval()
+        if caching:
+            config.use_cache = True
+
+
 def _simplified(
     drafts: list[Draft], names: Names, example: Mapping[str, torch.Tensor]
 ) -> tuple[list[Draft], list[Observation]]:
     """Functional where that is exact, without dead code; with what a last run on tensors without data showed."""
 
     def observed(drafts: list[Draft], *, costs: bool) -> list[Observation]:
-        leaves: dict[int, TensorMeta] = {
-            position: meta_of(example[draft.target] if draft.kind == "placeholder" else names.tensor(draft))
+        leaves = {
+            position: meta
             for position, draft in enumerate(drafts)
-            if draft.kind not in ("call", "loss")
+            if (meta := _leaf_meta(draft, names, example)) is not None
         }
         try:
             return observe(number(drafts), leaves, costs=costs)
@@ -115,6 +133,12 @@ def _simplified(
     return drafts, observed(drafts, costs=True)
 
 
+def _leaf_meta(draft: Draft, names: Names, example: Mapping[str, torch.Tensor]) -> TensorMeta | None:
+    if draft.kind in ("call", "loss"):
+        return None
+    return meta_of(example[draft.target] if draft.kind == "placeholder" else names.tensor(draft))
+
+
 def _finished(drafts: list[Draft], observations: list[Observation]) -> list[Op]:
     ops = with_sharing(with_observations(number(drafts), observations), drafts, observations)
     return [replace(op, random=draws(draft)) for op, draft in zip(ops, drafts, strict=True)]
@@ -125,4 +149,4 @@ def _notes(ops: list[Op]) -> list[str]:
     return [f"some values are of dtype {dtype}, which is slow on most devices" for dtype in sorted(unusual)]
 
 
-__all__ = ["AUTOCAST_DTYPES", "Captured", "capture", "dtype_name"]
+__all__ = ["AUTOCAST_DTYPES", "Captured", "capture"]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dag.graph import Arg, Named, Op, OpKind, Ref
+
+if TYPE_CHECKING:
+    from dag.autocast import Region
 
 Value = Any
 """A draft's argument: None, bool, int, float, str, Named, another Draft, or a tuple of these."""
@@ -23,8 +26,8 @@ class Draft:
     kwargs: dict[str, Value] = field(default_factory=dict)
     module: str = ""
     no_grad: bool = False
-    autocast: str | None = None
-    """Dtype of the autocast region it stands in."""
+    autocast: Region | None = None
+    """The autocast region it stands in."""
     where: str = ""
     """`file:line` of the user's code that made it."""
 
@@ -93,6 +96,20 @@ def number(drafts: Sequence[Draft]) -> list[Op]:
             )
         )
     return ops
+
+
+def number_one(draft: Draft, sources: Sequence[Draft]) -> Op:
+    """One call alone, as an op whose references are positions in `sources`."""
+    ids = {source: position for position, source in enumerate(sources)}
+    return Op(
+        id=len(sources),
+        name=draft.name,
+        kind=draft.kind,
+        target=draft.target,
+        args=tuple(_numbered(value, ids) for value in draft.args),
+        kwargs=tuple((key, _numbered(value, ids)) for key, value in draft.kwargs.items()),
+        no_grad=draft.no_grad,
+    )
 
 
 def _numbered(value: Value, ids: dict[Draft, int]) -> Arg:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch.export import ExportedProgram
 
 from dag.blame import line_of_exception
 from dag.objective import Objective
+from dag.operators import torch_dtype
+from dag.quiet import quiet
 from fusion.errors import CaptureError
 
 _ADVICE: tuple[tuple[str, str], ...] = (
@@ -36,11 +34,18 @@ _ADVICE: tuple[tuple[str, str], ...] = (
 )
 
 
-def export(objective: Objective, example: Mapping[str, torch.Tensor]) -> ExportedProgram:
-    """Trace `objective` on `example`: non-strict first, then strict. Raises `CaptureError`."""
+def export(objective: Objective, example: Mapping[str, torch.Tensor], autocast: str | None = None) -> ExportedProgram:
+    """Trace `objective` on `example`: non-strict first, then strict. Raises `CaptureError`.
+
+    Under `autocast` the traced code sees the dtypes that it will see in training; the casts themselves are not in the
+    graph, `dag.autocast` adds them.
+    """
     # Each value is its own tensor: a tensor passed under two names would be traced as one input.
     values = {key: value.detach().clone() for key, value in example.items()}
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    mixed = torch.autocast(
+        "cpu", torch_dtype(autocast or "bfloat16"), enabled=autocast is not None, cache_enabled=False
+    )
+    with quiet(), mixed, torch.random.fork_rng(devices=[]):
         try:
             return torch.export.export(objective, (), values, strict=False)
         except CaptureError:
@@ -84,19 +89,3 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else ""
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's own warnings and logs about tracing; what matters to a person is raised."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._dynamo", "torch.fx", "torch._guards")]
-    levels: list[Any] = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

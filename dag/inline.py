@@ -13,10 +13,11 @@ from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 
 from dag.allowlist import ALLOWED, GETITEM
+from dag.autocast import Region
 from dag.blame import line_of_stack
 from dag.draft import Draft, Value
-from dag.graph import DTYPE_BYTES, Named
-from dag.operators import LAYOUTS, MEMORY_FORMATS, dtype_name
+from dag.graph import DTYPE_BYTES
+from dag.operators import dtype_name, named
 from fusion.errors import CaptureError
 
 _HOP = torch.ops.higher_order
@@ -56,17 +57,23 @@ _DROPPED_KEYWORDS = frozenset({"pin_memory"})
 @dataclass(frozen=True)
 class _Context:
     no_grad: bool = False
-    autocast: str | None = None
+    autocast: Region | None = None
+    outermost: Region | None = None
+    """The region whose weight cache nested regions share."""
 
 
 def inline(program: ExportedProgram, example_names: tuple[str, ...], autocast: str | None) -> tuple[list[Draft], Draft]:
-    """Drafts of the whole program in order, inputs first, and the one that is the loss. Raises `CaptureError`."""
+    """Drafts of the whole program in order, inputs first, and the one that is the loss; all under `autocast`, if given.
+
+    Raises `CaptureError`.
+    """
+    region = None if autocast is None else Region(autocast)
     flattener = _Flattener(program, example_names)
     inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
     results = flattener.graph(
         program.graph_module,
         [flattener.leaf(node, spec) for node, spec in zip(inputs, program.graph_signature.input_specs, strict=True)],
-        _Context(autocast=autocast),
+        _Context(autocast=region, outermost=region),
     )
     loss = results[-1]
     if not isinstance(loss, Draft):
@@ -161,9 +168,13 @@ class _Flattener:
             enabled, body, *inputs = args
             return self.graph(body, inputs, replace(context, no_grad=not enabled))
         if name == "wrap_with_autocast":
-            _, dtype, enabled, _, body, *inputs = args
-            region = dtype_name(dtype or torch.bfloat16) if enabled else None
-            return self.graph(body, inputs, replace(context, autocast=region))
+            device, dtype, enabled, cache, body, *inputs = args
+            if device != "cpu":
+                return self.graph(body, inputs, context)
+            region = Region(dtype_name(dtype or torch.bfloat16))
+            outermost = context.outermost or region
+            region.casts = outermost.casts if cache is not False else None
+            return self.graph(body, inputs, replace(context, autocast=region if enabled else None, outermost=outermost))
         if name in ("tag_activation_checkpoint", "wrap_activation_checkpoint", "wrap", "invoke_subgraph"):
             body, *inputs = args
             if name == "invoke_subgraph":
@@ -219,14 +230,9 @@ def _plain(arg: Any, node: Node) -> Value:
         return arg
     if isinstance(arg, tuple | list):
         return tuple(_plain(item, node) for item in arg)
-    if isinstance(arg, torch.dtype):
-        return Named("dtype", dtype_name(arg))
-    if isinstance(arg, torch.device):
-        return Named("device", "")
-    if isinstance(arg, torch.layout):
-        return Named("layout", next((name for name, layout in LAYOUTS.items() if layout == arg), str(arg)))
-    if isinstance(arg, torch.memory_format):
-        return Named("memory_format", next(name for name, known in MEMORY_FORMATS.items() if known == arg))
+    torch_name = named(arg)
+    if torch_name is not None:
+        return torch_name
     if isinstance(arg, torch.Generator):
         raise _error(
             node, "a torch.Generator can't be captured; leave the generator out, every operator gets its own seed"

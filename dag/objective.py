@@ -46,7 +46,7 @@ BUILT_IN: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 class Objective(nn.Module):
     """`forward(**example)` gives the loss. The model's parameters appear under `model.`, a loss module's under `loss.`."""
 
-    def __init__(self, model: nn.Module, loss: Loss, autocast: torch.dtype | None) -> None:
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
         """Raises `CaptureError` for an unknown loss name."""
         super().__init__()
         if isinstance(loss, str) and loss not in BUILT_IN and loss != "model":
@@ -57,7 +57,6 @@ class Objective(nn.Module):
         self.model = model
         self.from_model = loss == "model"
         self.loss = BUILT_IN[loss] if isinstance(loss, str) and loss in BUILT_IN else loss
-        self.autocast = autocast
 
     def forward(self, **example: torch.Tensor) -> torch.Tensor:
         loss = self._loss(**example)

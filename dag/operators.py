@@ -55,6 +55,23 @@ def meta_of(tensor: torch.Tensor) -> TensorMeta:
     return TensorMeta(tuple(int(size) for size in tensor.shape), dtype_name(tensor.dtype))
 
 
+def named(value: object) -> Named | None:
+    """A torch dtype, device, layout or memory format as the DAG spells it; None for any other value.
+
+    Every device becomes the one that the fragment runs on. What Fusion does not carry keeps torch's name, and validation
+    refuses it.
+    """
+    if isinstance(value, torch.dtype):
+        return Named("dtype", dtype_name(value))
+    if isinstance(value, torch.device):
+        return Named("device", "")
+    if isinstance(value, torch.layout):
+        return Named("layout", str(value).removeprefix("torch."))
+    if isinstance(value, torch.memory_format):
+        return Named("memory_format", str(value).removeprefix("torch."))
+    return None
+
+
 def materialize(arg: Arg, values: Mapping[int, Any], device: torch.device) -> Any:
     """The Python value of one argument: references looked up in `values`, names turned into torch objects."""
     if isinstance(arg, Ref):

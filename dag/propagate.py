@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from dag.graph import Op, OpDag, Ref, TensorMeta
 from dag.operators import meta_of, run, torch_dtype
+from dag.quiet import quiet
 from fusion.errors import DagError
 
 CPU = torch.device("cpu")
@@ -65,7 +66,7 @@ def observe(ops: Sequence[Op], leaves: Mapping[int, TensorMeta], *, costs: bool 
     """
     values: dict[int, Any] = {}
     observations: list[Observation] = []
-    with FakeTensorMode(), torch.enable_grad():
+    with quiet(), FakeTensorMode(), torch.enable_grad():
         saved = _SavedBytes()
         for op in ops:
             if op.kind in ("call", "loss"):
@@ -79,7 +80,7 @@ def observe(ops: Sequence[Op], leaves: Mapping[int, TensorMeta], *, costs: bool 
                     raise OpError(op, error) from error
             else:
                 flops = backward_flops = 0
-                value = _fake(leaves[op.id], requires_grad=op.kind == "parameter")
+                value = fake(leaves[op.id], requires_grad=op.kind == "parameter")
                 saved.ignore(value)
             values[op.id] = value
             tensors = list(value) if isinstance(value, list | tuple) else [value]
@@ -97,7 +98,8 @@ def observe(ops: Sequence[Op], leaves: Mapping[int, TensorMeta], *, costs: bool 
     return observations
 
 
-def _fake(meta: TensorMeta, *, requires_grad: bool) -> torch.Tensor:
+def fake(meta: TensorMeta, *, requires_grad: bool) -> torch.Tensor:
+    """A tensor without data; call it under a `FakeTensorMode`."""
     return torch.empty(meta.shape, dtype=torch_dtype(meta.dtype), requires_grad=requires_grad)
 
 
@@ -178,7 +180,7 @@ def check_shapes(dag: OpDag, op_ids: Iterable[int]) -> None:
     inside = sorted(set(op_ids))
     members = set(inside)
     values: dict[int, Any] = {}
-    with FakeTensorMode(), torch.no_grad():
+    with quiet(), FakeTensorMode(), torch.no_grad():
         for op_id in inside:
             op = dag.ops[op_id]
             if op.kind not in ("call", "loss"):
@@ -187,7 +189,7 @@ def check_shapes(dag: OpDag, op_ids: Iterable[int]) -> None:
                 if source not in values:
                     if source in members and dag.ops[source].kind in ("call", "loss"):
                         raise DagError(f"op {op.name} runs before op {dag.ops[source].name}, which it reads")
-                    outputs = [_fake(meta, requires_grad=False) for meta in dag.ops[source].outputs]
+                    outputs = [fake(meta, requires_grad=False) for meta in dag.ops[source].outputs]
                     values[source] = outputs[0] if len(outputs) == 1 and op.target != "py.getitem" else outputs
             _check_pieces(dag, op)
             try:
