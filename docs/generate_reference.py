@@ -1,38 +1,53 @@
-"""Writes the generated pages of `docs/`: the job spec from the pydantic models, the commands from the typer app.
+"""Writes the generated pages of `docs/` (job spec from the pydantic models, commands from the typer app) and the README's
+example, which is a file that the tests run.
 
 `python docs/generate_reference.py` writes them; with `--check` it only says which ones are out of date (exit code 1).
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
 sys.path.insert(0, str(DOCS))
 
 import reference_cli  # noqa: E402
 import reference_spec  # noqa: E402
 
-PAGES = {"job-spec.md": reference_spec.page, "cli.md": reference_cli.page}
+EXAMPLE = "examples/train_in_15_lines.py"
+
+
+def readme() -> str:
+    """The README with the example's code in the block after the comment that names it."""
+    text = (ROOT / "README.md").read_text()
+    code = (ROOT / EXAMPLE).read_text().rstrip()
+    block = re.compile(rf"(<!-- {re.escape(EXAMPLE)}:.*?-->\n```python\n).*?(```)", re.DOTALL)
+    written, count = block.subn(lambda found: f"{found[1]}{code}\n{found[2]}", text)
+    if count != 1:
+        raise SystemExit(f"README.md has {count} code blocks for {EXAMPLE}, expected one")
+    return written
+
+
+PAGES = {"docs/job-spec.md": reference_spec.page, "docs/cli.md": reference_cli.page, "README.md": readme}
 
 
 def main(arguments: list[str]) -> int:
     check = "--check" in arguments
     stale: list[str] = []
     for name, page in PAGES.items():
-        path = DOCS / name
+        path = ROOT / name
         text = page()
         if path.exists() and path.read_text() == text:
             continue
         stale.append(name)
         if not check:
             path.write_text(text)
-            print(f"wrote docs/{name}")
+            print(f"wrote {name}")
     if check and stale:
-        print(
-            f"out of date: {', '.join(f'docs/{name}' for name in stale)}. Run `make docs` and commit.", file=sys.stderr
-        )
+        print(f"out of date: {', '.join(stale)}. Run `make docs` and commit.", file=sys.stderr)
         return 1
     return 0
 

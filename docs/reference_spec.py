@@ -1,4 +1,4 @@
-"""The job-spec page, from the pydantic models of `fusion.spec`."""
+"""The job-spec page, from the pydantic models of `fusion.spec` and `fusion.topology`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from fusion import spec
-from fusion.units import Seconds
+from fusion import spec, topology
+from fusion.units import ByteCount, BytesPerSecond, Seconds
 
 HEAD = """\
 # Job spec
@@ -42,6 +42,20 @@ How a batch reaches the model: `inputs` is passed to `forward` by position, othe
 mapping with `loss`, or a tuple whose first item it is).
 """
 
+TOPOLOGY = """\
+Workers and links for `fusion up --topology`, `fusion plan` and `fusion coordinator --topology`, a YAML file. Bandwidths are
+bytes per second or text such as `16Mbit/s`, sizes bytes or text such as `4GiB`; both directions of a link are alike.
+
+```yaml
+workers:
+  - {name: oslo-1, region: oslo, speed: 4.0e+11, memory: 4GiB}
+  - {name: lima-1, region: lima, speed: 2.0e+11, memory: 8GiB}
+links:
+  - {between: [oslo, oslo], bandwidth: 1Gbit/s, latency: 1ms}
+  - {between: [oslo, lima], bandwidth: 16Mbit/s, latency: 90ms}
+```
+"""
+
 SECTIONS: tuple[tuple[str, str, tuple[tuple[str, type[BaseModel]], ...]], ...] = (
     ("The file", "", (("", spec.JobSpec),)),
     (
@@ -67,15 +81,26 @@ SECTIONS: tuple[tuple[str, str, tuple[tuple[str, type[BaseModel]], ...]], ...] =
     ("`compression`", "", (("", spec.CompressionSpec),)),
     ("`fault_tolerance`", "", (("", spec.FaultToleranceSpec),)),
     ("`checkpoint`", "", (("", spec.CheckpointSpec),)),
+    (
+        "Topology file",
+        TOPOLOGY,
+        (
+            ("The file:", topology.Topology),
+            ("One of `workers`:", topology.TopologyWorker),
+            ("One of `links`:", topology.TopologyLink),
+        ),
+    ),
 )
 
+MARKED = {Seconds: "duration", ByteCount: "size", BytesPerSecond: "bandwidth"}
 NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", Any: "anything", type(None): "null"}
 
 
 def type_name(annotation: Any) -> str:
     """`int | None` -> `integer`; the default column says whether null is meant."""
-    if annotation == Seconds:
-        return "duration"
+    for marked, name in MARKED.items():
+        if annotation == marked:
+            return name
     origin = get_origin(annotation)
     if origin is Annotated:
         return type_name(get_args(annotation)[0])
@@ -86,7 +111,10 @@ def type_name(annotation: Any) -> str:
     if origin is dict:
         return f"mapping of {type_name(get_args(annotation)[1])}"
     if origin is tuple:
-        return f"list of {len(get_args(annotation))} {type_name(get_args(annotation)[0])}s"
+        arms = get_args(annotation)
+        if arms[-1] is Ellipsis:
+            return f"list of {type_name(arms[0])}s"
+        return f"list of {len(arms)} {type_name(arms[0])}s"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
     return NAMES[annotation]
@@ -109,6 +137,8 @@ def default_text(field: FieldInfo) -> str:
     if field.default_factory is not None:
         made = field.default_factory()  # type: ignore[call-arg]
         return "its defaults" if isinstance(made, BaseModel) else "empty"
+    if field.default == ():
+        return "empty"
     if field.default is None or field.default is PydanticUndefined:
         return "none"
     if isinstance(field.default, bool):
@@ -120,15 +150,15 @@ def table(model: type[BaseModel]) -> str:
     rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
         # Discriminated unions hold their arms behind Annotated; the rendered annotation is the field's own.
-        value = type_name(Seconds if is_duration(field) else field.annotation) + limits(field)
+        value = type_name(marked(field) or field.annotation) + limits(field)
         cells = (f"`{name}`", value, default_text(field), field.description or "See below.")
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 
 
-def is_duration(field: FieldInfo) -> bool:
-    marker = get_args(Seconds)[1]
-    return any(item is marker or item == marker for item in field.metadata)
+def marked(field: FieldInfo) -> Any:
+    """The unit type that a field was declared with; pydantic keeps only its marker."""
+    return next((kind for kind in MARKED if get_args(kind)[1] in field.metadata), None)
 
 
 def page() -> str:
@@ -136,7 +166,7 @@ def page() -> str:
     for title, lead, models in SECTIONS:
         parts.append(f"## {title}\n")
         if lead:
-            parts.append(f"{lead}\n")
+            parts.append(f"{lead.rstrip()}\n")
         for caption, model in models:
             if caption:
                 parts.append(f"{caption}\n")
