@@ -50,6 +50,9 @@ def _from_transformers(spec: ModelFromTransformers) -> nn.Module:
         ) from None
     from transformers.models.auto import configuration_auto
 
+    # Its remarks on defaults are of no use to who wrote a spec; what matters comes as an error.
+    transformers.logging.set_verbosity_error()
+
     known = sorted(configuration_auto.CONFIG_MAPPING_NAMES)
     if spec.hf not in known:
         hint = suggest(spec.hf, known)

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from fusion.cli.options import JobArgument, JsonOption
-from fusion.cli.output import print_json, show
+from fusion.cli.output import out, print_json, show
+
+CODECS = ("none", "bf16", "int8", "topk", "adatopk")
 
 
 def plan(
@@ -27,9 +29,10 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Predict a job's plan and step time on a topology, without a pool."""
-    from fusion.errors import UserError
+    from fusion.errors import PlanError, UserError
     from fusion.spec_file import load_spec
     from fusion.topology import load_topology
+    from fusion.units import format_seconds
     from fusion.yaml_file import suggest
     from scheduler.policies import POLICIES
 
@@ -37,15 +40,31 @@ def plan(
     pool = load_topology(topology)
     if policy is not None and policy not in POLICIES:
         raise UserError(f"--policy: no policy {policy!r}{suggest(policy, list(POLICIES))}")
-    from fusion.plan_report import predict, prediction_table
+    from fusion.cli.jobs import plan_table
+    from fusion.cli.predictions import comparison_table, links_table, predict
     from fusion.submit import capture_job, read_job
 
     spec, base = read_job(job)
     dag = capture_job(spec, base).dag
-    policies = list(POLICIES) if compare else [policy or spec.plan.policy]
-    codecs = ["none", "bf16", "int8", "topk", "adatopk"] if compare else [spec.compression.codec]
-    predictions = [predict(dag, spec, pool, policy=name, codec=codec) for name in policies for codec in codecs]
+    if compare:
+        predictions = [predict(dag, spec, pool, policy=name, codec=codec) for name in POLICIES for codec in CODECS]
+        if as_json:
+            print_json(predictions)
+        else:
+            show(comparison_table(predictions))
+        return
+    prediction = predict(dag, spec, pool, policy=policy or spec.plan.policy, codec=spec.compression.codec)
+    if "error" in prediction:
+        raise PlanError(prediction["error"])
     if as_json:
-        print_json(predictions if compare else predictions[0])
-    else:
-        show(prediction_table(predictions))
+        print_json(prediction)
+        return
+    out(
+        f"{prediction['policy']}, codec {prediction['codec']}: {format_seconds(prediction['step_seconds'])} per step, "
+        f"workers idle {prediction['bubble']:.0%} of it"
+    )
+    out("")
+    show(plan_table(prediction))
+    if prediction["bytes_per_link"]:
+        out("")
+        show(links_table(prediction))

@@ -52,9 +52,8 @@ def worker(
         limit = parse_bytes(memory_limit) if memory_limit is not None else None
     except ValueError as error:
         raise UserError(f"--memory-limit: {error}") from None
-    from worker.daemon import run_worker
-
     from worker.config import WorkerConfig
+    from worker.daemon import run_worker
 
     code = run_worker(
         WorkerConfig(
