@@ -36,7 +36,6 @@ from fusion.messages import (
     JoinRequest,
     Prepare,
     Resume,
-    Shutdown,
     ToCoordinator,
 )
 from fusion.plan import Plan
@@ -228,8 +227,6 @@ class Engine:
         match instruction:
             case ev.Send(incarnation, message):
                 self.control.send(incarnation, message)
-                if isinstance(message, Shutdown) and not message.evicted:
-                    self.control.forget(incarnation)
             case ev.MakePlan():
                 self._spawn(self._make_plan(instruction), f"plan {instruction.job}")
             case ev.PrepareWorkers():
@@ -269,6 +266,8 @@ class Engine:
         member = self.lifecycle.pool.get(name)
         assert member is not None
         self.store.save_worker(member)
+        if member.state == "lost":
+            self.control.forget(member.incarnation)
         job = self.lifecycle.jobs.get(member.job) if member.job else None
         self.publisher.publish(Item("worker", None, worker_view(member, job)))
 

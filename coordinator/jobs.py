@@ -93,6 +93,8 @@ class Job(BaseModel):
     refused_for: list[str] | None = None
     """Incarnations of the workers for which the last plan was refused; asked again only for others."""
 
+    refused_reason: str = ""
+
     hosts: dict[str, str] = Field(default_factory=dict)
     """Worker name -> incarnation, of the workers that are taken by this job."""
     ready: list[str] = Field(default_factory=list)

@@ -55,6 +55,7 @@ class Lifecycle:
         self.pool = Pool()
         self.jobs: dict[str, Job] = {}
         self._last_tick: float | None = None
+        self._evicted: dict[str, float] = {}
         self._out: list[ev.Instruction] = []
 
     # Entry points -------------------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ class Lifecycle:
         member.state, member.job, member.leave_by = "lost", None, None
         self._do(ev.SaveWorker(member.name))
         self._story(job, "worker-lost", f"worker {member.name} lost{where} ({why})", worker=member.name)
-        if job is not None and member.name in job.hosts and not self._all_finished(job):
+        if job is not None and member.name in job.hosts and not self.all_finished(job):
             self._restart(job, now, f"worker {member.name} was lost")
 
     def _drain(self, member: Member, now: float, why: str) -> None:
@@ -188,7 +189,7 @@ class Lifecycle:
     def _move_off(self, member: Member, now: float) -> None:
         """The draining member's job goes on without it; then it may go."""
         job = self.jobs.get(member.job) if member.job else None
-        if job is not None and not self._all_finished(job):
+        if job is not None and not self.all_finished(job):
             self._restart(job, now, f"worker {member.name} leaves")
         elif job is None:
             self._leave(member, "drained")
@@ -216,7 +217,7 @@ class Lifecycle:
         member = self.pool.of_incarnation(event.incarnation)
         if member is None or not member.live:
             if member is None or member.state == "lost":
-                self._do(ev.Send(event.incarnation, Shutdown(reason="declared lost; join again", evicted=True)))
+                self._evict(event)
             return
         member.last_heard = max(member.last_heard, event.time)
         if member.state == "joined":
@@ -242,6 +243,13 @@ class Lifecycle:
                     and job.hosts.get(member.name) == member.incarnation
                 ):
                     self._job_message(job, member, message, event.time)
+
+    def _evict(self, event: ev.Reported) -> None:
+        """Tell a worker that was declared lost to join again; not at each heartbeat that is still on its way."""
+        told = self._evicted.get(event.incarnation)
+        if told is None or event.time - told >= self.timing.failure_timeout:
+            self._evicted[event.incarnation] = event.time
+            self._do(ev.Send(event.incarnation, Shutdown(reason="declared lost; join again", evicted=True)))
 
     def _job_message(
         self,
@@ -387,7 +395,7 @@ class Lifecycle:
             job.refused_for = sorted(job.hosts.values())
             self._release_unasked(job, keep=())
             self._forget_run(job)
-            job.state, job.reason = "queued", event.reason
+            job.state, job.reason, job.refused_reason = "queued", event.reason, event.reason
             self._story(job, "queued", f"job {job.id} waits: {event.reason}")
             self._do(ev.SaveJob(job.id))
             return
@@ -456,11 +464,12 @@ class Lifecycle:
             self._do(ev.DropBlobs(tuple(stale)))
         job.forget_run()
 
-    def _all_finished(self, job: Job) -> bool:
+    def all_finished(self, job: Job) -> bool:
+        """Whether every worker has done all steps and uploaded its last state: the job no longer needs them."""
         return job.state == "running" and bool(job.hosts) and len(job.finished) == len(job.hosts)
 
     def _maybe_done(self, job: Job, now: float) -> None:
-        if not self._all_finished(job) or job.writing:
+        if not self.all_finished(job) or job.writing:
             return
         self._metrics(job, progress.flush(job))
         if job.checkpoint != job.train.steps:

@@ -1,7 +1,7 @@
 """Who may start now: first in, first out over the idle workers, with a reason in words for each job that has to wait.
 
 A job that could start if all live workers were idle holds back the jobs behind it, so that small jobs can't starve a
-large one; a job that the pool is too small for holds nobody back. A job that lost a worker comes before fresh ones, and
+large one; a job that the pool is too small for, or was refused for all that the pool has, holds nobody back. A job that lost a worker comes before fresh ones, and
 takes its own workers first.
 """
 
@@ -33,20 +33,21 @@ def decide(queued: Sequence[Job], live: Sequence[Member]) -> Queueing:
             reasons[job.id] = f"waits behind job {blocker.id} in the queue"
             continue
         taken = _take(job, idle)
-        if taken is None:
-            needed = _needed(job)
-            reasons[job.id] = _shortage(needed, len(idle), len(usable), _prefix(job))
-            if len(usable) >= needed:
-                blocker = job
-            continue
-        incarnations = sorted(member.incarnation for member in taken)
-        if job.refused_for == incarnations:
-            reasons[job.id] = job.reason
-            if len(usable) > len(taken) and job.spec.plan.workers is None:
-                blocker = job
-            continue
-        return Queueing((job, taken), reasons)
+        if taken is not None and job.refused_for != _incarnations(taken):
+            return Queueing((job, taken), reasons)
+        best = _take(job, usable)
+        hopeless = best is None or job.refused_for == _incarnations(best)
+        if job.refused_for is not None and (taken is not None or hopeless):
+            reasons[job.id] = job.refused_reason
+        else:
+            reasons[job.id] = _shortage(_needed(job), len(idle), len(usable), _prefix(job))
+        if not hopeless:
+            blocker = job
     return Queueing(None, reasons)
+
+
+def _incarnations(members: Sequence[Member]) -> list[str]:
+    return sorted(member.incarnation for member in members)
 
 
 def _needed(job: Job) -> int:

@@ -230,7 +230,7 @@ async def serving(
     state: Path, planner: Any = equal_ops, timing: Timing = TIMING, **settings: Any
 ) -> AsyncIterator[Server]:
     """Run a coordinator over `state`."""
-    state.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(state.mkdir, parents=True, exist_ok=True)
     config = CoordinatorConfig(state=state, port=0, timing=timing, heartbeat_seconds=0.1, **settings)
     engine = make_engine(config, planner)
     access = access_module.load(state)

@@ -1,0 +1,308 @@
+"""A thousand little disasters: random events go into the life cycle, and its promises must hold after each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import pairwise
+
+from coordinator_cases import job_spec, ref_of
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from coordinator import events as ev
+from coordinator.jobs import Job
+from coordinator.lifecycle import Lifecycle, Timing
+from coordinator.pool import Member
+from fusion.messages import (
+    CheckpointPart,
+    DataManifest,
+    Device,
+    Failure,
+    Finished,
+    FragmentTimes,
+    Heartbeat,
+    Leaving,
+    Ready,
+    Shutdown,
+    Start,
+    StepReport,
+    Stop,
+    ToCoordinator,
+    TrainConfig,
+)
+from fusion.plan import Plan
+
+NAMES = ("a", "b", "c", "d")
+TIMING = Timing(failure_timeout=5.0, drain_patience=20.0)
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Plays the workers, the scheduler and the clock around a `Lifecycle`."""
+
+    incarnations: Bundle[str] = Bundle("incarnations")
+    jobs: Bundle[str] = Bundle("jobs")
+
+    @initialize()
+    def begin(self) -> None:
+        self.now = 1000.0
+        self.number = 0
+        self.born = 0
+        self.lifecycle = Lifecycle(TIMING)
+        self.metrics: dict[str, list[int]] = defaultdict(list)
+        self.ended: dict[str, str] = {}
+        self.told: dict[str, dict[str, int]] = defaultdict(dict)
+        """Incarnation -> job -> epoch, of what it was asked to prepare and not told to forget."""
+        self.steps: dict[tuple[str, str, int], int] = {}
+        self.plans: list[ev.MakePlan] = []
+        """Asked of the scheduler and not answered yet."""
+        self.writes: list[ev.WriteCheckpoint] = []
+
+    # What comes out ---------------------------------------------------------------------------------------------
+
+    def post(self, event: ev.Event) -> None:
+        self.carry_out(self.lifecycle.handle(event))
+
+    def carry_out(self, instructions: list[ev.Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case ev.MakePlan():
+                    self.plans.append(instruction)
+                case ev.WriteCheckpoint(job, step):
+                    assert all((job, step) != (other.job, other.step) for other in self.writes), "written twice at once"
+                    self.writes.append(instruction)
+                case ev.PrepareWorkers():
+                    for incarnation in instruction.hosts:
+                        self.told[incarnation][instruction.job] = instruction.epoch
+                case ev.Send(incarnation, Stop(job=job)):
+                    self.told[incarnation].pop(job, None)
+                case ev.Send(incarnation, Shutdown()):
+                    self.told[incarnation].clear()
+                case ev.Send(incarnation, Start(job=job, epoch=epoch)):
+                    assert self.told[incarnation].get(job) == epoch, "started without being prepared"
+                case ev.RecordMetric(job, metric):
+                    self.metrics[job].append(metric.step)
+                case _:
+                    pass
+
+    # What goes in -----------------------------------------------------------------------------------------------
+
+    @rule(target=incarnations, name=st.sampled_from(NAMES))
+    def join(self, name: str) -> str:
+        self.born += 1
+        member = Member(
+            name=name,
+            incarnation=f"{name}{self.born}",
+            device=Device(),
+            endpoint="tcp://x:1",
+            public_key=f"{self.born}",
+        )
+        self.post(ev.WorkerJoined(self.now, member))
+        return member.incarnation
+
+    @rule(incarnation=incarnations)
+    def beat(self, incarnation: str) -> None:
+        self.say(incarnation, Heartbeat(incarnation=incarnation))
+
+    def say(self, incarnation: str, message: ToCoordinator) -> None:
+        self.post(ev.Reported(self.now, incarnation, message))
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 4.0]))
+    def time_passes(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            self.now += 0.5
+            self.post(ev.ClockTicked(self.now))
+
+    @rule()
+    def everybody_beats(self) -> None:
+        for member in self.lifecycle.pool.live():
+            self.say(member.incarnation, Heartbeat(incarnation=member.incarnation))
+
+    @rule(target=jobs, workers=st.sampled_from([None, 1, 2, 3]), every=st.sampled_from([None, 2]))
+    def submit(self, workers: int | None, every: int | None) -> str:
+        self.number += 1
+        job = f"job-{self.number}"
+        spec = job_spec(
+            plan={"workers": workers}, checkpoint={"every": every}, fault_tolerance={"failure_timeout": 5.0}
+        )
+        blob = ref_of(b"")
+        record = Job(
+            id=job,
+            number=self.number,
+            spec=spec,
+            dag=blob,
+            weights=blob,
+            data=DataManifest(kind="arrays", blob=blob, samples=1, train_samples=1),
+            train=TrainConfig(
+                steps=5,
+                micro_batches=1,
+                micro_batch_size=1,
+                seed=0,
+                optimizer=spec.train.optimizer,
+                lr_schedule=spec.train.lr_schedule,
+                checkpoint_every=every,
+            ),
+            submitted_at=self.now,
+        )
+        self.post(ev.JobSubmitted(self.now, record))
+        return job
+
+    @rule(job=jobs)
+    def cancel(self, job: str) -> None:
+        self.post(ev.CancelRequested(self.now, job))
+
+    @precondition(lambda self: self.plans)
+    @rule(index=st.integers(0, 7), extra=st.integers(0, 2))
+    def plan_made(self, index: int, extra: int) -> None:
+        asked = self.plans.pop(index % len(self.plans))
+        workers = asked.workers[: max(1, len(asked.workers) - extra)]
+        if asked.previous is not None:
+            cuts = asked.previous.cuts
+        else:
+            cuts = tuple(range(1, len(workers)))
+        placement = tuple(workers[index * len(workers) // (len(cuts) + 1)] for index in range(len(cuts) + 1))
+        plan = Plan(policy="x", cuts=cuts, placement=placement, in_flight=(1,) * len(placement))
+        self.post(ev.PlanMade(self.now, asked.job, asked.attempt, plan, ()))
+
+    @precondition(lambda self: self.plans)
+    @rule(index=st.integers(0, 7), final=st.booleans())
+    def plan_refused(self, index: int, final: bool) -> None:
+        asked = self.plans.pop(index % len(self.plans))
+        self.post(ev.PlanRefused(self.now, asked.job, asked.attempt, "too small", final))
+
+    @rule(incarnation=incarnations)
+    def ready(self, incarnation: str) -> None:
+        for job, epoch in list(self.told[incarnation].items()):
+            self.say(incarnation, Ready(job=job, epoch=epoch))
+
+    @rule(incarnation=incarnations, again=st.booleans())
+    def step(self, incarnation: str, again: bool) -> None:
+        for job, epoch in list(self.told[incarnation].items()):
+            record = self.lifecycle.jobs[job]
+            if record.state != "running" or record.plan is None:
+                continue
+            key = (incarnation, job, epoch)
+            step = self.steps.get(key, record.restart_step) + (0 if again else 1)
+            if not 1 <= step <= record.train.steps:
+                continue
+            self.steps[key] = step
+            name = incarnation.rstrip("0123456789")
+            mine = record.plan.fragments_of(name)
+            times = [FragmentTimes(fragment=index, forward=0, backward=0, update=0) for index in mine]
+            self.say(incarnation, StepReport(job=job, epoch=epoch, step=step, fragments=times, loss=0.5))
+            if step == record.train.steps or (
+                record.train.checkpoint_every and step % record.train.checkpoint_every == 0
+            ):
+                for index in mine:
+                    part = CheckpointPart(
+                        job=job, epoch=epoch, step=step, fragment=index, blob=ref_of(f"{job}{step}{index}".encode())
+                    )
+                    self.say(incarnation, part)
+
+    @precondition(lambda self: self.writes)
+    @rule(well=st.booleans())
+    def checkpoint_over(self, well: bool) -> None:
+        written = self.writes.pop(0)
+        event: ev.Event
+        if well:
+            event = ev.CheckpointWritten(self.now, written.job, written.step, 10)
+        else:
+            event = ev.CheckpointFailed(self.now, written.job, written.step, "disk full")
+        self.post(event)
+
+    @rule(incarnation=incarnations)
+    def finished(self, incarnation: str) -> None:
+        for job, epoch in list(self.told[incarnation].items()):
+            if self.steps.get((incarnation, job, epoch)) == self.lifecycle.jobs[job].train.steps:
+                self.say(incarnation, Finished(job=job, epoch=epoch))
+
+    @rule(incarnation=incarnations)
+    def leave(self, incarnation: str) -> None:
+        self.say(incarnation, Leaving(reason="SIGTERM"))
+
+    @rule(incarnation=incarnations)
+    def fail(self, incarnation: str) -> None:
+        for job, epoch in list(self.told[incarnation].items()):
+            self.say(incarnation, Failure(job=job, epoch=epoch, message="broken"))
+
+    @rule()
+    def coordinator_restarts(self) -> None:
+        before = self.lifecycle
+        jobs = [Job.model_validate_json(job.model_dump_json()) for job in before.jobs.values()]
+        members = [Member.model_validate_json(member.model_dump_json()) for member in before.pool]
+        self.lifecycle = Lifecycle(TIMING)
+        self.writes = []  # Lost with the process; what is still needed is asked for again.
+        self.carry_out(self.lifecycle.restore(jobs, members, self.now))
+
+    # What must hold ---------------------------------------------------------------------------------------------
+
+    @invariant()
+    def a_worker_hosts_at_most_one_job(self) -> None:
+        holder: dict[str, str] = {}
+        for job in self.lifecycle.jobs.values():
+            for incarnation in job.hosts.values():
+                assert incarnation not in holder, f"{incarnation} hosts {holder[incarnation]} and {job.id}"
+                holder[incarnation] = job.id
+        for member in self.lifecycle.pool.live():
+            if member.state in ("joined", "idle"):
+                assert member.job is None
+                assert member.incarnation not in holder
+            else:
+                assert member.job is not None
+                assert holder.get(member.incarnation) == member.job
+            assert len(self.told[member.incarnation]) <= 1
+
+    @invariant()
+    def an_active_job_has_live_workers_only(self) -> None:
+        live = {member.incarnation for member in self.lifecycle.pool.live()}
+        for job in self.lifecycle.jobs.values():
+            if job.state in ("preparing", "running") and not self.lifecycle.all_finished(job):
+                assert job.hosts
+                assert set(job.hosts.values()) <= live
+            if job.state not in ("preparing", "running"):
+                assert not job.hosts
+
+    @invariant()
+    def terminal_states_are_final(self) -> None:
+        for job in self.lifecycle.jobs.values():
+            if job.id in self.ended:
+                assert job.state == self.ended[job.id]
+            elif job.terminal:
+                self.ended[job.id] = job.state
+
+    @invariant()
+    def each_step_is_reported_once_in_order(self) -> None:
+        for steps in self.metrics.values():
+            assert all(left < right for left, right in pairwise(steps))
+
+    @invariant()
+    def nobody_starves_while_workers_are_free(self) -> None:
+        idle = self.lifecycle.pool.idle()
+        if not idle:
+            return
+        queued = sorted(
+            (job for job in self.lifecycle.jobs.values() if job.state == "queued"),
+            key=lambda job: (job.plan is None, job.number),
+        )
+        usable = [member for member in self.lifecycle.pool.live() if member.state in ("idle", "busy")]
+        for job in queued:
+            needed = 1 if job.plan is not None else job.spec.plan.workers or 1
+            if job.refused_for is not None:
+                if {member.incarnation for member in usable} - set(job.refused_for):
+                    return  # It may wait for other workers, and those behind it with it.
+                continue
+            if needed > len(usable):
+                continue
+            assert needed > len(idle), f"{job.id} could start on {len(idle)} idle workers"
+            return
+
+    @invariant()
+    def who_waits_knows_why(self) -> None:
+        for job in self.lifecycle.jobs.values():
+            if job.state in ("queued", "failed", "cancelled"):
+                assert job.reason
+
+
+TestLifecycle = PoolMachine.TestCase
+TestLifecycle.settings = settings(max_examples=100, stateful_step_count=50, deadline=None, phases=(Phase.generate,))
