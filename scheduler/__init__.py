@@ -1,6 +1,23 @@
 """Plans: devices and links, cost model, partition policies, simulator. Pure: no sockets, no clocks, no torch."""
 
+from scheduler.compare import Training, compare, simulate_plan
 from scheduler.devices import Device, Link, Network, from_topology, homogeneous
 from scheduler.planner import plan_job
+from scheduler.simulator import Simulation, Span
+from scheduler.timeline import chrome_trace, html
 
-__all__ = ["Device", "Link", "Network", "from_topology", "homogeneous", "plan_job"]
+__all__ = [
+    "Device",
+    "Link",
+    "Network",
+    "Simulation",
+    "Span",
+    "Training",
+    "chrome_trace",
+    "compare",
+    "from_topology",
+    "homogeneous",
+    "html",
+    "plan_job",
+    "simulate_plan",
+]

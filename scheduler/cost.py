@@ -82,12 +82,15 @@ class Costs:
         held = float(self.workload.parameter_bytes[last] - self.workload.parameter_bytes[first])
         return held * (3 + 2 * optimizer_slots(self.optimizer)) / device.traffic_rate
 
-    def state_bytes(self, first: int, last: int, borrowed: float = 0.0) -> float:
-        """Memory of `body[first:last]` that does not depend on micro-batches: parameters, gradients, optimiser, buffers."""
+    @cached_property
+    def cumulative_state(self) -> Floats:
+        """Cumulative bytes that don't depend on micro-batches: parameters, gradients, optimiser slots, buffers."""
         work = self.workload
-        home = float(work.parameter_bytes[last] - work.parameter_bytes[first])
-        stored = float(work.stored[last] - work.stored[first])
-        return home * (2 + optimizer_slots(self.optimizer)) + borrowed * 2 + stored
+        return work.parameter_bytes * (2 + optimizer_slots(self.optimizer)) + work.stored
+
+    def state_bytes(self, first: int, last: int, borrowed: float = 0.0) -> float:
+        """That of `body[first:last]`, with the value and gradient of `borrowed` bytes of parameters."""
+        return float(self.cumulative_state[last] - self.cumulative_state[first]) + 2 * borrowed
 
     def micro_batch_bytes(self, first: int, last: int, incoming: float = 0.0) -> tuple[float, float]:
         """(bytes kept for each micro-batch in flight, bytes needed once while one is worked on)."""

@@ -19,8 +19,9 @@ from scheduler.cost import Costs
 from scheduler.memory import FragmentMemory, fit_in_flight, fragment_memory, missing_bytes, worker_memory
 
 Floats = NDArray[np.float64]
-WireBytes = Callable[[Crossings, Sequence[int]], tuple[Floats, Floats]]
-"""(edges, device index of each fragment) -> bytes of each edge's message forward, and of its gradient back."""
+SECONDS_PER_MESSAGE = 5e-5
+HANDLED_PER_SECOND = 4e9
+"""What a core spends on a message and on its bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,10 @@ class Placed:
 
     cuts: tuple[int, ...]
     devices: tuple[int, ...]
+
+
+WireBytes = Callable[[Placed, Crossings], tuple[Floats, Floats]]
+"""(placement, its edges) -> bytes of each edge's message forward, and of its gradient back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +45,13 @@ class Estimate:
     in_flight: tuple[int, ...]
     memory: dict[int, float]
     """Bytes by device index."""
+    handling: float
+    """Seconds per step and worker for packing and sending messages. They overlap with compute, so they are no part of
+    `seconds`, but of two cuts that hide their traffic alike, the one with less of it is better."""
 
     @property
     def score(self) -> tuple[float, float]:
-        return (self.missing_bytes, self.seconds)
+        return (self.missing_bytes, self.seconds + self.handling)
 
 
 @dataclass(slots=True)
@@ -59,6 +67,8 @@ class _Edges:
     backward: dict[tuple[int, int], float]
     parameters: float
     """The slowest transfer of a parameter at the start of a step."""
+    handling: float = 0.0
+    """Seconds of work that one micro-batch's messages take on all workers together."""
 
 
 class Estimator:
@@ -69,7 +79,7 @@ class Estimator:
         self.wire_bytes = wire_bytes or self._dense
         self._known: dict[Placed, Estimate] = {}
 
-    def _dense(self, crossings: Crossings, devices: Sequence[int]) -> tuple[Floats, Floats]:
+    def _dense(self, placed: Placed, crossings: Crossings) -> tuple[Floats, Floats]:
         raw = self.costs.wire_bytes(crossings)
         return raw, raw
 
@@ -122,11 +132,12 @@ class Estimator:
         used = worker_memory(memory, placed.devices, in_flight)
         seconds = max(returned) + (costs.micro_batches - 1) * period + max(update.values())
         seconds += max(0.0, edges.parameters - started[-1])
-        return Estimate(missing_bytes(costs, used), seconds, in_flight, used)
+        handling = costs.micro_batches * edges.handling / len(used)
+        return Estimate(missing_bytes(costs, used), seconds, in_flight, used, handling)
 
     def _edges(self, placed: Placed, crossings: Crossings) -> _Edges:
         network, names = self.costs.network, [self.costs.devices[index].name for index in placed.devices]
-        out_bytes, back_bytes = self.wire_bytes(crossings, placed.devices)
+        out_bytes, back_bytes = self.wire_bytes(placed, crossings)
         found = _Edges([[] for _ in names], [[] for _ in names], {}, {}, 0.0)
         for edge in range(len(crossings)):
             source, target = int(crossings.source[edge]), int(crossings.target[edge])
@@ -137,10 +148,12 @@ class Estimator:
             else:
                 found.arriving[target].append((source, there.transfer(out_bytes[edge])))
                 if first != second:
+                    found.handling += SECONDS_PER_MESSAGE + out_bytes[edge] / HANDLED_PER_SECOND
                     _add(found.forward, (first, second), out_bytes[edge] / there.bytes_per_second)
             if crossings.gradient[edge]:
                 found.awaited[source].append((target, here.transfer(back_bytes[edge])))
                 if first != second:
+                    found.handling += SECONDS_PER_MESSAGE + back_bytes[edge] / HANDLED_PER_SECOND
                     _add(found.backward, (second, first), back_bytes[edge] / here.bytes_per_second)
         return found
 
@@ -152,6 +165,15 @@ class Estimator:
 
     def _fit(self, memory: Sequence[FragmentMemory], placed: Placed, wanted: Sequence[int]) -> tuple[int, ...]:
         return fit_in_flight(self.costs, memory, placed.devices, wanted)
+
+
+def busiest_seconds(costs: Costs, placed: Placed) -> float:
+    """Compute of one micro-batch, forward and back, on the device that has most of it."""
+    load: dict[int, float] = {}
+    for device, (first, last) in zip(placed.devices, pairwise((0, *placed.cuts, costs.workload.size)), strict=True):
+        both = costs.times(costs.devices[device]).both
+        load[device] = load.get(device, 0.0) + float(both[last] - both[first])
+    return max(load.values())
 
 
 def _add(table: dict[tuple[int, int], float], key: tuple[int, int], amount: float) -> None:

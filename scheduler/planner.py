@@ -10,10 +10,10 @@ from fusion.errors import PlanError
 from fusion.plan import CodecChoice, Plan, ScheduleName
 from fusion.spec import CompressionSpec, OptimizerSpec
 from fusion.units import format_bytes
-from scheduler.compression import choose_codecs, device_names, message_bytes
+from scheduler.compression import choose_codecs, device_names, expected_factors, message_bytes
 from scheduler.cost import Costs
 from scheduler.devices import Device, Network
-from scheduler.estimate import Estimate, Estimator, Floats, Placed
+from scheduler.estimate import Estimate, Estimator, Floats, Placed, busiest_seconds
 from scheduler.memory import fit_in_flight, fragment_memory
 from scheduler.policies import POLICIES, Request
 from scheduler.simulator import play
@@ -64,17 +64,26 @@ def plan_job(
         _check_cuts(cuts, {point.position for point in work.cut_points}, work.size)
     chosen = compression or CompressionSpec()
 
-    def choices(crossings: Crossings, placement: Sequence[int]) -> Mapping[int, CodecChoice]:
+    def choices(placed: Placed, crossings: Crossings) -> Mapping[int, CodecChoice]:
         if codecs is not None:
             return codecs
-        return choose_codecs(chosen, work, crossings, device_names(costs.devices, placement), net)
+        names = device_names(costs.devices, placed.devices)
+        busy = busiest_seconds(costs, placed) if chosen.codec == "auto" else 0.0
+        return choose_codecs(chosen, work, crossings, names, net, busy)
 
-    def wire_bytes(crossings: Crossings, placement: Sequence[int]) -> tuple[Floats, Floats]:
-        return message_bytes(work, crossings, choices(crossings, placement))
+    def wire_bytes(placed: Placed, crossings: Crossings) -> tuple[Floats, Floats]:
+        return message_bytes(work, crossings, choices(placed, crossings))
 
     estimator = Estimator(costs, wire_bytes)
-    request = Request(costs, estimator, fragments, use_all, None if cuts is None else tuple(cuts), seed)
-    placed = POLICIES[policy](request)
+    kept = None if cuts is None else tuple(cuts)
+    # Before the links are known, a codec that adapts to them may take as few bytes as its strongest setting, or all.
+    factors = (
+        {expected_factors(chosen): None, (1.0, 1.0): None}
+        if chosen.codec in ("adatopk", "auto")
+        else {expected_factors(chosen): None}
+    )
+    answers = [POLICIES[policy](Request(costs, estimator, fragments, use_all, kept, seed, each)) for each in factors]
+    placed = min(answers, key=lambda answer: estimator(answer).score)
     estimate = estimator(placed)
     if estimate.missing_bytes > 0:
         raise PlanError(_too_large(costs, placed, estimate))
@@ -85,7 +94,7 @@ def plan_job(
         cuts=placed.cuts,
         placement=device_names(costs.devices, placed.devices),
         in_flight=in_flight,
-        codecs=dict(choices(work.crossings(placed.cuts), placed.devices)),
+        codecs=dict(choices(placed, work.crossings(placed.cuts))),
         predicted_step_seconds=seconds,
     )
 

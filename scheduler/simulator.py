@@ -7,7 +7,7 @@ arrives a latency later. What runs when is decided by `executor.board.TaskBoard`
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 from typing import Literal
@@ -92,7 +92,7 @@ def simulate(
 def play(costs: Costs, estimate: Estimator, placed: Placed, in_flight: Sequence[int]) -> Simulation:
     """A short simulation without spans, for searching."""
     crossings = costs.workload.crossings(placed.cuts)
-    wire_bytes = estimate.wire_bytes(crossings, placed.devices)
+    wire_bytes = estimate.wire_bytes(placed, crossings)
     return simulate(costs, placed.cuts, placed.devices, in_flight, wire_bytes, steps=2, trace=False)
 
 
@@ -326,8 +326,3 @@ class _Run:
             busy_per_worker=busy,
             spans=tuple(self._spans),
         )
-
-
-def spans_of_step(simulation: Simulation, step: int) -> Iterator[Span]:
-    """The spans of one step, in order of their start."""
-    return iter(sorted((span for span in simulation.spans if span.step == step), key=lambda span: span.start))

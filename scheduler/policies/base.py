@@ -28,11 +28,11 @@ class Request:
     """Wire bytes over tensor bytes, forward and back, to expect of a crossing activation."""
 
     def simulated(self, placed: Placed) -> tuple[float, float]:
-        """(bytes of memory missing, simulated step time) of a placement: exact, and some hundred times dearer."""
+        """(bytes of memory missing, simulated step time and handling): exacter than the estimate's score, and dearer."""
         estimate = self.estimate(placed)
         if estimate.missing_bytes > 0:
             return estimate.score
-        return (0.0, play(self.costs, self.estimate, placed, estimate.in_flight).step_seconds)
+        return (0.0, play(self.costs, self.estimate, placed, estimate.in_flight).step_seconds + estimate.handling)
 
 
 class Policy(Protocol):

@@ -19,7 +19,7 @@ LARGE_POOL = 128
 """From here on the search is narrowed: fewer orders, bounds and positions."""
 SIMULATED_TASKS = 1200
 """The search may simulate about so many forwards; the estimate alone decides about longer pipelines."""
-MOST_PLAYS = 50
+MOST_PLAYS = 40
 MOST_STAGES = 96
 """A pipeline over more devices than this gains nothing: only the best ones of a large pool are considered."""
 
@@ -69,8 +69,8 @@ class _Search:
         self.costs = request.costs
         self.legal = [int(position) for position in self.costs.workload.positions]
         count = len(self.pool)
-        self.climbs = 4 if count <= SMALL_POOL else 1
-        self.budget = 600 if count <= SMALL_POOL else (200 if count <= LARGE_POOL else 40)
+        self.climbs = 3 if count <= SMALL_POOL else 1
+        self.budget = 400 if count <= SMALL_POOL else (200 if count <= LARGE_POOL else 40)
 
     def starts(self) -> Iterable[Placed]:
         """Placements to climb from: the programme's answers for every order and bound."""

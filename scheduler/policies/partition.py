@@ -17,6 +17,8 @@ from scheduler.cost import Costs
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+MOST_KEPT = 128
+"""Stage tables are kept between bounds for pools of up to so many devices."""
 WINDOW = 48
 """In a large pool a stage's predecessor is one of so many devices before it."""
 
@@ -157,7 +159,7 @@ class Programme:
         seconds[at[None, :] <= at[:, None]] = np.inf
         if device.memory_bytes is not None:
             seconds[self._memory(rank) > device.memory_bytes] = np.inf
-        if len(self._order) <= 64:
+        if len(self._order) <= MOST_KEPT:
             self._stages[rank] = seconds
         return seconds
 
@@ -167,7 +169,7 @@ class Programme:
         depth = costs.micro_batches
         if costs.schedule == "1f1b":
             depth = min(depth, len(self._order) - rank) if self._depth_by_rank else 1
-        state = np.array([costs.state_bytes(0, int(position)) for position in at])
+        state = costs.cumulative_state[at]
         saved = work.saved[at]
         span = saved[None, :] - saved[:, None]
         kept = depth * (self._positions.forward[:, None] + (0 if costs.recompute else span))
