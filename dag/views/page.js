@@ -132,7 +132,7 @@
   function drawOp(id, box) {
     const op = ops.get(id);
     const g = svg("g", { class: `node ${op.class}`, transform: `translate(${box.x} ${box.y})` }, layers.nodes);
-    svg("rect", { class: "card", width: box.w, height: box.h, rx: 7 }, g);
+    svg("rect", { class: "card face", width: box.w, height: box.h, rx: 7 }, g);
     svg("rect", { class: "tag", width: 5, height: box.h - 10, x: 5, y: 5, rx: 2.5 }, g);
     const label = svg("text", { x: 17, y: 18 }, g, clip(op.label, 23));
     const room = 22 - op.label.length;
@@ -149,7 +149,7 @@
       box.open ? layers.boxes : layers.nodes);
     g.style.setProperty("--h", group.hue);
     if (!box.open) svg("rect", { class: "stack", width: box.w, height: box.h, rx: 9 }, g);
-    svg("rect", { width: box.w, height: box.h, rx: 9 }, g);
+    svg("rect", { class: "face", width: box.w, height: box.h, rx: 9 }, g);
     const head = svg("g", { class: "head" }, g);
     svg("rect", { width: box.w, height: box.open ? HEAD : box.h, fill: "transparent" }, head);
     const room = Math.floor((box.w - 40) / 7);
