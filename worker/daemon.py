@@ -41,6 +41,9 @@ def run_worker(config: WorkerConfig) -> int:
 async def _run(config: WorkerConfig) -> int:
     import torch
 
+    from worker.light_torch import leave_compiler_out
+
+    leave_compiler_out()
     from worker.service import Service
 
     torch.set_num_threads(config.threads)

@@ -307,7 +307,7 @@ class JobHost:
         begin = monotonic()
         event: tuple[Header, Tensor | None] | None = None
         try:
-            event = self._events.get(timeout=self._patience.left(begin))
+            event = self._events.get(timeout=self._patience.left())
         except queue.Empty:
             self._ask_again()
         else:

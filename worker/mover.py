@@ -279,18 +279,22 @@ class Mover:
                 frames = self._router.recv_multipart(copy=False)
             except zmq.Again:
                 continue
-            try:
-                self._receive(frames)
-            except Refused as refused:
-                self._refuse(refused.category, frames, str(refused))
-            except VersionError as error:
-                self._refuse("version", frames, str(error))
-            except FrameError as error:
-                self._refuse("malformed", frames, str(error))
-            except Exception as error:
-                # A defect of ours must not end the receiver: the receiver asks again for what it is owed.
-                log.exception("could not take in a message")
-                self._refuse("malformed", frames, f"{type(error).__name__}: {error}")
+            self.take_in(frames)
+
+    def take_in(self, frames: list[zmq.Frame]) -> None:
+        """Deliver one message, or count why not; whatever it is, no error comes out."""
+        try:
+            self._receive(frames)
+        except Refused as refused:
+            self._refuse(refused.category, frames, str(refused))
+        except VersionError as error:
+            self._refuse("version", frames, str(error))
+        except FrameError as error:
+            self._refuse("malformed", frames, str(error))
+        except Exception as error:
+            # A defect of ours must not end the receiver: the job asks again for what it is owed.
+            log.exception("could not take in a message")
+            self._refuse("malformed", frames, f"{type(error).__name__}: {error}")
 
     def _receive(self, frames: list[zmq.Frame]) -> None:
         """One message: `[identity, header, payload...]`. Raises `FrameError`."""

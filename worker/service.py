@@ -128,9 +128,8 @@ class Service:
         if not self._control.connected:
             self._over.set()
             return
-        self._say(
-            f"leaving ({reason}); a running job goes on from its next checkpoint. Press Ctrl-C again to leave at once"
-        )
+        after = "; the job goes on without this worker from its next checkpoint (again: leave at once)"
+        self._say(f"leaving ({reason}){after if self._host is not None else ''}")
         self._control.send(Leaving(reason=reason))
         self._loop.call_later(_LEAVE_PATIENCE, self._over.set)
 

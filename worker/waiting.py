@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_LONGEST = 60.0
+
 
 class Patience:
     """Judges waits of one compute thread; seconds throughout.
@@ -17,9 +19,9 @@ class Patience:
         self._silence = 0.0
         self._warned = False
 
-    def left(self, now: float) -> float:
-        """How long to wait, from `now`, before asking again."""
-        return max(self._base, 3 * self._usual, self._delay)
+    def left(self) -> float:
+        """How long to wait before asking again."""
+        return max(self._base, min(3 * self._usual, _LONGEST), self._delay)
 
     def arrived(self, waited: float) -> None:
         """Something came after `waited` seconds."""
@@ -29,9 +31,9 @@ class Patience:
 
     def asked(self) -> float | None:
         """Nothing came and we asked again. Returns the seconds of silence when a person should know, once per silence."""
-        spent = self.left(0.0)
+        spent = self.left()
         self._silence += spent
-        self._delay = min(2 * spent, 60.0)
+        self._delay = min(2 * spent, _LONGEST)
         if not self._warned and self._silence >= 8 * self._base:
             self._warned = True
             return self._silence

@@ -1,0 +1,257 @@
+"""The data plane over real sockets: what fits goes through, everything else is counted, warned of once and dropped."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+import zmq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from worker_cases import make_case, partition_of
+
+from fusion.errors import UnreachableError
+from fusion.messages import PeerAddress
+from fusion.plan import CodecChoice
+from fusion.sockets import KeyPair, new_keys, secure_client
+from fusion.wire import FrameKind, Header, encode_header
+from worker.admission import Admission
+from worker.mover import Mover, Route
+
+CASE = make_case()
+MAX_FRAME = 10_000
+
+
+@dataclass
+class End:
+    """One worker's data plane in this process."""
+
+    name: str
+    keys: KeyPair
+    mover: Mover
+    address: PeerAddress
+    warnings: queue.SimpleQueue[str]
+    arrived: queue.SimpleQueue[tuple[Header, Tensor | None]]
+
+    def open(self, *peers: End, epoch: int = 0, codecs: dict[int, CodecChoice] | None = None, **options: Any) -> Route:
+        prepare = CASE.prepare(("a", "b"), epoch=epoch, codecs=codecs)
+        rules = Admission("job-1", prepare.plan, partition_of(prepare, CASE), self.name, micro_batches=3, last_step=4)
+        return self.mover.open(
+            rules, [peer.address for peer in peers], lambda *what: self.arrived.put(what), seed=1, **options
+        )
+
+    def next(self) -> tuple[Header, Tensor | None]:
+        return self.arrived.get(timeout=20)
+
+
+def make_end(name: str) -> End:
+    keys, warnings = new_keys(), queue.SimpleQueue[str]()
+    mover = Mover(keys, warnings.put, max_frame_bytes=MAX_FRAME)
+    port = mover.start("127.0.0.1", 0)
+    address = PeerAddress(worker=name, endpoint=f"tcp://127.0.0.1:{port}", public_key=keys.public)
+    return End(name, keys, mover, address, warnings, queue.SimpleQueue())
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[End, End]]:
+    a, b = make_end("a"), make_end("b")
+    yield a, b
+    a.mover.close()
+    b.mover.close()
+
+
+def connect(a: End, b: End, **options: Any) -> tuple[Route, Route]:
+    """As after Prepare: both admit, then both open."""
+    a.mover.admit([b.address])
+    b.mover.admit([a.address])
+    return a.open(b, **options), b.open(a, **options)
+
+
+def edge_between() -> int:
+    partition = partition_of(CASE.prepare(("a", "b")), CASE)
+    return int(next(e.index for e in partition.edges if e.kind == "activation"))
+
+
+EDGE = edge_between()
+ACTIVATION = Header("job-1", 0, FrameKind.ACTIVATION, EDGE, 1, 0, "none", "float32", (2, 6))
+
+
+def test_values_and_null_gradients_arrive_as_they_were_sent(ends: tuple[End, End]) -> None:
+    a, b = ends
+    to_b, to_a = connect(a, b)
+    value = torch.randn(6, 2).T
+    to_b.send("b", ACTIVATION, value)
+    header, arrived = b.next()
+    assert header == ACTIVATION
+    assert arrived is not None
+    assert torch.equal(arrived, value)
+    assert arrived.data_ptr() % 64 == 0
+    to_a.send("a", Header("job-1", 0, FrameKind.GRADIENT, EDGE, 1, 0), None)
+    header, nothing = a.next()
+    assert (header.kind, nothing) == (FrameKind.GRADIENT, None)
+    assert to_b.take_sent()["b"] > 48
+    assert to_b.take_sent() == {}
+
+
+def test_what_is_lost_is_sent_again_on_request_until_it_is_forgotten(ends: tuple[End, End]) -> None:
+    a, b = ends
+    to_b, to_a = connect(a, b)
+    to_b.send("b", ACTIVATION, torch.ones(2, 6))
+    b.next()
+    request = Header("job-1", 0, FrameKind.RESEND, EDGE, 1, 0, "ACTIVATION")
+    to_a.request("a", request)
+    header, again = b.next()
+    assert header == ACTIVATION
+    assert again is not None
+    assert torch.equal(again, torch.ones(2, 6))
+    assert to_b.answer(request, "b")
+    assert not to_b.answer(replace(request, micro_batch=2), "b")
+    to_b.forget(1)
+    assert not to_b.answer(request, "b")
+
+
+@pytest.mark.parametrize("codec", ["bf16", "int8"])
+def test_lossy_edges_give_the_same_values_over_the_wire_and_in_memory(ends: tuple[End, End], codec: str) -> None:
+    a, b = ends
+    to_b, _ = connect(a, b, codecs={EDGE: CodecChoice(forward=codec)})
+    header, value = replace(ACTIVATION, codec=codec), torch.randn(2, 6)
+    to_b.send("b", header, value)
+    _, arrived = b.next()
+    assert arrived is not None
+    assert torch.equal(arrived, to_b.encoded(header, value, {}))
+    assert not torch.equal(arrived, value)
+
+
+def test_bad_messages_are_counted_warned_of_once_and_dropped(ends: tuple[End, End]) -> None:
+    a, b = ends
+    to_b, _ = connect(a, b)
+    peer = to_b._peers["b"]
+    good, payload = encode_header(ACTIVATION), memoryview(bytes(48))
+    bad: list[tuple[str, list[bytes]]] = [
+        ("unknown job", [encode_header(replace(ACTIVATION, job="job-9")), bytes(48)]),
+        ("other epoch", [encode_header(replace(ACTIVATION, epoch=7)), bytes(48)]),
+        ("size", [good, bytes(47)]),
+        ("size", [good, bytes(4800)]),
+        ("layout", [encode_header(replace(ACTIVATION, shape=(2, 7))), bytes(56)]),
+        ("unknown key", [encode_header(replace(ACTIVATION, step=99)), bytes(48)]),
+        ("malformed", [good[:-3], bytes(48)]),
+        ("malformed", [b"", bytes(48)]),
+        ("malformed", [good, bytes(24), bytes(24)]),
+        ("version", [b"\x91\x63", bytes(48)]),
+    ]
+    for _ in range(2):
+        for _, frames in bad:
+            peer.socket.send_multipart(frames)
+    peer.transmit(good, payload)
+    header, value = b.next()
+    assert header == ACTIVATION
+    assert value is not None
+    assert b.arrived.empty()
+    counts: dict[str, int] = {}
+    for category, _ in bad:
+        counts[category] = counts.get(category, 0) + 2
+    assert dict(b.mover.refused) == counts
+    # Messages of another epoch are what a restart leaves behind: no reason to bother a person.
+    warned = [b.warnings.get(timeout=10) for _ in range(len(counts) - 1)]
+    assert b.warnings.empty()
+    assert all("from a" in line for line in warned)
+
+
+def test_an_oversized_frame_cuts_its_sender_off_and_the_rest_goes_on(ends: tuple[End, End]) -> None:
+    a, b = ends
+    to_b, _ = connect(a, b)
+    to_b._peers["b"].socket.send_multipart([encode_header(ACTIVATION), bytes(MAX_FRAME * 2)])
+    # The connection is made anew, and what is sent then arrives; the oversized frame never does.
+    while True:
+        to_b.send("b", ACTIVATION, torch.zeros(2, 6))
+        try:
+            header, _ = b.arrived.get(timeout=0.5)
+        except queue.Empty:
+            continue
+        assert header == ACTIVATION
+        break
+    assert not b.mover.refused
+
+
+def test_an_unknown_key_gets_nothing_through(ends: tuple[End, End]) -> None:
+    a, b = ends
+    connect(a, b)
+    context: zmq.Context[Any] = zmq.Context()
+    stranger = context.socket(zmq.DEALER)
+    secure_client(stranger, new_keys(), b.keys.public)
+    monitor = stranger.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED)
+    stranger.connect(b.address.endpoint)
+    stranger.send_multipart([encode_header(ACTIVATION), bytes(48)])
+    assert monitor.poll(20_000)
+    assert b.arrived.empty()
+    assert b.mover.refused["unknown key holder"] >= 1
+    stranger.disable_monitor()
+    context.destroy(0)
+
+
+def test_a_peer_may_not_speak_for_another(ends: tuple[End, End]) -> None:
+    """The right key, but not the worker that makes this value."""
+    a, b = ends
+    to_b, to_a = connect(a, b)
+    to_a.send("a", ACTIVATION, torch.zeros(2, 6))
+    to_a.send("a", Header("job-1", 0, FrameKind.GRADIENT, EDGE, 1, 0), None)
+    header, _ = a.next()
+    assert header.kind is FrameKind.GRADIENT
+    assert a.mover.refused["unknown key"] == 1
+    assert to_b.peers == ("b",)
+
+
+def test_after_a_restart_messages_of_the_old_plan_are_dropped(ends: tuple[End, End]) -> None:
+    a, b = ends
+    old_a, old_b = connect(a, b)
+    b.mover.close_route(old_b)
+    b.mover.admit([a.address])
+    new_b = b.open(a, epoch=1)
+    old_a.send("b", ACTIVATION, torch.zeros(2, 6))
+    a.mover.close_route(old_a)
+    new_a = a.open(b, epoch=1)
+    new_a.send("b", replace(ACTIVATION, epoch=1), torch.ones(2, 6))
+    header, value = b.next()
+    assert header.epoch == 1
+    assert value is not None
+    assert bool(value.eq(1).all())
+    assert b.arrived.empty()
+    assert new_b.admission.epoch == 1
+
+
+def test_a_peer_that_is_not_there_is_named(ends: tuple[End, End]) -> None:
+    a, _ = ends
+    nobody = PeerAddress(worker="b", endpoint="tcp://127.0.0.1:1", public_key=new_keys().public)
+    prepare = CASE.prepare(("a", "b"))
+    rules = Admission("job-1", prepare.plan, partition_of(prepare, CASE), "a", micro_batches=3, last_step=4)
+    with pytest.raises(UnreachableError, match=r"can't reach b at tcp://127.0.0.1:1.*--advertise"):
+        a.mover.open(rules, [nobody], lambda *_: None, seed=1, patience=0.3)
+
+
+class Fuzzed:
+    """A mover whose receiver is driven by hand."""
+
+    def __init__(self) -> None:
+        self.mover = Mover(new_keys(), lambda _: None)
+        prepare = CASE.prepare(("a", "b"))
+        rules = Admission("job-1", prepare.plan, partition_of(prepare, CASE), "b", micro_batches=3, last_step=4)
+        self.arrived: list[Header] = []
+        self.mover._route = Route(rules, {}, lambda header, _: self.arrived.append(header), 1)
+
+
+FUZZED = Fuzzed()
+
+
+@given(st.lists(st.binary(max_size=80) | st.just(encode_header(ACTIVATION)), max_size=5))
+@settings(max_examples=200, deadline=None)
+def test_no_frames_whatsoever_upset_the_receiver(frames: list[bytes]) -> None:
+    """Without an authenticated sender nothing is let in, and nothing but a count comes of it."""
+    before = sum(FUZZED.mover.refused.values())
+    FUZZED.mover.take_in([zmq.Frame(b"id"), *map(zmq.Frame, frames)])
+    assert sum(FUZZED.mover.refused.values()) == before + 1
+    assert FUZZED.arrived == []
