@@ -32,7 +32,7 @@ class Cuda:
         self._device = device
 
     def new_stream(self) -> Any:
-        return torch.cuda.Stream(self._device)
+        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def current_stream(self) -> Any:
         return torch.cuda.current_stream(self._device)
@@ -42,7 +42,7 @@ class Cuda:
 
     def record_event(self, stream: Any) -> Any:
         """An event that is complete when everything queued on `stream` so far is."""
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(stream)
         return event
 
