@@ -1,0 +1,104 @@
+"""Bad specs are told with file, line, column and a suggestion."""
+
+from __future__ import annotations
+
+import pytest
+
+from fusion.errors import SpecError
+from fusion.spec_file import load_spec, spec_from
+
+GOOD = """\
+name: small
+model: {entrypoint: model.py:build, args: {rate: 1e-3}}
+loss: mse
+data: {arrays: data.npz}
+train:
+  steps: 10
+  global_batch: 8
+  micro_batch: 2
+  optimizer: {name: adamw, lr: 3.0e-4}
+fault_tolerance: {failure_timeout: 500ms}
+"""
+
+
+def problem(tmp_path, text: str) -> str:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    return str(caught.value).replace(str(path), "job.yaml")
+
+
+def changed(old: str, new: str) -> str:
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+def test_a_good_spec(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(GOOD)
+    spec = load_spec(path)
+    assert spec.train.micro_batches == 4
+    assert spec.fault_tolerance.failure_timeout == 0.5
+    assert spec.model.args == {"rate": 0.001}, "1e-3 is a number, as in YAML 1.2"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps: 10", "stepps: 10", "job.yaml: 2 problems"),
+        ("loss: mse", "los: mse", "job.yaml:3:1: los: unknown key 'los'; did you mean 'loss'?"),
+        ("{name: adamw", "{nam: adamw", "job.yaml:9:15: train.optimizer.nam: unknown key 'nam'; did you mean 'name'?"),
+        ("steps: 10", "steps: many", "job.yaml:6:3: train.steps: expected a whole number, got 'many'"),
+        ("steps: 10", "steps: 0", "job.yaml:6:3: train.steps: input should be greater than 0, got 0"),
+        ("steps: 10", "steps: [1]", "job.yaml:6:3: train.steps: expected a whole number, got a list"),
+        ("micro_batch: 2", "micro_batch: 3", "job.yaml:5:1: train: micro_batch 3 does not divide global_batch 8"),
+        ("adamw", "adamm", "got 'adamm'; did you mean 'adam'?"),
+        ("name: adamw,", "name: adamw, momentum: 0.9,", "train.optimizer: adamw has no option momentum"),
+        ("{arrays: data.npz}", "{aray: x}", "data: needs exactly one of these keys: text, arrays, entrypoint, hf"),
+        ("{arrays: data.npz}", "{text: a.txt, sequence: 5}", "job.yaml:4:21: data.sequence: unknown key 'sequence'"),
+        ("{arrays: data.npz}", "{arrays: 7}", "data.arrays: expected text or a mapping of keys to values, got 7"),
+        ("loss: mse", "loss: crossentropy", "'crossentropy'; did you mean 'cross_entropy'?"),
+        ("500ms", "5 parsec", "can't read '5 parsec' as a duration; write it like 90ms"),
+        ("name: small", "name: small\nname: other", "job.yaml:2:1: key 'name' stands here again (first in line 1)"),
+        ("name: small", "name: 'a b'", "job.yaml:1:1: name: "),
+        ("  global_batch: 8\n", "", "train.global_batch: missing; add it (Samples per step)"),
+        ("train:\n", "train: [\n", "not valid YAML"),
+        ("train:\n", "train: !!python/object:os.system\n", "not valid YAML"),
+    ],
+)
+def test_problems(tmp_path, old, new, message):
+    assert message in problem(tmp_path, changed(old, new))
+
+
+def test_several_problems_are_all_listed_in_the_order_of_the_file(tmp_path):
+    text = changed("steps: 10", "stepps: 10").replace("loss: mse", "loss: none")
+    lines = problem(tmp_path, text).splitlines()
+    assert lines[0] == "job.yaml: 3 problems"
+    assert [line.split(":")[1] for line in lines[1:]] == ["3", "5", "6"]
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "holds nothing"), ("- 1", "holds a list"), ("hello", "holds text")])
+def test_not_a_mapping(tmp_path, text, message):
+    assert message in problem(tmp_path, text)
+
+
+def test_unreadable(tmp_path):
+    with pytest.raises(SpecError, match="no such file"):
+        load_spec(tmp_path / "none.yaml")
+    with pytest.raises(SpecError, match="is a folder"):
+        load_spec(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SpecError, match="can't read"):
+        load_spec(tmp_path / "binary.yaml")
+
+
+def test_deep_nesting_is_refused_in_one_line(tmp_path):
+    assert "\n" not in problem(tmp_path, "a: " + "[" * 20000)
+
+
+def test_from_data():
+    data = {"model": {"hf": "gpt2"}, "data": {"text": "a.txt"}, "train": {"steps": 1, "global_batch": 2}}
+    assert spec_from(data).train.micro_batch_size == 2
+    with pytest.raises(SpecError, match=r"^job spec: train\.step: unknown key 'step'; did you mean 'steps'\?"):
+        spec_from({**data, "train": {"steps": 1, "global_batch": 2, "step": 1}})
