@@ -1,0 +1,67 @@
+"""Models and losses by the spec's names."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fusion.errors import UserError
+from fusion.models import build_loss, build_model
+from fusion.spec_file import spec_from
+
+SMALL = {"n_layer": 1, "n_embd": 8, "n_head": 2, "n_positions": 16, "vocab_size": 32}
+
+
+def spec(model: dict, loss: object = "model", **train):
+    return spec_from(
+        {
+            "model": model,
+            "loss": loss,
+            "data": {"text": "a.txt"},
+            "train": {"steps": 1, "global_batch": 1, **train},
+        }
+    )
+
+
+def test_the_seed_decides_the_weights(tmp_path):
+    (tmp_path / "m.py").write_text(
+        "import torch\ndef build(size=2):\n    return torch.nn.Linear(size, size).eval()\n"
+        "def other():\n    return 3\ndef loss(output, targets):\n    return output.sum()\n"
+    )
+    first, again, other = (
+        build_model(spec({"entrypoint": "m.py:build"}, seed=seed), tmp_path).state_dict() for seed in (1, 1, 2)
+    )
+    assert torch.equal(first["weight"], again["weight"])
+    assert not torch.equal(first["weight"], other["weight"])
+    assert build_model(spec({"entrypoint": "m.py:build", "args": {"size": 5}}), tmp_path).training
+    with pytest.raises(UserError, match=r"returned a int; return a torch.nn.Module"):
+        build_model(spec({"entrypoint": "m.py:other"}), tmp_path)
+    assert build_loss(spec({"hf": "gpt2"}), tmp_path) == "model"
+    assert build_loss(spec({"hf": "gpt2"}, {"entrypoint": "m.py:loss"}), tmp_path).__name__ == "loss"
+
+
+def test_transformers(tmp_path):
+    pytest.importorskip("transformers")
+    model = build_model(spec({"hf": "gpt2", "config": SMALL}), tmp_path)
+    assert type(model).__name__ == "GPT2LMHeadModel"
+    assert model.training
+    assert not model.config.use_cache
+    bert = {
+        "num_hidden_layers": 1,
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 32,
+    }
+    assert type(build_model(spec({"hf": "bert", "config": bert}), tmp_path)).__name__ == "BertForMaskedLM"
+    named = {**bert, "architectures": ["BertForSequenceClassification"]}
+    assert (
+        type(build_model(spec({"hf": "bert", "config": named}), tmp_path)).__name__ == "BertForSequenceClassification"
+    )
+    for model_spec, message in (
+        ({"hf": "gtp2"}, "has no model type 'gtp2'; did you mean 'gpt2'"),
+        ({"hf": "gpt2", "config": {**SMALL, "n_head": 3}}, "can't be made from this config"),
+        ({"hf": "bert", "config": {**bert, "architectures": ["Nope"]}}, "has no class 'Nope'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_model(spec(model_spec), tmp_path)
