@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dag.autocast import explicit_casts
+from dag.custom_gradients import check_hooks
 from dag.draft import Draft, number
 from dag.export import export
 from dag.graph import Op, OpDag, TensorMeta
@@ -22,7 +23,7 @@ from dag.propagate import Observation, OpError, observe, with_observations
 from dag.randomness import draws
 from dag.tidy import outputs_next_to_producers, without_dead_code
 from dag.validate import validate
-from dag.writes import make_functional, with_sharing
+from dag.writes import make_functional, refuse_lost_writes, with_sharing
 from fusion.errors import CaptureError, DagError
 
 AUTOCAST_DTYPES = ("bfloat16", "float16")
@@ -60,6 +61,7 @@ def capture(
         raise CaptureError(f"autocast {autocast!r} is not known; use {' or '.join(AUTOCAST_DTYPES)}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise CaptureError(f"no parameter of {type(model).__name__} requires a gradient; there is nothing to train")
+    check_hooks(model)
     with _ready_for_training(model):
         objective = Objective(model, loss)
         program = export(objective, example, autocast)
@@ -127,7 +129,9 @@ def _simplified(
             where = drafts[error.op].where
             raise CaptureError(f"{where + ': ' if where else ''}this model can't be captured: {error}") from error
 
-    drafts = without_dead_code(drafts, observed(drafts, costs=False), drafts[-1])
+    first = observed(drafts, costs=False)
+    refuse_lost_writes(drafts, first)
+    drafts = without_dead_code(drafts, first, drafts[-1])
     drafts = make_functional(drafts, observed(drafts, costs=False))
     drafts = without_dead_code(drafts, observed(drafts, costs=False), drafts[-1])
     return drafts, observed(drafts, costs=True)

@@ -9,6 +9,7 @@ import torch
 from torch.export import ExportedProgram
 
 from dag.blame import line_of_exception
+from dag.custom_gradients import refused
 from dag.objective import Objective
 from dag.operators import torch_dtype
 from dag.quiet import quiet
@@ -28,6 +29,11 @@ _ADVICE: tuple[tuple[str, str], ...] = (
     ),
     (r"[Cc]omplex", "complex tensors are not supported; write the computation with real tensors"),
     (
+        r"fake tensor in the exported program|Generator|CUSTOM_OBJ",
+        "forward does something that can't be traced (torch.autograd.grad, .backward(), .data, a torch.Generator, or "
+        "tensors kept from an earlier call)",
+    ),
+    (
         r"inference mode|Inference tensors",
         "tensors made under torch.inference_mode() can't be trained; use torch.no_grad()",
     ),
@@ -45,11 +51,13 @@ def export(objective: Objective, example: Mapping[str, torch.Tensor], autocast: 
     mixed = torch.autocast(
         "cpu", torch_dtype(autocast or "bfloat16"), enabled=autocast is not None, cache_enabled=False
     )
-    with quiet(), mixed, torch.random.fork_rng(devices=[]):
+    with quiet(), refused(), mixed, torch.random.fork_rng(devices=[]):
         try:
             return torch.export.export(objective, (), values, strict=False)
-        except CaptureError:
-            raise
+        except CaptureError as error:
+            # Raised by us in the middle of the user's forward: say where.
+            place = line_of_exception(error)
+            raise CaptureError(f"{place}: {error}" if place else str(error)) from error
         except Exception as error:
             failure = error
         try:

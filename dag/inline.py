@@ -96,8 +96,10 @@ class _Flattener:
             InputKind.USER_INPUT: "placeholder",
         }.get(spec.kind)
         if kind is None:
-            raise CaptureError(
-                f"the model holds {spec.target or node.name}, a {spec.kind.name}, which can't be captured"
+            raise _error(
+                next(iter(node.users), node),
+                f"the model uses {spec.target or node.name}, which is no tensor and can't be captured (a torch.Generator? "
+                "leave it out, every operator gets its own seed)",
             )
         target = next(self.example_names) if kind == "placeholder" else str(spec.target)
         draft = Draft(name=target if kind == "placeholder" else node.name, kind=kind, target=target)  # type: ignore[arg-type]

@@ -40,12 +40,30 @@ def written_by(draft: Draft) -> tuple[Draft, ...]:
     )
 
 
+def refuse_lost_writes(drafts: Sequence[Draft], observations: Sequence[Observation]) -> None:
+    """Raise `CaptureError` for a write to a parameter or to a tensor that is no buffer: it would not last."""
+    sharing = _Sharing(drafts, observations)
+    for position, draft in enumerate(drafts):
+        for value in written_by(draft):
+            for member in sharing.members(value, position):
+                place = f"{draft.where}: " if draft.where else ""
+                if member.kind == "parameter":
+                    raise CaptureError(
+                        f"{place}forward writes the parameter {member.target} in place ({draft.target}); only the "
+                        "optimiser may change parameters, compute a new tensor instead"
+                    )
+                if member.kind == "constant":
+                    raise CaptureError(
+                        f"{place}forward writes a tensor that is no buffer in place ({draft.target}); register it with "
+                        "register_buffer, and don't write through .data"
+                    )
+
+
 def make_functional(drafts: list[Draft], observations: Sequence[Observation]) -> list[Draft]:
     """Turn in-place calls into their functional twins wherever nothing else can see the write.
 
     `observations` belong to `drafts`. Calls that stay in place are those that write a buffer, or a storage that another
-    value shares and somebody reads later. Input data that is written is copied first. Raises `CaptureError` for a write
-    to a parameter or to a constant.
+    value shares and somebody reads later. Input data that is written is copied first.
     """
     sharing = _Sharing(drafts, observations)
     last_read = {source: position for position, draft in enumerate(drafts) for source in draft.inputs()}
@@ -56,7 +74,6 @@ def make_functional(drafts: list[Draft], observations: Sequence[Observation]) ->
         replace_everywhere([draft], replacements)
         for value in written_by(draft):
             for member in sharing.members(value, position):
-                _refuse_unwritable(draft, member)
                 if member.kind == "placeholder" and member not in copies:
                     copies[member] = Draft(f"{member.name}_copy", "call", "aten.clone.default", (member,))
         if _turn_functional(draft, position, sharing, last_read, observations):
@@ -98,20 +115,6 @@ class _Sharing:
             for position, member in self._by_storage[storage]
             if position < before
         ]
-
-
-def _refuse_unwritable(draft: Draft, member: Draft) -> None:
-    place = f"{draft.where}: " if draft.where else ""
-    if member.kind == "parameter":
-        raise CaptureError(
-            f"{place}forward writes the parameter {member.target} in place ({draft.target}); only the optimiser may change "
-            "parameters, compute a new tensor instead"
-        )
-    if member.kind == "constant":
-        raise CaptureError(
-            f"{place}forward writes a tensor that is no buffer in place ({draft.target} on {member.target}); "
-            "register it with register_buffer"
-        )
 
 
 def _turn_functional(

@@ -1,0 +1,54 @@
+"""Refuses what changes gradients behind the graph's back: custom autograd functions and hooks.
+
+Tracing goes straight through them and would give a model that trains differently without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from fusion.errors import CaptureError
+
+_ADVICE = "gradients come from torch's own operators only"
+
+
+def check_hooks(model: nn.Module) -> None:
+    """Raise `CaptureError` when a parameter or module of `model` carries a backward hook."""
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise CaptureError(f"parameter {name} has a gradient hook, which can't be captured; {_ADVICE}")
+    for name, module in model.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise CaptureError(f"module {name or type(module).__name__} has a backward hook; {_ADVICE}")
+
+
+@contextlib.contextmanager
+def refused() -> Iterator[None]:
+    """Within it, applying a custom `torch.autograd.Function` or hooking a tensor's gradient raises `CaptureError`.
+
+    Reentrant checkpointing is one of them: traced, it would cut the gradient.
+    """
+    apply, hook = torch.autograd.Function.__dict__["apply"], torch.Tensor.register_hook
+
+    def checked_apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        if cls.__module__ == "torch.utils.checkpoint":
+            raise CaptureError("reentrant checkpointing can't be captured; pass use_reentrant=False to checkpoint()")
+        raise CaptureError(
+            f"{cls.__qualname__} is a custom torch.autograd.Function, which can't be captured; {_ADVICE}"
+        )
+
+    def checked_hook(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        raise CaptureError(f"forward hooks the gradient of a tensor, which can't be captured; {_ADVICE}")
+
+    torch.autograd.Function.apply = classmethod(checked_apply)  # type: ignore[assignment]
+    torch.Tensor.register_hook = checked_hook  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+        torch.Tensor.register_hook = hook  # type: ignore[method-assign]
