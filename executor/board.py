@@ -59,9 +59,7 @@ class TaskBoard:
             raise ValueError(f"in_flight has {len(in_flight)} entries for {count} fragments")
         self._partition = partition
         self._hosted = frozenset(hosted)
-        self._micro_batches = micro_batches
         self._steps = steps
-        self._eval_batches = eval_batches
         self._clip = clip
         safe = safe_in_flight(partition, micro_batches, in_flight)
         self.orders = {
@@ -88,7 +86,15 @@ class TaskBoard:
         self._all_fragments = tuple(range(count))
         # How far each fragment got: the first (step, micro-batch) that it has not completed, per kind of task.
         self._reached = {(f, kind): (first_step, 0) for f in self.orders for kind in TaskKind}
+        self._limits = {
+            TaskKind.FORWARD: micro_batches,
+            TaskKind.BACKWARD: micro_batches,
+            TaskKind.UPDATE: 1,
+            TaskKind.EVALUATE: eval_batches,
+        }
         self._here: set[Key] = set()
+        # For each fragment, what its next task still waits for.
+        self._missing: dict[int, set[Key]] = {f: self._still_missing(f) for f in self.orders}
 
     @property
     def finished(self) -> bool:
@@ -104,16 +110,16 @@ class TaskBoard:
         if key in self._here or not self._awaited(key):
             return False
         self._here.add(key)
+        for missing in self._missing.values():
+            missing.discard(key)
         return True
 
     def next_task(self) -> Task | None:
         """The ready task to run now: lowest step first, then backward before forward, then the lower micro-batch."""
         best: Task | None = None
-        for order in self.orders.values():
+        for fragment, order in self.orders.items():
             task = order.peek()
-            if task is None or (best is not None and _priority(task) >= _priority(best)):
-                continue
-            if all(key in self._here for key in self.needs(task)):
+            if task is not None and not self._missing[fragment] and (best is None or _priority(task) < _priority(best)):
                 best = task
         return best
 
@@ -144,15 +150,16 @@ class TaskBoard:
         if task.kind is TaskKind.UPDATE:
             for key in [key for key in self._here if key[2] <= task.step and not self._awaited(key)]:
                 self._here.discard(key)
+        self._missing[task.fragment] = self._still_missing(task.fragment)
 
     def owed(self) -> list[Key]:
         """What the next task of each fragment waits for, without repeats: ask for it again if it is long in coming."""
-        missing: dict[Key, None] = {}
-        for order in self.orders.values():
-            task = order.peek()
-            if task is not None:
-                missing.update((key, None) for key in self.needs(task) if key not in self._here)
-        return list(missing)
+        keys = (key for order in self.orders.values() if (task := order.peek()) is not None for key in self.needs(task))
+        return [key for key in dict.fromkeys(keys) if key not in self._here]
+
+    def _still_missing(self, fragment: int) -> set[Key]:
+        task = self.orders[fragment].peek()
+        return set() if task is None else set(self.needs(task)) - self._here
 
     def _is_parameter(self, key: Key) -> bool:
         return key[0] is FrameKind.ACTIVATION and self._partition.edges[key[1]].kind == "parameter"
@@ -191,8 +198,7 @@ class TaskBoard:
         """Whether `fragment` is hosted here and has this task still before it."""
         if fragment not in self._hosted or not 1 <= step <= self._steps:
             return False
-        limit = {TaskKind.UPDATE: 1, TaskKind.EVALUATE: self._eval_batches}.get(kind, self._micro_batches)
-        return 0 <= micro_batch < limit and (step, micro_batch) >= self._reached[fragment, kind]
+        return 0 <= micro_batch < self._limits[kind] and (step, micro_batch) >= self._reached[fragment, kind]
 
     def _evaluates(self, step: int) -> bool:
         return any(order.evaluates(step) for order in self.orders.values())

@@ -48,6 +48,15 @@ def transposed(dag: OpDag) -> Mapping[int, tuple[int, ...]]:
     return found
 
 
+def alone(tensor: Tensor) -> Tensor:
+    """`tensor` detached and contiguous, with memory that holds nothing else; itself when it is so already.
+
+    A piece of a larger tensor would keep all of it alive, and would lie at an address that a received copy has not.
+    """
+    tensor = tensor.detach().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
 def arranged(tensor: Tensor, strides: tuple[int, ...] | None) -> Tensor:
     """`tensor`, copied to memory with these strides; itself when there are none to keep."""
     if strides is None:

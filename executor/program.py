@@ -25,7 +25,7 @@ from dag.operators import meta_of, torch_dtype
 from executor import clipping
 from executor.gradients import add_in_order, own_gradients
 from executor.interpreter import Interpreter, Values
-from executor.layout import arranged, arranged_like, transposed
+from executor.layout import alone, arranged, arranged_like, transposed
 from executor.learning_rate import factor
 from executor.optimizers import FragmentOptimizer
 from executor.storage import StorageGroups
@@ -281,7 +281,7 @@ class FragmentProgram:
             sent = [gradient for gradient in returned.values() if gradient is not None]
             own_gradients(tuple(self._parameters.values()), (*root_gradients, *sent))
             self._first_backward = False
-        return {edge: None if gradient is None else gradient.contiguous() for edge, gradient in returned.items()}
+        return {edge: None if gradient is None else alone(gradient) for edge, gradient in returned.items()}
 
     def norms(self) -> Tensor:
         """Float32 (parameters at home,) on the CPU: the norm of each gradient, in the order of `model.parameters()`.
@@ -350,8 +350,8 @@ class FragmentProgram:
     def _result(self, interpreter: Interpreter, values: Values) -> ForwardResult:
         outputs: dict[int, Tensor] = {}
         for op, edges in self._outgoing:
-            value = values[interpreter.slot[op]].detach()
-            value = value.clone(memory_format=torch.contiguous_format) if op in self._lasting else value.contiguous()
+            value = values[interpreter.slot[op]]
+            value = value.detach().clone(memory_format=torch.contiguous_format) if op in self._lasting else alone(value)
             outputs.update((edge.index, value) for edge in edges)
         loss = None if self._loss is None else float(values[interpreter.slot[self._loss]].item())
         return ForwardResult(outputs, loss)
