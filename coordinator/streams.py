@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
@@ -28,13 +29,14 @@ async def job_stream(request: web.Request) -> web.StreamResponse:
     after = {kind: natural(request, f"after_{kind}") for kind in ("step", "event", "log")}
     with engine.publisher.watch(job.id) as watcher:
         response = await _open(request)
-        await _send(response, "job", job_view(job))
-        was_terminal = job.terminal
-        last = await _backlog(response, engine, job, after)
-        if was_terminal:
-            await response.write_eof()
-            return response
-        await _follow(response, watcher, last, until_job_ends=True)
+        with suppress(ConnectionResetError):  # a reader may leave at any time
+            await _send(response, "job", job_view(job))
+            was_terminal = job.terminal
+            last = await _backlog(response, engine, job, after)
+            if was_terminal:
+                await response.write_eof()
+                return response
+            await _follow(response, watcher, last, until_job_ends=True)
     return response
 
 
@@ -44,12 +46,13 @@ async def pool_stream(request: web.Request) -> web.StreamResponse:
     with engine.publisher.watch(None) as watcher:
         response = await _open(request)
         jobs = engine.lifecycle.jobs
-        for member in list(engine.lifecycle.pool):
-            if member.state != "left":
-                await _send(response, "worker", worker_view(member, jobs.get(member.job) if member.job else None))
-        for job in sorted(jobs.values(), key=lambda job: job.number):
-            await _send(response, "job", job_view(job))
-        await _follow(response, watcher, {"event": last_event}, until_job_ends=False)
+        with suppress(ConnectionResetError):
+            for member in list(engine.lifecycle.pool):
+                if member.state != "left":
+                    await _send(response, "worker", worker_view(member, jobs.get(member.job) if member.job else None))
+            for job in sorted(jobs.values(), key=lambda job: job.number):
+                await _send(response, "job", job_view(job))
+            await _follow(response, watcher, {"event": last_event}, until_job_ends=False)
     return response
 
 
