@@ -289,8 +289,12 @@ class JobHost:
             edge = self._partition.edges[header.edge]
             ends = (edge.source, edge.target)
             self._done[ends] = max(self._done.get(ends, 0), header.step)
+            self._patience.arrived()
         elif self._board.arrived(*header.key):
             self._inbox.put(header.key, value, 0 if value is None else value.nbytes)
+            self._patience.arrived()
+        else:
+            self._patience.duplicated()
 
     def _drain(self) -> None:
         """Take in everything that has arrived, without waiting."""
@@ -310,8 +314,6 @@ class JobHost:
             event = self._events.get(timeout=self._patience.left())
         except queue.Empty:
             self._ask_again()
-        else:
-            self._patience.arrived(monotonic() - begin)
         self._waited += monotonic() - begin
         if event is not None:
             self._accept(*event)

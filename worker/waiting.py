@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 _LONGEST = 60.0
+_STRETCH_LIMIT = 16.0
 
 
 class Patience:
-    """Judges waits of one compute thread; seconds throughout.
+    """Judges the waits of one compute thread; seconds throughout.
 
-    A wait counts as long after half the failure timeout, but never before three times the longest wait that ended well
-    lately: on a slow link a message takes its time, and asking for it again would slow the link further.
+    A wait is long after half the failure timeout. When something arrives twice, we had asked too early: the link is slow,
+    and asking again slows it further; from then on we wait longer, and come back to normal as things arrive.
     """
 
     def __init__(self, failure_timeout: float) -> None:
         self._base = max(failure_timeout / 2, 0.05)
-        self._usual = 0.0
+        self._stretch = 1.0
         self._delay = 0.0
         self._silence = 0.0
+        self._asked = False
         self._warned = False
 
     def left(self) -> float:
         """How long to wait before asking again."""
-        return max(self._base, min(3 * self._usual, _LONGEST), self._delay)
+        return min(max(self._base * self._stretch, self._delay), _LONGEST)
 
-    def arrived(self, waited: float) -> None:
-        """Something came after `waited` seconds."""
-        self._usual = max(waited + self._silence, 0.9 * self._usual)
+    def arrived(self) -> None:
+        """Something that was wanted came."""
+        self._stretch = max(1.0, 0.98 * self._stretch)
         self._delay = self._silence = 0.0
         self._warned = False
+
+    def duplicated(self) -> None:
+        """Something came that was here already."""
+        if self._asked:
+            self._asked = False
+            self._stretch = min(2 * self._stretch, _STRETCH_LIMIT)
 
     def asked(self) -> float | None:
         """Nothing came and we asked again. Returns the seconds of silence when a person should know, once per silence."""
         spent = self.left()
         self._silence += spent
-        self._delay = min(2 * spent, _LONGEST)
+        self._delay = 1.5 * spent
+        self._asked = True
         if not self._warned and self._silence >= 8 * self._base:
             self._warned = True
             return self._silence

@@ -53,16 +53,24 @@ def test_the_inbox_counts_bytes_and_closes_steps() -> None:
 def test_patience_asks_later_and_later_and_tells_a_person_once() -> None:
     patience = Patience(failure_timeout=4.0)
     assert patience.left() == 2.0
-    assert [patience.asked() for _ in range(5)] == [None, None, None, 2.0 + 4.0 + 8.0 + 16.0, None]
-    assert patience.left() == 60.0
-    patience.arrived(0.5)
-    assert patience.left() == 60.0
-
-
-def test_patience_learns_how_slow_the_link_is() -> None:
-    patience = Patience(failure_timeout=4.0)
-    patience.arrived(3.0)
-    assert patience.left() == 9.0
-    for _ in range(50):
-        patience.arrived(0.01)
+    assert [patience.asked() for _ in range(5)] == [None, None, None, 2.0 + 3.0 + 4.5 + 6.75, None]
+    assert patience.left() == 2.0 * 1.5**5
+    patience.arrived()
     assert patience.left() == 2.0
+
+
+def test_patience_learns_from_duplicates_that_a_link_is_slow() -> None:
+    patience = Patience(failure_timeout=4.0)
+    patience.duplicated()
+    assert patience.left() == 2.0
+    patience.asked()
+    patience.arrived()
+    patience.duplicated()
+    patience.duplicated()
+    assert 3.9 < patience.left() <= 4.0
+    for _ in range(50):
+        patience.arrived()
+    assert patience.left() == 2.0
+    for _ in range(100):
+        patience.asked()
+    assert patience.left() == 60.0

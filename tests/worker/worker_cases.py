@@ -29,6 +29,7 @@ class Stack(nn.Module):
 
     def __init__(self, layers: int = 4, *, tied: bool = False, frozen: int = 0, dropout: float = 0.1) -> None:
         super().__init__()
+        torch.manual_seed(1)
         self.layers = nn.ModuleList(nn.Linear(FEATURES, FEATURES) for _ in range(layers))
         self.dropout = nn.Dropout(dropout)
         if tied:
@@ -124,8 +125,8 @@ def make_case(
     eval_every: int | None = None,
     checkpoint_every: int | None = None,
 ) -> Case:
-    torch.manual_seed(3)
     model = Stack() if model is None else model
+    torch.manual_seed(3)
     data = {"inputs": torch.randn(20, FEATURES), "targets": torch.randn(20, FEATURES)}
     captured = capture(model, {key: value[:MICRO_BATCH] for key, value in data.items()}, loss)
     train = TrainConfig(
