@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from io import StringIO
 from pathlib import Path
 from typing import Annotated
 
@@ -47,9 +48,9 @@ def dag(
     if format is DagFormat.table:
         from rich.console import Console
 
-        console = Console(width=160, record=True, quiet=True)
-        console.print(views.as_table(captured))
-        text = console.export_text()
+        written = StringIO()
+        Console(file=written, width=160).print(views.as_table(captured))
+        text = written.getvalue()
     else:
         text = {DagFormat.json: views.as_json, DagFormat.dot: views.as_dot, DagFormat.html: views.as_html}[format](
             captured

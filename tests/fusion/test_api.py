@@ -1,0 +1,105 @@
+"""The Python API in one process; training over processes is in test_local and tests/system."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fusion
+from fusion.demo import write_demo
+from fusion.errors import DataError, SpecError
+from fusion.models import build_loss, build_model
+from fusion.submit import capture_job, read_job, resume_from, weights_file
+
+
+def test_capture():
+    model = nn.Linear(3, 2)
+    pair = (torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))
+    dag = fusion.capture(model, pair)
+    assert {op.target for op in dag.placeholders} == {"inputs", "targets"}
+    assert {parameter.name for parameter in dag.parameters} == {"weight", "bias"}
+    named = fusion.capture(model, {"input": pair[0], "targets": torch.ones(4, 2)}, "mse")
+    assert {op.target for op in named.placeholders} == {"input", "targets"}
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return self.inner(x).sum()
+
+    assert [op.target for op in fusion.capture(Own(), pair[0], "model").placeholders] == ["inputs"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "message"),
+    [
+        ({"optimizer": "adamm"}, SpecError, "fusion.train: train.optimizer.name: expected"),
+        ({"steps": 0}, SpecError, "fusion.train: train.steps: input should be greater than 0"),
+        ({"micro_batch": 3}, SpecError, "micro_batch 3 does not divide global_batch 4"),
+        ({"data": {"inputs": torch.ones(4, 3)}}, DataError, "no key `targets` for the loss"),
+    ],
+)
+def test_train_refuses_before_it_trains(changed, kind, message, tmp_path):
+    options = {"data": (torch.ones(4, 3), torch.ones(4, 2)), "steps": 1, "global_batch": 4, "quiet": True} | changed
+    data = options.pop("data")
+    with pytest.raises(kind, match=message):
+        fusion.train(nn.Linear(3, 2), "mse", data, folder=tmp_path, **options)
+
+
+def test_the_demo_is_an_ordinary_job(tmp_path):
+    path = write_demo(tmp_path / "job")
+    spec, base = read_job(path)
+    parameters = sum(parameter.numel() for parameter in build_model(spec, base).parameters())
+    assert 1e6 < parameters < 3e6
+    assert callable(build_loss(spec, base))
+    job = capture_job(spec, base)
+    assert job.data.manifest.samples > 1000
+    assert job.dag.name == "demo-gpt"
+    assert (path.parent / "text.txt").read_text().isascii() is not None
+
+
+def test_tied_weights_travel(tmp_path):
+    weight = torch.arange(6.0).reshape(2, 3)
+    from safetensors.torch import load_file
+
+    with weights_file({"a": weight, "b": weight, "part": weight[1], "turned": weight.T}) as (ref, path):
+        loaded = load_file(path)
+        assert ref.size == path.stat().st_size
+    assert all(torch.equal(loaded[name], weight) for name in "ab")
+    assert torch.equal(loaded["turned"], weight.T)
+    assert not path.exists()
+
+
+class FakePool:
+    url = "http://pool"
+
+    def checkpoints(self, job):
+        return [{"step": 4}, {"step": 8}] if job == "job-1" else []
+
+    def upload_blob(self, ref, source):
+        return True
+
+
+def test_resume_points(tmp_path):
+    from safetensors.torch import save_file
+
+    from fusion.errors import UserError
+
+    pool = FakePool()
+    assert resume_from(pool, "job-1") == {"checkpoint": "job-1@8"}
+    assert resume_from(pool, "job-1@4") == {"checkpoint": "job-1@4"}
+    for wrong, message in (("job-1@x", "is not a step"), ("job-2", "has no checkpoint yet"), ("a/b", "no such file")):
+        with pytest.raises(UserError, match=message):
+            resume_from(pool, wrong)
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors", {"step": "12"})
+    notes: list[str] = []
+    found = resume_from(pool, str(tmp_path), notes.append)
+    assert (found["step"], found["optimizer"], len(notes)) == (12, None, 1)
+    save_file({"optimizer/m/w": torch.ones(2)}, tmp_path / "optimizer.safetensors", {"step": "12"})
+    assert resume_from(pool, str(tmp_path / "model.safetensors"))["optimizer"] is not None
+    (tmp_path / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        resume_from(pool, str(tmp_path))

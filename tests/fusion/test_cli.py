@@ -1,0 +1,268 @@
+"""The commands: what they print, their exit codes, and that a failure is one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+from loopback_server import as_json, serving
+
+from fusion.cli import app, main
+
+JOB = {
+    "id": "small-1",
+    "name": "small",
+    "state": "running",
+    "reason": "",
+    "submitted_at": 1.0,
+    "started_at": 2.0,
+    "finished_at": None,
+    "step": 3,
+    "steps": 10,
+    "loss": 1.25,
+    "first_loss": 2.0,
+    "step_seconds": 0.5,
+    "tokens_per_second": 1000.0,
+    "sent_bytes": 2048,
+    "epoch": 0,
+    "plan": None,
+    "workers": ["a"],
+    "fragments": [
+        {
+            "index": 0,
+            "worker": "a",
+            "ops": 5,
+            "first_module": "stem",
+            "last_module": "head",
+            "parameter_bytes": 400,
+            "flops": 2_000_000,
+        }
+    ],
+    "checkpoint": 2,
+}
+WORKER = {
+    "name": "a",
+    "state": "busy",
+    "job": "small-1",
+    "fragments": [0],
+    "device": {"kind": "cpu", "description": "AMD", "cores": 2, "threads": 1, "memory_bytes": 2**30},
+    "memory_used_bytes": 2**20,
+    "endpoint": "tcp://127.0.0.1:1",
+}
+LOG = {"seq": 2, "time": 5.0, "job": "small-1", "worker": "a", "message": "fetched 3 parameters"}
+EVENT = {"seq": 1, "time": 4.0, "job": "small-1", "event": "started", "message": "training starts"}
+CHECKPOINT = {"job": "small-1", "step": 2, "time": 3.0, "model": {"size": 7}, "optimizer": {"size": 9}}
+
+
+def routes(method, path, body, headers):
+    path = path.partition("?")[0]
+    answers = {
+        "/api/v1/jobs": {"jobs": [JOB]},
+        "/api/v1/jobs/small-1": JOB,
+        "/api/v1/jobs/small-1/cancel": {**JOB, "state": "cancelled"},
+        "/api/v1/jobs/small-1/logs": {"logs": [LOG]},
+        "/api/v1/jobs/small-1/events": {"events": [EVENT]},
+        "/api/v1/jobs/small-1/checkpoints": {"checkpoints": [CHECKPOINT]},
+        "/api/v1/workers": {"workers": [WORKER]},
+        "/api/v1/workers/a/drain": {**WORKER, "state": "draining"},
+    }
+    if path.endswith(".safetensors"):
+        return 200, path.rpartition("/")[2].encode(), {}
+    return as_json(answers[path]) if path in answers else as_json({"error": f"no job at {path}"}, 404)
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    out, err = capsys.readouterr()
+    code = ended.value.code
+    return code if isinstance(code, int) else 0, out, err
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    with serving(routes) as url:
+        monkeypatch.setenv("FUSION_COORDINATOR", url)
+        monkeypatch.setenv("FUSION_TOKEN", "secret")
+        yield url
+
+
+def test_version_and_help(capsys):
+    assert run(capsys, "--version")[:2] == (0, "fusion 0.1.0\n")
+    for command in ("up", "coordinator", "worker", "submit", "jobs", "dag", "plan", "checkpoint"):
+        code, out, _ = run(capsys, command, "--help")
+        assert code == 0
+        assert "Usage: fusion" in out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("jobs",),
+        ("job", "small-1"),
+        ("cancel", "small-1"),
+        ("workers",),
+        ("drain", "a"),
+        ("checkpoint", "ls", "small-1"),
+    ],
+)
+def test_every_listing_prints_text_and_json(capsys, pool, command):
+    code, out, err = run(capsys, *command)
+    assert (code, err) == (0, "")
+    assert out.strip()
+    code, out, err = run(capsys, *command, "--json")
+    assert (code, err) == (0, "")
+    json.loads(out)
+
+
+def test_job_shows_its_plan(capsys, pool):
+    out = run(capsys, "job", "small-1")[1]
+    assert re.search(r"loss +1\.2500 \(first 2\.0000\)", out)
+    assert re.search(r"0 +a +stem \.\. head +5 +100", out)
+
+
+def test_logs_and_events_in_order(capsys, pool):
+    out = run(capsys, "logs", "small-1")[1].splitlines()
+    assert [line.split(maxsplit=3)[2:] for line in out] == [
+        ["started", "training starts"],
+        ["a", "fetched 3 parameters"],
+    ]
+    lines = run(capsys, "logs", "small-1", "--json")[1].splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == [1, 2]
+
+
+def test_checkpoint_get(capsys, pool, tmp_path):
+    code, out, _ = run(capsys, "checkpoint", "get", "small-1", "-o", str(tmp_path / "m.safetensors"))
+    assert (code, out) == (0, f"{tmp_path / 'm.safetensors'}\n")
+    assert (tmp_path / "m.safetensors").read_text() == "model.safetensors"
+    assert run(capsys, "checkpoint", "get", "small-1", "-o", str(tmp_path / "both"))[0] == 0
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["model.safetensors", "optimizer.safetensors"]
+    code, _, err = run(capsys, "checkpoint", "get", "small-1", "--step", "5")
+    assert (code, err) == (1, "error: job small-1 has no checkpoint of step 5; it has 2\n")
+
+
+def test_errors_are_one_line(capsys, pool, tmp_path, monkeypatch):
+    assert run(capsys, "job", "other") == (1, "", "error: no job at /api/v1/jobs/other\n")
+    code, _, err = run(capsys, "submit", str(tmp_path / "none.yaml"))
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith(f"error: {tmp_path}/none.yaml: no such file")
+    monkeypatch.delenv("FUSION_COORDINATOR")
+    assert run(capsys, "jobs")[2].startswith("error: no coordinator known")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("job",), "error: Missing argument 'ID'; see `fusion job --help`"),
+        (("jobs", "--jsn"), "error: No such option: --jsn"),
+        (("nope",), "error: No such command 'nope'"),
+        (("up", "--workers", "0"), "error: Invalid value for '--workers'"),
+        (("dag", "x.yaml", "--format", "svg"), "error: Invalid value for '--format'"),
+    ],
+)
+def test_wrong_usage(capsys, arguments, message):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+def test_debug_raises(pool):
+    with pytest.raises(Exception, match="no job at"):
+        main(["job", "other", "--debug"])
+
+
+def test_bad_memory_limit(capsys):
+    code, _, err = run(capsys, "worker", "--join", "http://127.0.0.1:1", "--memory-limit", "lots")
+    assert (code, err) == (1, "error: --memory-limit: can't read 'lots' as a size; write it like 2GiB\n")
+
+
+def test_every_flag_has_an_environment_variable():
+    def options(command, path):
+        for name, child in getattr(command, "commands", {}).items():
+            yield from options(child, f"{path} {name}")
+        for parameter in command.params:
+            if parameter.opts[0].startswith("-") and parameter.name not in ("help", "version"):
+                yield path, parameter
+
+    found = list(options(typer.main.get_command(app), "fusion"))
+    assert len(found) > 40
+    for path, parameter in found:
+        flag = max(parameter.opts, key=len).removeprefix("--").replace("-", "_").upper()
+        assert parameter.envvar == f"FUSION_{flag}", f"{path} {parameter.opts}"
+
+
+def test_quick_commands_import_no_torch():
+    code = "import sys\nfrom fusion.cli import main\ntry:\n    main(['jobs'])\nexcept SystemExit:\n    pass\n"
+    code += "assert 'torch' not in sys.modules and 'aiohttp' not in sys.modules and 'yaml' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+SPEC = """\
+model: {entrypoint: model.py:build}
+loss: mse
+data: {arrays: data.npz}
+train: {steps: 2, global_batch: 4, micro_batch: 2}
+"""
+
+
+@pytest.fixture
+def job(tmp_path) -> Path:
+    import numpy as np
+
+    (tmp_path / "model.py").write_text(
+        "import torch\n\ndef build():\n    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))\n"
+    )
+    np.savez(tmp_path / "data.npz", inputs=np.ones((8, 3)), targets=np.ones((8, 2)))
+    (tmp_path / "job.yaml").write_text(SPEC)
+    (tmp_path / "pool.yaml").write_text(
+        "workers:\n  - {name: a, region: x, speed: 1.0e+9, memory: 1GiB}\n  - {name: b, region: x, speed: 1.0e+9, memory: 1GiB}\n"
+        "links:\n  - {between: [x, x], bandwidth: 1Gbit/s, latency: 1ms}\n"
+    )
+    return tmp_path / "job.yaml"
+
+
+def test_dag(capsys, job, tmp_path):
+    code, out, err = run(capsys, "dag", str(job))
+    assert (code, err) == (0, "")
+    assert "parameters" in out
+    assert json.loads(run(capsys, "dag", str(job), "--format", "json")[1])["ops"]
+    assert run(capsys, "dag", str(job), "--format", "dot")[1].startswith("digraph")
+    for name, start in (("g.html", "<!"), ("g.txt", "module")):
+        kind = "html" if name == "g.html" else "table"
+        assert run(capsys, "dag", str(job), "--format", kind, "-o", str(tmp_path / name))[0] == 0
+        assert (tmp_path / name).read_text().lstrip().lower().startswith(start)
+    assert run(capsys, "dag", str(job), "-o", str(tmp_path / "no" / "where"))[0] == 1
+
+
+def test_plan(capsys, job, tmp_path):
+    topology = str(tmp_path / "pool.yaml")
+    code, out, err = run(capsys, "plan", str(job), "--topology", topology)
+    assert (code, err) == (0, "")
+    assert "per step" in out
+    found = json.loads(run(capsys, "plan", str(job), "--topology", topology, "--json")[1])
+    assert found["policy"] == "op-fence"
+    compared = json.loads(run(capsys, "plan", str(job), "--topology", topology, "--compare", "--json")[1])
+    wanted = {"policy", "codec", "step_seconds", "bubble", "bytes_per_link", "memory_per_worker", "placement"}
+    assert all(wanted <= entry.keys() for entry in compared)
+    assert {entry["policy"] for entry in compared} >= {"op-fence", "equal-ops", "equal-compute"}
+    assert run(capsys, "plan", str(job), "--topology", topology, "--compare")[0] == 0
+    code, _, err = run(capsys, "plan", str(job), "--topology", topology, "--policy", "op-fnce")
+    assert (code, err) == (1, "error: --policy: no policy 'op-fnce'; did you mean 'op-fence'?\n")
+
+
+def test_a_model_that_can_not_be_captured_names_its_line(capsys, job, tmp_path):
+    (tmp_path / "model.py").write_text(
+        "import torch\n\nclass Bad(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a = torch.nn.Linear(3, 2)\n\n    def forward(self, x):\n"
+        "        if x.sum() > 0:\n            x = -x\n        return self.a(x)\n\ndef build():\n    return Bad()\n"
+    )
+    code, _, err = run(capsys, "dag", str(job))
+    assert code == 1
+    assert "model.py:9" in err

@@ -1,0 +1,174 @@
+"""The pool of child processes: it trains, it says why it can't, and it never outlives its owner."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fusion.cli import main
+from fusion.errors import ServiceError
+from fusion.local import LocalPool, LocalWorker
+from fusion.runs import run_folder
+
+pytestmark = pytest.mark.system
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def job(tmp_path) -> Path:
+    (tmp_path / "model.py").write_text(
+        "import torch\nimport scheduler  # a file of the user's own, not ours\n\n"
+        "def build():\n    return torch.nn.Sequential(torch.nn.Linear(3, scheduler.WIDTH), torch.nn.Tanh(), "
+        "torch.nn.Linear(scheduler.WIDTH, 2))\n"
+    )
+    (tmp_path / "scheduler.py").write_text("WIDTH = 8\n")
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(32, 3))
+    np.savez(tmp_path / "data.npz", inputs=inputs, targets=inputs[:, :2] * 2)
+    (tmp_path / "job.yaml").write_text(
+        "name: tiny\nmodel: {entrypoint: model.py:build}\nloss: mse\ndata: {arrays: data.npz, holdout: 0.25}\n"
+        "train: {steps: 6, global_batch: 8, micro_batch: 2, eval_every: 3, optimizer: {name: sgd, lr: 0.1}}\n"
+    )
+    return tmp_path / "job.yaml"
+
+
+def up(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["up", *arguments])
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def plain_training() -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Written without any code of ours but the order of samples."""
+    from fusion.sampling import SampleOrder
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    inputs = torch.tensor(np.random.default_rng(0).normal(size=(32, 3)), dtype=torch.float32)
+    targets = torch.tensor(np.random.default_rng(0).normal(size=(32, 3))[:, :2] * 2, dtype=torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    order, losses = SampleOrder(0, 24, 4, 2), []
+    for step in range(1, 7):
+        total = 0.0
+        optimizer.zero_grad()
+        for micro_batch in range(4):
+            chosen = torch.from_numpy(order.micro_batch(step, micro_batch))
+            loss = torch.nn.functional.mse_loss(model(inputs[chosen]), targets[chosen])
+            (loss / 4).backward()
+            total += loss.item()
+        optimizer.step()
+        losses.append(total / 4)
+    return losses, model.state_dict()
+
+
+def test_up_trains_resumes_and_writes_what_it_says(capsys, job, tmp_path):
+    folder, metrics = tmp_path / "run", tmp_path / "metrics.jsonl"
+    code, out, err = up(capsys, str(job), "--workers", "2", "--metrics", str(metrics), "--state", str(folder))
+    assert code == 0, err
+    assert "tiny is trained: 6 steps" in out
+    assert "fragment" in out
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    steps = [line for line in lines if "event" not in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert all({"loss", "step_seconds", "sent_bytes", "samples", "epoch"} <= line.keys() for line in steps)
+    assert [line["step"] for line in steps if "eval_loss" in line] == [3, 6]
+    assert {"started", "done"} <= {line["event"] for line in lines if "event" in line}
+    losses, weights = plain_training()
+    assert [line["loss"] for line in steps] == losses
+    trained = load_file(folder / "checkpoint" / "model.safetensors")
+    assert trained.keys() == weights.keys()
+    assert all(torch.equal(trained[name], weights[name]) for name in weights)
+
+    longer = tmp_path / "longer.yaml"
+    longer.write_text(job.read_text().replace("steps: 6", "steps: 8"))
+    arguments = ("--workers", "1", "--metrics", str(metrics), "--resume", str(folder / "checkpoint"))
+    code, _, err = up(capsys, str(longer), *arguments, "--state", str(tmp_path / "again"))
+    assert code == 0, err
+    resumed = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [line["step"] for line in resumed if "event" not in line] == [7, 8]
+
+
+def test_a_topology_names_the_workers(capsys, job, tmp_path):
+    (tmp_path / "pool.yaml").write_text(
+        "workers:\n  - {name: oslo-1, region: oslo, speed: 4.0e+10, memory: 4GiB}\n"
+        "  - {name: lima-1, region: lima, speed: 2.0e+10, memory: 8GiB}\n"
+        "links:\n  - {between: [oslo, lima], bandwidth: 1Gbit/s, latency: 1ms}\n"
+    )
+    arguments = (str(job), "--topology", str(tmp_path / "pool.yaml"), "--state", str(tmp_path / "run"))
+    code, out, err = up(capsys, *arguments)
+    assert code == 0, err
+    assert "oslo-1" in out
+    assert (tmp_path / "run" / "logs" / "lima-1.log").exists()
+    code, _, err = up(capsys, *arguments, "--workers", "3")
+    assert (code, err) == (1, "error: --workers 3: the topology has 2; leave out --workers\n")
+
+
+def test_a_model_that_raises_stops_the_pool(capsys, job, tmp_path):
+    (tmp_path / "scheduler.py").write_text("raise RuntimeError('not today')\n")
+    code, _, err = up(capsys, str(job), "--workers", "1", "--state", str(tmp_path / "run"))
+    assert code == 1
+    assert "scheduler.py:1: RuntimeError: not today" in err
+    assert "Traceback" not in err
+
+
+def test_a_port_in_use(tmp_path):
+    with LocalPool(tmp_path / "first", []) as pool:
+        port = int(pool.url.rpartition(":")[2])
+        with (
+            pytest.raises(ServiceError, match=f"the coordinator could not go on: port {port} on 127.0.0.1 is in use"),
+            LocalPool(tmp_path / "second", [], port=port),
+        ):
+            pass
+
+
+def test_a_worker_that_can_not_start(tmp_path):
+    workers = [LocalWorker("fine"), LocalWorker("odd", device="cuda:99")]
+    with LocalPool(tmp_path, workers) as pool, pytest.raises(ServiceError, match="worker odd"):
+        pool.wait_for_workers()
+
+
+def test_children_leave_when_their_owner_is_killed(tmp_path):
+    script = tmp_path / "owner.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom fusion.local import LocalPool, LocalWorker\n"
+        "pool = LocalPool(Path(sys.argv[1]), [LocalWorker('a')])\npool.start()\npool.wait_for_workers()\n"
+        "print(*pool.process_ids().values(), flush=True)\nsys.stdin.read()\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None
+    children = [psutil.Process(int(number)) for number in owner.stdout.readline().split()]
+    assert len(children) == 2
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.communicate()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+
+
+def test_run_folders_never_collide(tmp_path):
+    made = [run_folder("job", parent=tmp_path) for _ in range(3)]
+    assert len(set(made)) == 3
+    assert run_folder("job", tmp_path / "mine") == tmp_path / "mine"
+
+
+def test_the_short_script(tmp_path):
+    """It is in the README; it also shows that no `if __name__ == "__main__"` is needed."""
+    script = ROOT / "examples" / "train_in_15_lines.py"
+    assert len(script.read_text().splitlines()) <= 15
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    share = float(done.stdout.rsplit("%", 1)[0].rsplit(" ", 1)[1])
+    assert share > 85
+    assert list(tmp_path.iterdir()) == [], "without `folder` nothing is left behind"
