@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 
 import psutil
 import torch
@@ -39,7 +39,7 @@ def measure(device: str, threads: int, memory_limit: int | None, seconds: float 
         cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
         threads=threads,
         memory_bytes=min(memory, memory_limit) if memory_limit else memory,
-        flops_per_second=_matmul_speed(target, seconds),
+        flops_per_second=_matmul_speed(target, threads, seconds),
     )
 
 
@@ -52,8 +52,13 @@ def _machine_memory() -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
-def _matmul_speed(device: torch.device, seconds: float) -> float:
-    """Floating-point operations per second of float32 matrix products, the best of several short bursts."""
+def _matmul_speed(device: torch.device, threads: int, seconds: float) -> float:
+    """Floating-point operations per second of float32 matrix products, the best of several short bursts.
+
+    One thread's speed is counted in the processor time that it got: several workers that start at the same time on one
+    machine would otherwise see each other, each differently, and a plan would take equal workers for unequal ones.
+    """
+    clock = thread_time if device.type == "cpu" and threads == 1 else perf_counter
     left = torch.randn(_MATRIX, _MATRIX, device=device)
     out = torch.empty_like(left)
     torch.mm(left, left, out=out)  # The first call loads kernels.
@@ -61,9 +66,9 @@ def _matmul_speed(device: torch.device, seconds: float) -> float:
     while perf_counter() < deadline or best == 0.0:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        begin = perf_counter()
+        begin = clock()
         torch.mm(left, left, out=out)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = max(best, 2 * _MATRIX**3 / (perf_counter() - begin))
+        best = max(best, 2 * _MATRIX**3 / max(clock() - begin, 1e-6))
     return best
