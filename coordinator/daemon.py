@@ -12,9 +12,9 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 from aiohttp import web
 
@@ -66,10 +66,9 @@ async def _serve(config: CoordinatorConfig, planner: Planner | None) -> int:
             engine.start(control)
             await web.SockSite(runner, listener).start()
             announce(config, access, listener.getsockname()[1], control.port)
-            watcher = asyncio.create_task(_stdin_closed(stop)) if config.exit_on_stdin_close else None
+            if config.exit_on_stdin_close:
+                threading.Thread(target=_follow_stdin, args=(loop, stop), name="stdin", daemon=True).start()
             await stop.wait()
-            if watcher is not None:
-                watcher.cancel()
             engine.publisher.close()
             await runner.cleanup()
             await engine.close()
@@ -180,11 +179,10 @@ def reachable_host(bound: str) -> str:
     return socket.gethostname()
 
 
-async def _stdin_closed(stop: asyncio.Event, stream: TextIO | None = None) -> None:
-    """Set `stop` when our parent closes our standard input, or dies."""
-    reader = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), stream or sys.stdin)
-    while await reader.read(4096):
-        pass
-    stop.set()
+def _follow_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Stop when our parent closes our standard input, or dies. A thread, because not every stdin can be polled."""
+    with contextlib.suppress(OSError):  # No stdin counts as a closed one.
+        while os.read(0, 4096):
+            pass
+    with contextlib.suppress(RuntimeError):  # The loop is closed: we are stopping already.
+        loop.call_soon_threadsafe(stop.set)

@@ -12,12 +12,13 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from coordinator import events as ev
+from coordinator.archive import Archive
 from coordinator.blobs import BlobStore
-from coordinator.checkpoints import Checkpoint, Checkpoints
+from coordinator.checkpoints import Checkpoints
 from coordinator.config import CoordinatorConfig
 from coordinator.control import Control
 from coordinator.jobs import FragmentSummary, Job
@@ -31,7 +32,6 @@ from coordinator.views import ResumeFromBlobs, ResumeFromCheckpoint, Submission,
 from dag.graph import OpDag
 from fusion.errors import BlobError, FusionError
 from fusion.messages import (
-    BlobRef,
     CheckpointPart,
     JoinRequest,
     Prepare,
@@ -76,6 +76,7 @@ class Engine:
         self.store = store
         self.blobs = blobs
         self.checkpoints = checkpoints
+        self.archive = Archive(store, blobs, checkpoints)
         self.publisher = Publisher()
         self.lifecycle = Lifecycle(config.timing)
         self.clock = clock or Clock()
@@ -85,7 +86,6 @@ class Engine:
         self._dags: OrderedDict[str, OpDag] = OrderedDict()
         self._dags_lock = threading.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._merged: dict[tuple[str, int], BlobRef] = {}
         self._closed = False
         # Checkpoints of one job are written one after the other, so that pruning sees them in order.
         self._writing: dict[str, asyncio.Lock] = {}
@@ -192,7 +192,7 @@ class Engine:
         resume = submission.resume
         if isinstance(resume, ResumeFromCheckpoint):
             job, _, step = resume.checkpoint.partition("@")
-            found = self.checkpoint(job, int(step))
+            found = self.archive.find(job, int(step))
             if found is None:
                 known = [str(item["step"]) for item in self.store.checkpoints(job)]
                 there = f"it has {', '.join(known)}" if known else "it has none"
@@ -205,15 +205,6 @@ class Engine:
             if resume.optimizer is not None:
                 self.blobs.require(resume.optimizer, "resume.optimizer")
             return ResumePoint(resume.step, resume.model, resume.optimizer)
-        return None
-
-    def checkpoint(self, job: str, step: int) -> Checkpoint | None:
-        """A recorded checkpoint, or None."""
-        for item in self.store.checkpoints(job):
-            if item["step"] == step:
-                return Checkpoint(
-                    job, step, BlobRef.model_validate(item["model"]), BlobRef.model_validate(item["optimizer"])
-                )
         return None
 
     # Instructions out ---------------------------------------------------------------------------------------------
@@ -237,7 +228,7 @@ class Engine:
                 job = self.lifecycle.jobs[job_id]
                 self.store.save_job(job)
                 if job.terminal:
-                    self._drop(self._merged.pop(key).digest for key in list(self._merged) if key[0] == job_id)
+                    self.archive.job_ended(job_id)
                 if announce:
                     self.publisher.publish(Item("job", job_id, job_view(job)))
             case ev.SavePlan(job_id, plan):
@@ -245,7 +236,7 @@ class Engine:
             case ev.SaveWorker(name):
                 self._save_worker(name)
             case ev.DropBlobs(digests):
-                self._drop(digests)
+                self.archive.drop(digests)
             case ev.RecordMetric(job_id, metric):
                 shown = self.store.add_metric(job_id, metric)
                 self.publisher.publish(Item("metrics", job_id, {"job": job_id, **shown}))
@@ -329,11 +320,11 @@ class Engine:
         if job.origin_step:
             resume = Resume(step=job.origin_step, optimizer=job.origin_optimizer)
         if asked.checkpoint is not None:
-            found = self.checkpoint(job.id, asked.checkpoint)
+            found = self.archive.find(job.id, asked.checkpoint)
             try:
                 if found is None:
                     raise BlobError(f"checkpoint {job.id}@{asked.checkpoint} is not recorded")
-                weights = await asyncio.to_thread(self._weights_after, job, found)
+                weights = await asyncio.to_thread(lambda: self.archive.weights_after(job, self.dag(job), found))
             except Exception as error:
                 reason = f"can't go on from step {asked.checkpoint}: {self._reason(error)}"
                 self._post_late(ev.PreparationFailed(self.clock(), job.id, asked.epoch, reason))
@@ -354,15 +345,6 @@ class Engine:
         )
         for incarnation in asked.hosts:
             self.control.send(incarnation, message)
-
-    def _weights_after(self, job: Job, found: Checkpoint) -> BlobRef:
-        """The weights blob to go on from. Blocks."""
-        key = (job.id, found.step)
-        merged = self._merged.get(key)
-        if merged is None or self.blobs.size(merged.digest) is None:
-            merged = self.checkpoints.merged_weights(self.dag(job), job.weights, found.model, found.optimizer)
-            self._merged[key] = merged
-        return merged
 
     def _reason(self, error: Exception) -> str:
         """The reason in words; what nobody foresaw goes to the log with its traceback."""
@@ -387,45 +369,12 @@ class Engine:
             if self._closed:
                 return  # The parts stay, the job's record says that it is being written: the next start does it again.
             if isinstance(event, ev.CheckpointWritten):
-                old = self._record_checkpoint(written, asked.keep)
+                old = self.archive.record(written, self.clock(), asked.keep)
             self.post(event)
             # Only now is it committed that the new checkpoint is there and the old ones are not.
             for step in old:
-                self._remove_checkpoint(job.id, step)
-            self._drop(ref.digest for ref in asked.parts.values())
-
-    def _record_checkpoint(self, written: Checkpoint, keep: int) -> list[int]:
-        """Enter a checkpoint in the store; take out those older than the newest `keep`, and return their steps."""
-        self.store.save_checkpoint(
-            written.job,
-            written.step,
-            {
-                "job": written.job,
-                "step": written.step,
-                "time": self.clock(),
-                "model": written.model.model_dump(),
-                "optimizer": written.optimizer.model_dump(),
-            },
-        )
-        self.store.pin(f"checkpoint/{written.job}@{written.step}", [written.model.digest, written.optimizer.digest])
-        old = [int(item["step"]) for item in self.store.checkpoints(written.job)[:-keep]]
-        for step in old:
-            self.store.delete_checkpoint(written.job, step)
-        return old
-
-    def _remove_checkpoint(self, job: str, step: int) -> None:
-        unneeded = set(self.store.unpin(f"checkpoint/{job}@{step}"))
-        merged = self._merged.pop((job, step), None)
-        if merged is not None:
-            unneeded.add(merged.digest)
-        self.store.commit()
-        self.checkpoints.remove(job, step)
-        self._drop(unneeded)
-
-    def _drop(self, digests: Iterable[str]) -> None:
-        for digest in digests:
-            if not self.store.pinned(digest):
-                self.blobs.delete(digest)
+                self.archive.remove(job.id, step)
+            self.archive.drop(ref.digest for ref in asked.parts.values())
 
     def _post_late(self, event: ev.Event) -> None:
         """Post the outcome of slow work, unless the store is about to close: the next start asks for it again."""

@@ -90,7 +90,7 @@ async def checkpoint_file(request: web.Request) -> web.StreamResponse:
     """Also serves HEAD; `Range` is understood."""
     job, engine = find_job(request), request.app[ENGINE]
     step, part = request.match_info["step"], request.match_info["part"]
-    found = engine.checkpoint(job.id, int(step)) if step.isascii() and step.isdigit() and len(step) <= 18 else None
+    found = engine.archive.find(job.id, int(step)) if step.isascii() and step.isdigit() and len(step) <= 18 else None
     if found is None:
         known = ", ".join(str(item["step"]) for item in engine.store.checkpoints(job.id)) or "none"
         raise HttpError(404, f"job {job.id} has no checkpoint of step {step}; it has: {known}")

@@ -23,7 +23,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.control import Control
 from coordinator.daemon import make_engine
 from coordinator.engine import Engine
-from coordinator.lifecycle import Timing
+from coordinator.membership import Timing
 from coordinator.planning import Candidate
 from dag.cut import cut_points
 from dag.graph import Op, OpDag, Parameter, Ref, TensorMeta

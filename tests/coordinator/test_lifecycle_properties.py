@@ -6,13 +6,14 @@ from collections import defaultdict
 from itertools import pairwise
 
 from coordinator_cases import job_spec, ref_of
-from hypothesis import Phase, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coordinator import events as ev
 from coordinator.jobs import Job
-from coordinator.lifecycle import Lifecycle, Timing
+from coordinator.lifecycle import Lifecycle
+from coordinator.membership import Timing
 from coordinator.pool import Member
 from fusion.messages import (
     CheckpointPart,
@@ -305,4 +306,4 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestLifecycle = PoolMachine.TestCase
-TestLifecycle.settings = settings(max_examples=100, stateful_step_count=50, deadline=None, phases=(Phase.generate,))
+TestLifecycle.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -49,7 +48,9 @@ class Checked:
         )
         self.seen.add((method, template))
         described = DOCUMENT["paths"][template][method.lower()]["responses"]
-        assert str(status) in described, f"{method} {path} answered {status}, which the document does not know: {answer}"
+        assert str(status) in described, (
+            f"{method} {path} answered {status}, which the document does not know: {answer}"
+        )
         content = described[str(status)].get("content", {})
         schema = content.get("application/json", {}).get("schema")
         if isinstance(answer, bytes):
@@ -60,8 +61,8 @@ class Checked:
 
 
 @pytest.fixture
-async def checked(server: Server) -> AsyncIterator[Checked]:
-    yield Checked(server)
+def checked(server: Server) -> Checked:
+    return Checked(server)
 
 
 async def test_answers_fit_the_document(checked: Checked) -> None:

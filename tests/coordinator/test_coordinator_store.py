@@ -1,0 +1,94 @@
+"""The store: migrations, what survives, who needs a blob."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from coordinator_cases import job_spec, ref_of
+
+from coordinator.jobs import Job, Metric
+from coordinator.store import MIGRATIONS, Store
+from fusion.errors import ServiceError
+from fusion.messages import DataManifest, TrainConfig
+from fusion.plan import CodecChoice, Plan
+
+
+def _job() -> Job:
+    spec, blob = job_spec(), ref_of(b"")
+    return Job(
+        id="tiny-1",
+        number=1,
+        spec=spec,
+        dag=blob,
+        weights=blob,
+        data=DataManifest(kind="arrays", blob=blob, samples=1, train_samples=1),
+        train=TrainConfig(
+            steps=1,
+            micro_batches=1,
+            micro_batch_size=1,
+            seed=0,
+            optimizer=spec.train.optimizer,
+            lr_schedule=spec.train.lr_schedule,
+        ),
+    )
+
+
+def test_everything_survives(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db")
+    job = _job()
+    job.plan = Plan(
+        policy="x", cuts=(2,), placement=("a", "b"), in_flight=(2, 1), codecs={3: CodecChoice(forward="bf16")}
+    )
+    job.parts = {2: {0: ref_of(b"part")}}
+    store.save_job(job)
+    store.save_plan(job.id, job.plan)
+    store.add_metric(job.id, Metric(step=1, loss=float("nan"), step_seconds=0.5, sent_bytes=3, epoch=0))
+    store.add_metric(job.id, Metric(step=1, loss=7.0, step_seconds=0.5, sent_bytes=3, epoch=1))
+    store.add_event(12.0, job.id, "started", "it starts", {"step": 0})
+    store.add_event(13.0, None, "joined", "a worker", {})
+    store.close()
+    again = Store(tmp_path / "db")
+    assert again.jobs() == [job]
+    assert again.plans(job.id) == [job.plan]
+    # The first report of a step stands; JSON has no NaN.
+    assert again.metrics(job.id) == [{"step": 1, "loss": None, "step_seconds": 0.5, "sent_bytes": 3, "epoch": 0}]
+    assert [event["message"] for event in again.events()] == ["it starts", "a worker"]
+    assert again.events(job.id) == [
+        {"seq": 1, "time": 12.0, "job": job.id, "step": 0, "event": "started", "message": "it starts"}
+    ]
+    assert again.events(job.id, after=1) == []
+
+
+def test_what_was_not_committed_is_gone_whole(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db")
+    store.add_event(1.0, None, "a", "a", {})
+    store.commit()
+    store.add_event(2.0, None, "b", "b", {})
+    other = Store(tmp_path / "db")
+    assert [event["event"] for event in other.events()] == ["a"]
+
+
+def test_a_newer_store_is_refused(tmp_path: Path) -> None:
+    Store(tmp_path / "db").close()
+    with sqlite3.connect(tmp_path / "db") as connection:
+        connection.execute("INSERT INTO schema_version VALUES (?)", (len(MIGRATIONS) + 1,))
+    with pytest.raises(ServiceError, match="update Fusion"):
+        Store(tmp_path / "db")
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "db").write_bytes(b"no database at all" * 100)
+    with pytest.raises(ServiceError, match="can't open"):
+        Store(tmp_path / "db")
+
+
+def test_a_blob_is_needed_until_its_last_owner_lets_go(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db")
+    store.pin("job/1", ["a", "b"])
+    store.pin("job/2", ["b"])
+    assert store.unpin("job/1") == ["a"]
+    assert store.pinned("b")
+    assert store.unpin("job/2") == ["b"]
+    assert not store.pinned("b")
