@@ -51,8 +51,8 @@ class Link:
 
 SELF = Link(math.inf, 0.0)
 """From a worker to itself."""
-LOOPBACK = Link(1e9, 2e-4)
-"""Between processes of one machine."""
+LOOPBACK = Link(5e8, 3e-4)
+"""Between processes of one machine, encrypted."""
 
 
 @dataclass(frozen=True)

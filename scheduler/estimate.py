@@ -19,8 +19,8 @@ from scheduler.cost import Costs
 from scheduler.memory import FragmentMemory, fit_in_flight, fragment_memory, missing_bytes, worker_memory
 
 Floats = NDArray[np.float64]
-SECONDS_PER_MESSAGE = 5e-5
-HANDLED_PER_SECOND = 4e9
+SECONDS_PER_MESSAGE = 1e-4
+HANDLED_PER_SECOND = 2e9
 """What a core spends on a message and on its bytes."""
 
 
@@ -127,7 +127,9 @@ class Estimator:
                 for pair in {**edges.forward, **edges.backward}
             ]
             period = max((busiest, *links))
-            in_flight = self._fit(memory, placed, [self._wanted(trip, period) for trip in trips])
+            in_flight = self._fit(
+                memory, placed, [self._wanted(trip, period, count - 1 - index) for index, trip in enumerate(trips)]
+            )
             period = max((period, *(trip / depth for trip, depth in zip(trips, in_flight, strict=True))))
         used = worker_memory(memory, placed.devices, in_flight)
         seconds = max(returned) + (costs.micro_batches - 1) * period + max(update.values())
@@ -157,11 +159,13 @@ class Estimator:
                     _add(found.backward, (second, first), back_bytes[edge] / here.bytes_per_second)
         return found
 
-    def _wanted(self, trip: float, period: float) -> int:
-        """Micro-batches that keep a stage busy while the first one travels to the end and back."""
-        if period <= 0:
-            return 1
-        return max(1, min(self.costs.micro_batches, math.ceil(trip / period - 1e-6)))
+    def _wanted(self, trip: float, period: float, later: int) -> int:
+        """Micro-batches that keep a stage with `later` stages after it busy while the first one travels to the end and back.
+
+        At least Asteroid's 2 P - 1: a stage and its transfers alternate strictly, so each transfer counts as a stage.
+        """
+        needed = math.ceil(trip / period - 1e-6) if period > 0 else 1
+        return max(1, min(self.costs.micro_batches, max(needed, 2 * later + 1)))
 
     def _fit(self, memory: Sequence[FragmentMemory], placed: Placed, wanted: Sequence[int]) -> tuple[int, ...]:
         return fit_in_flight(self.costs, memory, placed.devices, wanted)

@@ -100,7 +100,7 @@ def plan_job(
 
 
 def _tuned(costs: Costs, estimator: Estimator, placed: Placed, estimate: Estimate) -> tuple[tuple[int, ...], float]:
-    """The depths with the least simulated step time among the estimate's and some deeper ones that fit; that time."""
+    """The depths with the least simulated step time among the estimate's and some others that fit; that time."""
     if costs.micro_batches * len(placed.devices) > MOST_SIMULATED:
         return estimate.in_flight, estimate.seconds
     depths = [estimate.in_flight]
@@ -108,8 +108,7 @@ def _tuned(costs: Costs, estimator: Estimator, placed: Placed, estimate: Estimat
         memory = fragment_memory(costs, placed.cuts, costs.workload.crossings(placed.cuts))
         last = len(placed.devices) - 1
         wanted = [[depth + (index < last) * more for index, depth in enumerate(estimate.in_flight)] for more in (1, 2)]
-        # Twice the stages to go, less one: Asteroid's depth, in which each transfer counts as a stage.
-        wanted.append([2 * (last - index) + 1 for index in range(last + 1)])
+        wanted.append([last + 1 - index for index in range(last + 1)])
         wanted.append([costs.micro_batches] * last + [1])
         for deeper in wanted:
             capped = [min(costs.micro_batches, depth) for depth in deeper]

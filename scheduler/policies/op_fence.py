@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from scheduler.devices import Device
-from scheduler.estimate import Placed
+from scheduler.estimate import Floats, Placed
 from scheduler.policies.base import Request
+from scheduler.policies.equal import equal_compute, equal_ops, nearest
 from scheduler.policies.fences import fences, orders, transfer_seconds
 from scheduler.policies.partition import Positions, Programme, Stage, candidates, with_ends
 from scheduler.policies.refine import Score, refine
@@ -20,6 +22,10 @@ LARGE_POOL = 128
 SIMULATED_TASKS = 1200
 """The search may simulate about so many forwards; the estimate alone decides about longer pipelines."""
 MOST_PLAYS = 40
+LEAST_GAIN = 0.003
+"""What a further fragment or message must save of the step to be worth having."""
+MOST_POSITIONS = 400
+"""Beyond so many candidate pieces the work is shared out in proportion to speed instead of by dynamic programme."""
 MOST_STAGES = 96
 """A pipeline over more devices than this gains nothing: only the best ones of a large pool are considered."""
 
@@ -31,20 +37,36 @@ def op_fence(request: Request) -> Placed:
     starts = search.starts()
     starts = sorted(dict.fromkeys(starts), key=lambda placed: request.estimate(placed).score)
     climbed = dict.fromkeys(search.refined(placed) for placed in starts[: search.climbs])
-    ranked = sorted((*climbed, *starts[:2]), key=lambda placed: request.estimate(placed).score)
+    # The baselines take part, so that the answer is never worse than theirs.
+    others = [baseline(request) for baseline in (equal_compute, equal_ops)]
+    ranked = sorted((*climbed, *starts[:2], *others), key=lambda placed: request.estimate(placed).score)
     plays = SIMULATED_TASKS // (request.costs.micro_batches * len(ranked[0].devices))
-    if plays < len(ranked):
-        return ranked[0]
-    best = min(dict.fromkeys(ranked), key=request.simulated)
-    return search.climb(best, request.simulated, min(plays, MOST_PLAYS))
+    best = ranked[0]
+    if plays >= len(ranked):
+        best = min(dict.fromkeys(ranked), key=request.simulated)
+        best = search.climb(best, request.simulated, min(plays, MOST_PLAYS), LEAST_GAIN)
+    return _in_order(request, best)
+
+
+def _in_order(request: Request, placed: Placed) -> Placed:
+    """Among devices that can't be told apart, the pipeline visits those first that joined first."""
+    if not request.costs.network.uniform:
+        return placed
+    alike: dict[Device, list[int]] = {}
+    for index, device in enumerate(request.costs.devices):
+        alike.setdefault(replace(device, name="", region=""), []).append(index)
+    twin: dict[int, int] = {}
+    for index in dict.fromkeys(placed.devices):
+        device = request.costs.devices[index]
+        twin[index] = alike[replace(device, name="", region="")].pop(0)
+    return Placed(placed.cuts, tuple(twin[index] for index in placed.devices))
 
 
 def _pool(request: Request) -> list[int]:
     """Indices of the devices to consider: all, or in a large pool the most useful ones."""
     devices = request.costs.devices
     most = request.fragments or (len(request.cuts) + 1 if request.cuts is not None else MOST_STAGES)
-    most = max(most, MOST_STAGES)
-    if request.use_all or len(devices) <= most:
+    if request.use_all or len(devices) <= max(most, SMALL_POOL):
         return list(range(len(devices)))
     # A fence is worth its devices' speed; take whole fences, the strongest first, and of the last one the fastest.
     seconds = transfer_seconds(devices, request.costs.network, _typical_bytes(request))
@@ -69,6 +91,9 @@ class _Search:
         self.costs = request.costs
         self.legal = [int(position) for position in self.costs.workload.positions]
         count = len(self.pool)
+        # The depth in flight decides what fits only where memory is limited and the schedule can vary it.
+        limits = any(self.costs.devices[index].memory_bytes is not None for index in pool)
+        self._limited = limits and self.costs.schedule == "1f1b"
         self.climbs = 3 if count <= SMALL_POOL else 1
         self.budget = 400 if count <= SMALL_POOL else (200 if count <= LARGE_POOL else 40)
 
@@ -83,27 +108,27 @@ class _Search:
         found: list[Placed] = []
         positions = self._positions()
         pieces = len(positions.at) - 1
-        wanted = request.fragments or (pieces if request.cuts is not None else None)
+        wanted = request.fragments
         for order in orders(devices, seconds, fences(seconds), most_orders):
             ranked = [self.pool[index] for index in order]
-            use_all = request.use_all and len(ranked) <= pieces
-            stages = None
-            if wanted is not None and request.cuts is None and not use_all and wanted < len(ranked):
-                stages = wanted
-            if request.use_all and not use_all:
-                ranked, use_all = self._fastest(ranked, pieces), True
-            for by_rank in (True, False):
+            stages = wanted if wanted is not None and request.cuts is None and wanted < len(ranked) else None
+            use_all = request.use_all and stages is None
+            if use_all and len(ranked) > pieces:
+                ranked = self._fastest(ranked, pieces)
+            if pieces > MOST_POSITIONS:
+                found.append(self._by_speed(ranked))
+                continue
+            # One stage for each of exactly as many devices as fragments is worth a look besides fewer devices.
+            forced = dict.fromkeys((use_all, use_all or wanted == len(ranked)))
+            for by_rank in (True, False) if self._limited else (False,):
                 programme = Programme(self.costs, ranked, positions, depth_by_rank=by_rank)
                 for bound in programme.bounds(bounds):
-                    answer = programme.solve(bound, use_all=use_all, stages=stages)
-                    if answer is not None:
-                        found.append(self._placed(answer))
-                if self.costs.schedule == "gpipe":
-                    break
+                    answers = [programme.solve(bound, use_all=every, stages=stages) for every in forced]
+                    found.extend(self._placed(answer) for answer in answers if answer is not None)
         if request.fragments is None and request.cuts is None:
             best = sorted(dict.fromkeys(found), key=lambda placed: request.estimate(placed).score)[:2]
             found.extend(back for placed in best for back in self._returning(placed))
-        return found or [self._fallback()]
+        return found or [self._by_memory()]
 
     def _positions(self) -> Positions:
         factors = self.request.factors
@@ -120,24 +145,37 @@ class _Search:
         most = max(most, 2 * (self.request.fragments or 0), 2 * len(self.pool) if self.request.use_all else 0)
         return candidates(self.costs, most, factors)
 
+    def _proportional(self, ranked: Sequence[int], measure: Floats, shares: Floats) -> Placed:
+        """Contiguous stages in the order `ranked`, with a cumulative `measure` split in proportion to the devices' shares."""
+        request, count = self.request, len(ranked)
+        if request.cuts is not None:
+            stages = len(request.cuts) + 1
+        else:
+            stages = request.fragments or min(count, len(self.legal) + 1)
+        rank = [index * min(count, stages) // stages for index in range(stages)]
+        hosts = tuple(ranked[index] for index in rank)
+        if request.cuts is not None:
+            return Placed(request.cuts, hosts)
+        parts = shares[rank] / np.bincount(rank)[rank]
+        wanted = np.cumsum(parts)[:-1] / parts.sum() * measure[-1]
+        return Placed(nearest(self.costs.workload.positions, np.searchsorted(measure, wanted).astype(float)), hosts)
+
+    def _by_speed(self, ranked: Sequence[int]) -> Placed:
+        """For hundreds of stages, where the programme's tables would be too large."""
+        speeds = np.array([self.costs.devices[index].flops_per_second for index in ranked])
+        return self._proportional(ranked, self.costs.times(self.costs.devices[0]).both, speeds)
+
+    def _by_memory(self) -> Placed:
+        """Where no stages fit that the programme knows: as a start for the search, and for the error that says what lacks."""
+        limits = [self.costs.devices[index].memory_bytes for index in self.pool]
+        most = max((limit for limit in limits if limit is not None), default=1)
+        room = np.array([float(most if limit is None else limit) for limit in limits])
+        held = self.costs.cumulative_state + self.costs.workload.saved
+        return self._proportional(self.pool, held, room)
+
     def _fastest(self, ranked: Sequence[int], count: int) -> list[int]:
         best = set(sorted(ranked, key=lambda index: -self.costs.devices[index].flops_per_second)[:count])
         return [index for index in ranked if index in best]
-
-    def _fallback(self) -> Placed:
-        """No contiguous stages fit in memory: the roomiest devices, as a start for the search and for the error."""
-        wanted = self.request.fragments or min(len(self.pool), len(self.legal) + 1)
-        size = self.costs.workload.size
-        if self.request.cuts is not None:
-            runs = len(self.request.cuts) + 1
-            used = min(runs, len(self.pool))
-            return Placed(self.request.cuts, tuple(self.pool[index * used // runs] for index in range(runs)))
-        used = min(wanted, len(self.pool))
-        stages = [Stage(self.pool[0], 0, size)]
-        for index in range(1, used):
-            stages = _split(stages, self.legal, self.costs.times(self.costs.devices[0]).both)
-            stages = [Stage(self.pool[min(i, index)], stage.first, stage.last) for i, stage in enumerate(stages)]
-        return self._placed(stages)
 
     def _placed(self, stages: list[Stage]) -> Placed:
         """Cut the stages further where cuts are given or more fragments than stages are wanted."""
@@ -168,21 +206,22 @@ class _Search:
     def refined(self, placed: Placed) -> Placed:
         return self.climb(placed, lambda candidate: self.request.estimate(candidate).score, self.budget)
 
-    def climb(self, placed: Placed, score: Score, budget: int) -> Placed:
+    def climb(self, placed: Placed, score: Score, budget: int, least_gain: float = 1e-9) -> Placed:
         request = self.request
         return refine(
             placed,
             score,
             legal=self.legal,
-            devices=len(self.costs.devices) if len(self.pool) <= SMALL_POOL else 0,
+            devices=self.pool if len(self.pool) <= SMALL_POOL else (),
             budget=budget,
             keep_cuts=request.cuts is not None,
             keep_count=request.fragments is not None,
             use_all=request.use_all,
+            least_gain=least_gain,
         )
 
 
-def _split(stages: list[Stage], legal: Sequence[int], work: np.ndarray) -> list[Stage]:
+def _split(stages: list[Stage], legal: Sequence[int], work: Floats) -> list[Stage]:
     """Cut the stage with the most work that has a legal position inside, near the middle of its work."""
     best: tuple[float, int, int] | None = None
     for index, stage in enumerate(stages):

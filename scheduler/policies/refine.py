@@ -15,16 +15,17 @@ def refine(
     score: Score,
     *,
     legal: Sequence[int],
-    devices: int,
+    devices: Sequence[int],
     budget: int,
     keep_cuts: bool = False,
     keep_count: bool = False,
     use_all: bool = False,
+    least_gain: float = 1e-9,
 ) -> Placed:
     """Climb from `start` to a placement that no single move improves, or until `budget` placements were scored.
 
     `keep_cuts`: only the placement may change. `keep_count`: the number of fragments stays. `use_all`: a device that has
-    a fragment keeps at least one.
+    a fragment keeps at least one. `least_gain`: share of the time that a move must save.
     """
     best, best_score = start, score(start)
     needed = len(set(start.devices)) if use_all else 0
@@ -37,7 +38,7 @@ def refine(
                 continue
             left -= 1
             found = score(candidate)
-            if found[0] < best_score[0] or (found[0] == best_score[0] and found[1] < best_score[1] * (1 - 1e-9)):
+            if found[0] < best_score[0] or (found[0] == best_score[0] and found[1] < best_score[1] * (1 - least_gain)):
                 best, best_score, improved = candidate, found, True
                 break
             if left <= 0:
@@ -46,13 +47,13 @@ def refine(
 
 
 def _neighbours(
-    placed: Placed, legal: Sequence[int], devices: int, keep_cuts: bool, keep_count: bool
+    placed: Placed, legal: Sequence[int], devices: Sequence[int], keep_cuts: bool, keep_count: bool
 ) -> Iterator[Placed]:
     cuts, hosts = placed.cuts, placed.devices
     if not keep_cuts:
         yield from _shifts(placed, legal)
     for index in range(len(hosts)):
-        for device in range(devices):
+        for device in devices:
             if device != hosts[index]:
                 yield Placed(cuts, (*hosts[:index], device, *hosts[index + 1 :]))
     for first in range(len(hosts)):
@@ -83,7 +84,7 @@ def _shifts(placed: Placed, legal: Sequence[int]) -> Iterator[Placed]:
             step = step + 1 if step < 3 else step * 2
 
 
-def _splits(placed: Placed, legal: Sequence[int], devices: int) -> Iterator[Placed]:
+def _splits(placed: Placed, legal: Sequence[int], devices: Sequence[int]) -> Iterator[Placed]:
     """Cut a fragment at a quarter, half or three quarters and give one part to another device."""
     cuts, hosts = placed.cuts, placed.devices
     bounds = (0, *cuts, legal[-1] + 1 if legal else 1)
@@ -94,7 +95,7 @@ def _splits(placed: Placed, legal: Sequence[int], devices: int) -> Iterator[Plac
             if not low <= there < high:
                 continue
             split = (*cuts[:index], legal[there], *cuts[index:])
-            for device in range(devices):
+            for device in devices:
                 if device != hosts[index]:
                     yield Placed(split, (*hosts[: index + 1], device, *hosts[index + 1 :]))
                     yield Placed(split, (*hosts[:index], device, *hosts[index:]))

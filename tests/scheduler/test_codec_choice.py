@@ -1,0 +1,96 @@
+"""Which edges get which codec."""
+
+from __future__ import annotations
+
+import pytest
+from scheduler_cases import transformer, two_cities
+
+from compress.settings import parse
+from dag.cut import cut
+from fusion.plan import CodecChoice, Plan
+from fusion.spec import CompressionSpec
+from scheduler import Link, Network, homogeneous, plan_job
+from scheduler.compare import wire_ratio
+from scheduler.harm import DENSE_LOSS, MEASURED, ladder
+
+DAG = transformer(6, elements=65536)
+
+
+def plan(codec: str, ratio: float = 100.0, **settings: object) -> Plan:
+    devices, network = two_cities()
+    spec = CompressionSpec.model_validate({"codec": codec, "ratio": ratio})
+    return plan_job(DAG, devices, network, micro_batches=8, compression=spec, policy="equal-ops", **settings)  # type: ignore[arg-type]
+
+
+def test_none_names_no_edge() -> None:
+    assert plan("none").codecs == {}
+
+
+@pytest.mark.parametrize("codec", ["bf16", "int8"])
+def test_uniform_codecs_cover_every_floating_activation(codec: str) -> None:
+    made = plan(codec)
+    edges = cut(DAG, made.cuts).edges
+    wanted = {edge.index for edge in edges if edge.kind == "activation" and edge.meta.is_floating}
+    assert made.codecs == dict.fromkeys(wanted, CodecChoice(forward=codec, backward=codec))
+
+
+def test_uniform_codecs_don_t_depend_on_the_placement() -> None:
+    made = plan("int8")
+    on_one = plan_job(
+        DAG,
+        homogeneous("a"),
+        micro_batches=8,
+        cuts=made.cuts,
+        compression=CompressionSpec(codec="int8"),
+        policy="equal-ops",
+    )
+    assert on_one.id == made.id
+
+
+def test_topk_carries_its_ratio_and_ratio_one_is_dense() -> None:
+    assert all(choice.options == {"ratio": 50.0} for choice in plan("topk", 50).codecs.values())
+    assert plan("topk", 1).codecs == {}
+
+
+def test_parameters_of_tied_weights_travel_as_they_are() -> None:
+    dag = transformer(4, tied=True)
+    devices, network = two_cities()
+    made = plan_job(
+        dag, devices, network, micro_batches=4, policy="equal-ops", compression=CompressionSpec(codec="int8")
+    )
+    edges = cut(dag, made.cuts).edges
+    assert any(edge.kind == "parameter" for edge in edges)
+    assert not any(edges[index].kind == "parameter" for index in made.codecs)
+
+
+def test_adatopk_compresses_in_proportion_to_the_link_s_time() -> None:
+    devices = homogeneous("abc")
+    slow, fast = Link(1e6, 0.0), Link(1e8, 0.0)
+    network = Network(fast, {("b", "c"): slow, ("c", "b"): slow})
+    made = plan_job(
+        DAG, devices, network, micro_batches=8, policy="equal-ops", cuts=(11, 21),
+        compression=CompressionSpec(codec="adatopk", ratio=20.0),
+    )  # fmt: skip
+    edges = cut(DAG, made.cuts).edges
+    ratios = {edge.source: made.codecs[edge.index].options["ratio"] for edge in edges if edge.index in made.codecs}
+    assert ratios == {1: pytest.approx(60.0)}, "3 r on the slowest link; 3 r / 100 < 1 on the fast one means no codec"
+
+
+def test_auto_leaves_fast_links_alone_and_takes_the_mildest_codec_that_hides() -> None:
+    devices, _ = two_cities()
+    spec = CompressionSpec(codec="auto")
+    fast = plan_job(DAG, devices, Network(Link(1e10, 1e-4)), micro_batches=8, compression=spec, policy="equal-ops")
+    assert fast.codecs == {}
+    milder = plan_job(DAG, devices, Network(Link(4e6, 1e-4)), micro_batches=8, compression=spec, policy="equal-ops")
+    harder = plan_job(DAG, devices, Network(Link(5e5, 1e-4)), micro_batches=8, compression=spec, policy="equal-ops")
+    assert {choice.forward for choice in milder.codecs.values()} <= {"int8", "int4"}
+    assert wire_ratio(DAG, harder) > wire_ratio(DAG, milder) > 1
+
+
+def test_the_ladder_of_harm_is_ordered_and_known_to_the_codecs() -> None:
+    assert [row.harm for row in MEASURED] == sorted(row.harm for row in MEASURED)
+    assert MEASURED[0].loss == DENSE_LOSS
+    assert [row.forward for row in ladder(0.002)] == ["none", "int8", "int4", "int4"]
+    for row in MEASURED:
+        assert parse(row.forward, dict(row.options)).expected_payload_bytes((64,), "float32") > 0
+        assert parse(row.backward, dict(row.options)).expected_payload_bytes((64,), "float32") > 0

@@ -1,0 +1,89 @@
+"""The comparison of policies and codecs, and its drawings."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from scheduler_cases import transformer
+
+from fusion.errors import PlanError
+from fusion.topology import Topology
+from scheduler import Training, chrome_trace, compare, from_topology, homogeneous, html, plan_job, simulate_plan
+
+TOPOLOGY = Topology.model_validate(
+    {
+        "workers": [
+            {"name": f"{city}-{number}", "region": city, "speed": 1e10, "memory": "1GiB"}
+            for number in (1, 2)
+            for city in ("oslo", "lima")
+        ],
+        "links": [
+            {"between": ["oslo", "oslo"], "bandwidth": "1Gbit/s", "latency": "1ms"},
+            {"between": ["lima", "lima"], "bandwidth": "1Gbit/s", "latency": "1ms"},
+            {"between": ["oslo", "lima"], "bandwidth": "8Mbit/s", "latency": "20ms"},
+            {"between": ["oslo-1", "lima-1"], "bandwidth": "80Mbit/s", "latency": "10ms"},
+        ],
+    }
+)
+DAG = transformer(4, elements=16384)
+
+
+def test_links_of_a_topology_by_worker_win_over_regions() -> None:
+    devices, network = from_topology(TOPOLOGY)
+    assert [device.name for device in devices] == ["oslo-1", "lima-1", "oslo-2", "lima-2"]
+    for first in devices:
+        for second in devices:
+            link = network.link(first.name, second.name)
+            assert (link.bytes_per_second, link.seconds) == TOPOLOGY.link(first.name, second.name)
+
+
+def test_every_policy_and_codec_has_a_row_that_is_plain_json() -> None:
+    rows = compare(DAG, TOPOLOGY, Training(micro_batches=4, clip=True), codecs=("none", "int8"))
+    assert [(row["policy"], row["codec"]) for row in rows] == [
+        (policy, codec) for policy in ("op-fence", "equal-ops", "equal-compute", "random") for codec in ("none", "int8")
+    ]
+    assert json.loads(json.dumps(rows)) == rows
+    for row in rows:
+        assert row["reason"] is None
+        assert row["step_seconds"] > 0
+        assert 0 <= row["bubble"] < 1
+        assert set(row["memory_per_worker"]) == set(row["placement"])
+        assert row["wire_ratio"] >= 1
+    dense = {row["policy"]: row["step_seconds"] for row in rows if row["codec"] == "none"}
+    assert dense["op-fence"] <= 1.01 * min(dense.values())
+
+
+def test_what_does_not_fit_has_a_reason() -> None:
+    small = TOPOLOGY.model_copy(
+        update={"workers": tuple(worker.model_copy(update={"memory": 1000}) for worker in TOPOLOGY.workers)}
+    )
+    (row,) = compare(DAG, small, policies=("op-fence",), codecs=("none",))
+    assert row["step_seconds"] is None
+    assert "missing" in row["reason"]
+
+
+def test_a_plan_for_other_workers_is_refused() -> None:
+    plan = plan_job(DAG, homogeneous("ab"), micro_batches=2, use_all=True)
+    with pytest.raises(PlanError, match="names worker a"):
+        simulate_plan(DAG, plan, homogeneous("xy"))
+
+
+def test_the_prediction_of_a_plan_is_its_simulation() -> None:
+    devices, network = from_topology(TOPOLOGY)
+    plan = plan_job(DAG, devices, network, micro_batches=4)
+    simulation = simulate_plan(DAG, plan, devices, network, Training(micro_batches=4))
+    assert plan.predicted_step_seconds == pytest.approx(simulation.step_seconds, rel=0.02)
+
+
+def test_drawings_hold_every_span_and_load_nothing() -> None:
+    devices, network = from_topology(TOPOLOGY)
+    plan = plan_job(DAG, devices, network, micro_batches=4, use_all=True)
+    simulation = simulate_plan(DAG, plan, devices, network, Training(micro_batches=4))
+    events = json.loads(chrome_trace(simulation))["traceEvents"]
+    assert sum(event["ph"] == "X" for event in events) == len(simulation.spans)
+    assert all(event["dur"] >= 0 for event in events if event["ph"] == "X")
+    page = html(simulation, "a <title>")
+    assert page.count("<rect") == len(simulation.spans)
+    assert "a &lt;title&gt;" in page
+    assert "http" not in page

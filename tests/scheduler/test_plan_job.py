@@ -1,0 +1,211 @@
+"""Plans are legal, fit in memory, use what they should, and say in words why there is none."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from contextlib import suppress
+from random import Random
+from subprocess import run
+from typing import Any
+
+import pytest
+from oracle import simulated
+from scheduler_cases import MEGA, random_case, transformer, two_cities
+
+from dag.cut import cut
+from dag.workload import workload
+from executor.ordering import safe_in_flight
+from fusion.errors import PlanError
+from fusion.spec import OptimizerSpec
+from scheduler import Device, Link, Network, homogeneous, plan_job
+from scheduler.cost import Costs
+from scheduler.estimate import Placed
+from scheduler.memory import fragment_memory, worker_memory
+from scheduler.policies import POLICIES
+
+POLICY_NAMES = tuple(POLICIES)
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_plans_are_legal_and_never_deadlock(policy: str, schedule: Any) -> None:
+    for seed in range(12):
+        dag, devices, network, micro_batches = random_case(seed, most_devices=4, positions=7)
+        for fragments in (None, 1, 3):
+            plan = plan_job(
+                dag,
+                devices,
+                network,
+                policy=policy,
+                schedule=schedule,
+                micro_batches=micro_batches,
+                fragments=fragments,
+            )
+            partition = cut(dag, plan.cuts)
+            assert set(plan.placement) <= {device.name for device in devices}
+            assert fragments is None or len(partition.fragments) == fragments
+            assert all(1 <= depth <= micro_batches for depth in plan.in_flight)
+            assert safe_in_flight(partition, micro_batches, plan.in_flight) == plan.in_flight
+            assert plan.predicted_step_seconds is not None
+            assert plan.predicted_step_seconds > 0
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_the_same_question_gets_the_same_answer(policy: str) -> None:
+    devices, network = two_cities()
+    first, second = (
+        plan_job(transformer(4), devices, network, policy=policy, micro_batches=4, seed=3) for _ in range(2)
+    )
+    assert first == second
+
+
+def test_memory_is_respected() -> None:
+    dag = transformer(6)
+    work, generator, planned = workload(dag), Random(1), 0
+    for seed in range(25):
+        devices = tuple(Device(f"d{i}", memory_bytes=generator.randint(4, 20) * 250_000) for i in range(4))
+        with suppress(PlanError):
+            plan = plan_job(dag, devices, micro_batches=8, policy="op-fence" if seed % 2 else "equal-compute")
+            hosts = [int(name[1:]) for name in plan.placement]
+            costs = Costs(work, devices, Network(), "1f1b", 8, OptimizerSpec())
+            used = worker_memory(fragment_memory(costs, plan.cuts, work.crossings(plan.cuts)), hosts, plan.in_flight)
+            assert all(held <= (devices[index].memory_bytes or 0) for index, held in used.items())
+            planned += 1
+    assert 5 <= planned < 25
+
+
+def test_little_memory_lowers_the_micro_batches_in_flight() -> None:
+    dag = transformer(6)
+    roomy = plan_job(dag, homogeneous("ab"), micro_batches=16, policy="equal-ops")
+    costs = Costs(workload(dag), homogeneous("ab"), Network(), "1f1b", 16, OptimizerSpec())
+    needs = fragment_memory(costs, roomy.cuts, costs.workload.crossings(roomy.cuts))
+    tight = tuple(Device(name, memory_bytes=int(needs[index].total(1)) + 1) for index, name in enumerate("ab"))
+    plan = plan_job(dag, tight, micro_batches=16, policy="equal-ops")
+    assert plan.in_flight == (1, 1)
+    assert roomy.in_flight[0] > 1
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_missing_bytes() -> None:
+    devices = tuple(Device(name, memory_bytes=2**20) for name in ("home-1", "home-2"))
+    with pytest.raises(PlanError, match=r"needs .* MiB, home-\d has 1\.0 MiB: .* MiB missing"):
+        plan_job(transformer(4, elements=65536), devices, micro_batches=2)
+
+
+def test_op_fence_finds_the_split_that_fits() -> None:
+    dag = transformer(6)
+    work = workload(dag)
+    total = work.parameter_bytes[-1] * 4 + work.saved[-1] * 2
+    devices = (
+        Device("small", flops_per_second=1e11, memory_bytes=int(total * 0.3)),
+        Device("large", flops_per_second=1e10, memory_bytes=int(total * 0.9)),
+    )
+    plan = plan_job(dag, devices, micro_batches=1)
+    assert set(plan.placement) <= {"small", "large"}
+
+
+def test_too_many_fragments_are_refused() -> None:
+    pieces = len(workload(transformer(1)).cut_points) + 1
+    with pytest.raises(PlanError, match=f"asked for 99 fragments but the model has only {pieces} legal pieces"):
+        plan_job(transformer(1), homogeneous("ab"), fragments=99)
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_every_legal_piece_can_be_a_fragment(policy: str) -> None:
+    pieces = len(workload(transformer(1)).cut_points) + 1
+    plan = plan_job(transformer(1), homogeneous("ab"), fragments=pieces, policy=policy)
+    assert len(plan.placement) == pieces
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ({"policy": "best"}, "unknown policy 'best'"),
+    ({"cuts": [5, 3]}, "must ascend"),
+    ({"cuts": [9999]}, "not legal"),
+    ({"devices": ()}, "no worker"),
+])  # fmt: skip
+def test_bad_requests_are_refused(arguments: dict[str, Any], words: str) -> None:
+    devices = arguments.pop("devices", homogeneous("ab"))
+    with pytest.raises(PlanError, match=words):
+        plan_job(transformer(2), devices, **arguments)
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 7])
+def test_use_all_gives_every_worker_a_fragment(policy: str, workers: int) -> None:
+    devices = homogeneous([f"w{index}" for index in range(workers)])
+    plan = plan_job(transformer(4), devices, micro_batches=4, policy=policy, use_all=True)
+    assert set(plan.placement) == {device.name for device in devices}
+
+
+def test_use_all_with_more_workers_than_pieces_uses_what_it_can() -> None:
+    pieces = len(workload(transformer(1)).cut_points) + 1
+    devices = homogeneous([f"w{index}" for index in range(pieces + 5)])
+    plan = plan_job(transformer(1), devices, micro_batches=4, use_all=True)
+    assert len(plan.workers) == pieces
+
+
+def test_fewer_fragments_than_workers_leaves_workers_out() -> None:
+    plan = plan_job(transformer(4), homogeneous("abcd"), micro_batches=4, use_all=True, fragments=2)
+    assert len(plan.placement) == 2
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_given_cuts_and_codecs_are_kept(policy: str) -> None:
+    devices, network = two_cities()
+    first = plan_job(transformer(6), devices, network, micro_batches=8, policy=policy, fragments=4)
+    again = plan_job(
+        transformer(6), devices[:2], network, micro_batches=8, policy=policy, cuts=first.cuts, codecs=first.codecs,
+        use_all=True,
+    )  # fmt: skip
+    assert again.cuts == first.cuts
+    assert again.id == first.id
+    assert set(again.placement) == {"oslo-1", "lima-1"}
+
+
+def test_one_device_beats_a_pool_behind_a_hopeless_link() -> None:
+    devices = homogeneous("abc")
+    plan = plan_job(transformer(4), devices, Network(Link(100.0, 5.0)), micro_batches=4)
+    assert len(plan.workers) == 1
+
+
+def test_two_cities_are_crossed_once() -> None:
+    devices, network = two_cities()
+    plan = plan_job(transformer(8, elements=65536, flops=200 * MEGA), devices, network, micro_batches=8)
+    cities = [name.split("-")[0] for name in plan.placement]
+    assert sum(a != b for a, b in itertools.pairwise(cities)) == 1
+    assert len(plan.workers) >= 3
+
+
+def test_the_slow_link_is_crossed_where_one_value_is() -> None:
+    devices, network = two_cities()
+    dag = transformer(8, elements=65536, flops=400 * MEGA)
+    plan = plan_job(dag, devices, network, micro_batches=8)
+    cities = [name.split("-")[0] for name in plan.placement]
+    slow = [edge for edge in cut(dag, plan.cuts).edges if cities[edge.source] != cities[edge.target]]
+    assert len(slow) == 1
+
+
+def test_a_tied_parameter_too_dear_to_ship_brings_the_pipeline_back_to_its_home() -> None:
+    devices, network = two_cities()
+    dag = transformer(8, elements=65536, tied=True, flops=200 * MEGA)
+    plan = plan_job(dag, devices, network, micro_batches=8)
+    parameters = [edge for edge in cut(dag, plan.cuts).edges if edge.kind == "parameter"]
+    assert all(plan.placement[edge.source] == plan.placement[edge.target] for edge in parameters)
+
+
+def test_op_fence_is_never_slower_than_the_baselines() -> None:
+    for seed in range(20):
+        dag, devices, network, micro_batches = random_case(seed, most_devices=4, positions=8)
+        names = [device.name for device in devices]
+        times = {}
+        for policy in POLICY_NAMES:
+            plan = plan_job(dag, devices, network, policy=policy, micro_batches=micro_batches)
+            costs = Costs(workload(dag), devices, network, "1f1b", micro_batches, OptimizerSpec())
+            placed = Placed(plan.cuts, tuple(names.index(name) for name in plan.placement))
+            times[policy] = simulated(costs, placed, plan.in_flight)
+        assert times["op-fence"] <= 1.02 * min(times.values())
+
+
+def test_planning_never_loads_torch() -> None:
+    code = "import scheduler, dag.workload, sys; sys.exit('torch' in sys.modules)"
+    assert run([sys.executable, "-c", code], check=False).returncode == 0
