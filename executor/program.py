@@ -22,7 +22,7 @@ from dag.cut import Edge, Fragment
 from dag.evaluation import evaluation_form
 from dag.graph import OpDag
 from dag.operators import meta_of, torch_dtype
-from executor import clipping
+from executor import clipping, snapshot
 from executor.gradients import add_in_order, own_gradients
 from executor.interpreter import Interpreter, Values
 from executor.layout import alone, arranged, arranged_like, transposed
@@ -187,40 +187,18 @@ class FragmentProgram:
         self._first_backward = True
 
     def state(self) -> dict[str, Tensor]:
-        """Copies, on the CPU, of all that training changes, as of now; take it between an update and the next forward.
+        """Copies, on the CPU, of all that training changes (`executor.snapshot` has the keys).
 
-        Keys: `parameter/NAME`, `buffer/NAME` (written buffers only), `optimizer/SLOT/NAME`; step counters are tensors.
+        Take it between an update and the next forward.
         """
-        tensors = {f"parameter/{name}": value for name, value in self._named(self._parameters).items()}
-        tensors |= {f"buffer/{name}": value for name, value in self._named(self._buffers).items()}
-        tensors |= {f"optimizer/{slot}/{name}": value for slot, name, value in self._optimizer.state()}
-        return {
-            key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for key, value in tensors.items()
-        }
+        return snapshot.take(self._named(self._parameters), self._named(self._buffers), self._optimizer)
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `state` gave, after `load`. Keys of other fragments, and keys left out, are passed over.
 
         Raises `BlobError` when a tensor has another shape or dtype than the one it replaces.
         """
-        named = {"parameter": self._named(self._parameters), "buffer": self._named(self._buffers)}
-        slots: dict[tuple[str, str], Tensor] = {}
-        for key, value in tensors.items():
-            kind, _, name = key.partition("/")
-            if kind == "optimizer":
-                slot, _, name = name.partition("/")
-                if name in named["parameter"]:
-                    slots[slot, name] = value
-                continue
-            target = named.get(kind, {}).get(name)
-            if target is None:
-                continue
-            if meta_of(target) != meta_of(value):
-                raise BlobError(f"{key} of the snapshot is {meta_of(value)}, the fragment has {meta_of(target)}")
-            with torch.no_grad():
-                target.copy_(value)
-        self._optimizer.load(slots)
+        snapshot.restore(tensors, self._named(self._parameters), self._named(self._buffers), self._optimizer)
 
     def parameter_values(self) -> dict[int, Tensor]:
         """Outgoing parameter edge -> a copy of its value now; due at the start and after each update."""

@@ -114,7 +114,10 @@ DataSpec = Annotated[
 class OptimizerSpec(_Section):
     """Options that are left out take torch's defaults for that optimiser."""
 
-    name: Literal["sgd", "adam", "adamw", "adagrad", "muon"] = Field("adamw", description="torch.optim's optimiser.")
+    name: Literal["sgd", "adam", "adamw", "adagrad", "muon"] = Field(
+        "adamw",
+        description="torch.optim's optimiser. Muon takes the 2-D parameters; with `muon`, all others go to AdamW at the same rate.",
+    )
     lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
     weight_decay: float | None = Field(None, ge=0, description="Weight decay.")
     momentum: float | None = Field(None, ge=0, lt=1, description="SGD and Muon.")
