@@ -81,13 +81,15 @@ class Control:
 
     async def close(self) -> None:
         """End the session; what was handed to ZeroMQ gets a second to leave. Kept reports stay for the next `open`."""
+        if self._socket is not None:
+            # Before the task that reads the monitor ends: libzmq blocks on the last word to a monitor nobody reads.
+            self._socket.disable_monitor()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         self.connected = False
         if self._socket is not None:
-            self._socket.disable_monitor()
             self._socket.close()
             self._socket = None
 
