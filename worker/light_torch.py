@@ -36,7 +36,7 @@ def leave_compiler_out() -> None:
     if _NAME not in sys.modules:
         stand_in = _StandIn(_NAME)
         sys.modules[_NAME] = stand_in
-        torch._dynamo = stand_in  # type: ignore[assignment]
+        torch._dynamo = stand_in
 
 
 def load_compiler() -> ModuleType:

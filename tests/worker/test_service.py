@@ -1,0 +1,274 @@
+"""A worker's life with a coordinator that comes, goes, refuses and evicts; in one process, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from fake_coordinator import TOKEN, FakeCoordinator
+from worker_cases import Case, Stack, make_case
+
+from fusion.errors import CoordinatorError, UserError, VersionError
+from fusion.messages import (
+    CheckpointPart,
+    Failure,
+    Finished,
+    Heartbeat,
+    Leaving,
+    PeerAddress,
+    Prepare,
+    Ready,
+    Shutdown,
+    Start,
+    StepReport,
+    Stop,
+    Warned,
+)
+from worker.config import WorkerConfig
+from worker.service import Service, default_name
+
+
+class Said(list[str]):
+    """What a worker prints; `until` waits for a line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed = asyncio.Event()
+
+    def __call__(self, line: str) -> None:
+        self.append(line)
+        self._changed.set()
+
+    async def until(self, part: str) -> str:
+        async with asyncio.timeout(60):
+            while not (found := [line for line in self if part in line]):
+                self._changed.clear()
+                await self._changed.wait()
+        return found[0]
+
+
+@dataclass
+class Running:
+    """A worker in this event loop."""
+
+    service: Service
+    task: asyncio.Task[int]
+    said: Said
+
+
+def start_worker(url: str, name: str, **options: Any) -> Running:
+    said = Said()
+    service = Service(WorkerConfig(join=url, name=name, **options), said)
+    return Running(service, asyncio.create_task(service.run()), said)
+
+
+async def end(worker: Running) -> None:
+    worker.service._over.set()
+    await asyncio.gather(worker.task, return_exceptions=True)
+
+
+@pytest.fixture
+async def coordinator() -> AsyncIterator[FakeCoordinator]:
+    made = FakeCoordinator()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@asynccontextmanager
+async def pool(coordinator: FakeCoordinator, *names: str) -> AsyncIterator[list[Running]]:
+    torch.set_num_threads(1)
+    workers = [start_worker(coordinator.url, name) for name in names]
+    try:
+        for name in names:
+            await coordinator.message(name, Heartbeat)
+        yield workers
+    finally:
+        for worker in workers:
+            await end(worker)
+
+
+def prepare_for(coordinator: FakeCoordinator, case: Case, placement: tuple[str, ...], **plan: Any) -> Prepare:
+    asked = {request.name: request for request in coordinator.joined}
+    peers = [
+        PeerAddress(worker=name, endpoint=asked[name].data_endpoint, public_key=asked[name].public_key)
+        for name in dict.fromkeys(placement)
+    ]
+    prepare = case.prepare(placement, peers, **plan)
+    coordinator.blobs.update(case.blobs)
+    for name in prepare.plan.workers:
+        coordinator.send(name, prepare)
+    return prepare
+
+
+async def start_job(coordinator: FakeCoordinator, case: Case, placement: tuple[str, ...], **plan: Any) -> Prepare:
+    prepare = prepare_for(coordinator, case, placement, **plan)
+    for name in prepare.plan.workers:
+        ready = await coordinator.message(name, Ready, Failure)
+        assert isinstance(ready, Ready), ready
+    for name in prepare.plan.workers:
+        coordinator.send(name, Start(job=prepare.job, epoch=prepare.plan.epoch))
+    return prepare
+
+
+CASE = make_case(Stack(dropout=0.0), steps=6, checkpoint_every=3)
+
+
+async def test_two_workers_train_a_job_and_upload_their_state(coordinator: FakeCoordinator) -> None:
+    async with pool(coordinator, "a", "b"):
+        await start_job(coordinator, CASE, ("a", "b"))
+        for name in ("a", "b"):
+            assert isinstance(await coordinator.message(name, Finished, Failure), Finished)
+            assert [report.step for report in coordinator.of(name, StepReport)] == [1, 2, 3, 4, 5, 6]
+            parts = coordinator.of(name, CheckpointPart)
+            assert [part.step for part in parts] == [3, 6]
+            assert any("exp_avg/" in key for key in safetensors.torch.load(coordinator.blobs[parts[0].blob.digest]))
+        ready = coordinator.of("a", Ready)[0]
+        assert 0 < ready.fetched_bytes < sum(map(len, CASE.blobs.values()))
+        assert coordinator.of("b", StepReport)[0].loss is not None
+        coordinator.send("a", Stop(job="job-1", reason="done"))
+        # The worker is free for the next job.
+        coordinator.messages.clear()
+        await start_job(coordinator, CASE, ("b", "a"), job="job-2")
+        assert isinstance(await coordinator.message("a", Finished, Failure), Finished)
+
+
+async def test_training_goes_on_while_the_coordinator_is_away(coordinator: FakeCoordinator) -> None:
+    case = make_case(Stack(dropout=0.0), steps=60)
+    async with pool(coordinator, "a", "b") as (a, b):
+        await start_job(coordinator, case, ("a", "b"))
+        await coordinator.message("b", StepReport)
+        await coordinator.stop()
+        # The workers notice and train on; what they have to say waits.
+        await a.said.until("lost the coordinator")
+        await b.said.until("training goes on")
+        await coordinator.start()
+        for name in ("a", "b"):
+            await coordinator.until(lambda name=name: len({r.step for r in coordinator.of(name, StepReport)}) == 60)
+        losses = {report.step: report.loss for report in coordinator.of("b", StepReport)}
+        assert all(losses[step] is not None for step in range(1, 61))
+        await a.said.until("the coordinator is back")
+        assert len(coordinator.joined) == 2
+
+
+async def test_an_upload_that_fails_is_a_warning_and_training_goes_on(coordinator: FakeCoordinator) -> None:
+    coordinator.refuse_uploads = True
+    async with pool(coordinator, "a"):
+        await start_job(coordinator, CASE, ("a",))
+        assert isinstance(await coordinator.message("a", Finished, Failure), Finished)
+        warned = coordinator.of("a", Warned)
+        assert len(warned) == 2
+        assert "no space left on the coordinator's disk" in warned[0].message
+        assert not coordinator.of("a", CheckpointPart)
+
+
+async def test_an_evicted_worker_joins_anew(coordinator: FakeCoordinator) -> None:
+    async with pool(coordinator, "a", "b"):
+        await start_job(coordinator, make_case(Stack(dropout=0.0), steps=500), ("a", "b"))
+        await coordinator.message("a", StepReport)
+        first = coordinator.incarnations["a"]
+        coordinator.send("a", Shutdown(reason="declared lost; join again", evicted=True))
+        await coordinator.until(lambda: coordinator.incarnations["a"] != first)
+        await coordinator.message("a", Heartbeat)
+        coordinator.send("b", Stop(job="job-1", reason="a was lost"))
+        # The job starts again under the next epoch.
+        coordinator.messages.clear()
+        await start_job(coordinator, CASE, ("b", "a"), epoch=1)
+        finished = await coordinator.message("a", Finished, Failure)
+        assert isinstance(finished, Finished)
+        assert finished.epoch == 1
+
+
+async def test_a_new_plan_replaces_the_one_that_runs(coordinator: FakeCoordinator) -> None:
+    async with pool(coordinator, "a", "b"):
+        await start_job(coordinator, make_case(Stack(dropout=0.0), steps=5000), ("a", "b"))
+        await coordinator.message("a", StepReport)
+        coordinator.messages.clear()
+        await start_job(coordinator, CASE, ("a", "b", "a"), epoch=1)
+        finished = await coordinator.message("a", Finished, Failure)
+        assert isinstance(finished, Finished)
+        assert {report.epoch for report in coordinator.of("a", StepReport)} >= {1}
+
+
+async def test_what_can_not_be_built_is_a_failure_in_one_line(coordinator: FakeCoordinator) -> None:
+    async with pool(coordinator, "a"):
+        prepare = prepare_for(coordinator, CASE, ("a",))
+        await coordinator.message("a", Ready)
+        broken = prepare.model_copy(update={"dag": CASE.add(b"garbage"), "job": "job-3"})
+        coordinator.blobs.update(CASE.blobs)
+        coordinator.send("a", broken)
+        failure = await coordinator.message("a", Failure)
+        assert failure.job == "job-3"
+        assert "OP-DAG" in failure.message
+        missing = prepare.model_copy(update={"job": "job-4"})
+        coordinator.blobs.clear()
+        coordinator.messages.clear()
+        coordinator.send("a", missing)
+        failure = await coordinator.message("a", Failure)
+        assert "no such blob (404)" in failure.message
+
+
+async def test_leaving_is_said_and_waits_for_the_word(coordinator: FakeCoordinator) -> None:
+    async with pool(coordinator, "a") as (a,):
+        a.service.leave("SIGTERM")
+        a.service.leave("SIGTERM")
+        leaving = await coordinator.message("a", Leaving)
+        assert leaving.reason == "SIGTERM"
+        assert not a.task.done()
+        coordinator.send("a", Shutdown(reason="drained"))
+        assert await a.task == 0
+        assert len(coordinator.of("a", Leaving)) == 1
+
+
+@pytest.mark.parametrize(
+    ("refuse", "error", "message"),
+    [
+        ((401, "wrong token"), CoordinatorError, "its token is not right; use the join command"),
+        ((409, "a worker named a is in the pool"), CoordinatorError, "a worker named a is in the pool"),
+        ((426, "speaks 1, this 2"), VersionError, "speaks 1, this 2"),
+        ((200, "no"), CoordinatorError, "is no Fusion coordinator"),
+    ],
+)
+async def test_a_refused_join_ends_with_one_line(
+    coordinator: FakeCoordinator, refuse: tuple[int, str], error: type[Exception], message: str
+) -> None:
+    coordinator.refuse = refuse
+    worker = start_worker(coordinator.url, "a")
+    with pytest.raises(error, match=message) as raised:
+        await worker.task
+    assert "\n" not in str(raised.value)
+
+
+async def test_a_worker_waits_for_a_coordinator_that_is_not_up_yet(coordinator: FakeCoordinator) -> None:
+    url = coordinator.url
+    await coordinator.stop()
+    worker = start_worker(url, "a")
+    assert "trying again in 1 s" in await worker.said.until("can't reach the coordinator")
+    await coordinator.start()
+    await coordinator.message("a", Heartbeat)
+    await end(worker)
+
+
+async def test_leaving_before_joining_ends_at_once() -> None:
+    worker = start_worker("http://127.0.0.1:1?token=x", "a")
+    await worker.said.until("can't reach the coordinator")
+    worker.service.leave("SIGINT")
+    assert await asyncio.wait_for(worker.task, 20) == 0
+
+
+def test_the_join_url_carries_the_token() -> None:
+    config = WorkerConfig(join=f"http://host:8000?token={TOKEN}", token="other")
+    assert (config.coordinator, config.bearer) == ("http://host:8000", TOKEN)
+    bare = WorkerConfig(join="host:8000", token="other", advertise="[fe80::1]:99")
+    assert (bare.coordinator, bare.bearer, bare.advertised) == ("http://host:8000", "other", ("fe80::1", 99))
+    with pytest.raises(UserError, match="is not a coordinator's address"):
+        _ = WorkerConfig(join="ftp://host").coordinator
+    with pytest.raises(UserError, match="is not HOST:PORT"):
+        _ = WorkerConfig(join="host", advertise="host").advertised
+    assert default_name()
