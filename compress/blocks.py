@@ -22,25 +22,43 @@ _CHUNK = 1 << 17
 def encode(settings: Blocks, tensor: Tensor, seed: int) -> memoryview:
     """The payload of a floating tensor that is not empty."""
     flat = flatten(tensor).to(torch.float32)
-    elements = flat.numel()
+    elements, bits = flat.numel(), settings.bits
     blocks = settings.blocks(elements)
-    noise = torch.from_numpy(random_int16(elements, seed)) if settings.stochastic else None
-    out = torch.empty(2 * blocks + -(-elements * settings.bits // 8), dtype=torch.uint8)
-    packed = out[2 * blocks :]
-    # At an odd address int16 would not do; there are two bytes for each block, so the packed part starts at an even one.
-    scales = out[: 2 * blocks].view(torch.int16)
-    step = max(_CHUNK // settings.block, 1) * settings.block
-    for start in range(0, elements, step):
-        chunk = flat[start : start + step]
-        first = start // settings.block
-        last = first + settings.blocks(chunk.numel())
-        integers = _quantize(
-            settings, chunk, scales[first:last], None if noise is None else noise[start : start + step]
-        )
-        begin = start * settings.bits // 8
-        length = -(-chunk.numel() * settings.bits // 8)
-        packed[begin : begin + length] = _pack(integers, settings.bits)[:length]
-    return bytes_of(out)
+    padded = (
+        torch.nn.functional.pad(flat, (0, blocks * settings.block - elements)) if elements % settings.block else flat
+    )
+    values = padded.view(blocks, settings.block)
+    rows = max(_CHUNK // settings.block, 1)
+    scratch = torch.empty(min(rows, blocks), settings.block)
+
+    largest = torch.empty(blocks)
+    for first in range(0, blocks, rows):
+        part = values[first : first + rows]
+        torch.amax(torch.abs(part, out=scratch[: len(part)]), 1, out=largest[first : first + rows])
+    stored, inverse = _scales(largest, settings.levels)
+
+    out = torch.empty(2 * blocks + blocks * settings.block * bits // 8, dtype=torch.uint8)
+    out[: 2 * blocks].view(torch.int16).copy_(stored)
+    packed = out[2 * blocks :].view(blocks, -1)
+    spoiled = not bool(largest.isfinite().all())
+    noise = torch.from_numpy(random_int16(padded.numel(), seed)).view(blocks, -1) if settings.stochastic else None
+    integers = torch.empty(scratch.shape, dtype=torch.int8)
+    for first in range(0, blocks, rows):
+        part = values[first : first + rows]
+        scaled = torch.mul(part, inverse[first : first + rows, None], out=scratch[: len(part)])
+        if spoiled:  # NaN here; the block's scale says so
+            scaled.nan_to_num_(0.0, 0.0, 0.0)
+        if noise is None:
+            scaled.round_()
+        else:
+            scaled.add_(noise[first : first + rows], alpha=2.0**-16).add_(0.5).floor_()
+            scaled.clamp_(-settings.levels, settings.levels)
+        if bits == 8:
+            packed[first : first + rows].view(torch.int8).copy_(scaled)
+        else:
+            biased = integers[: len(part)].copy_(scaled.add_(1 << (bits - 1)))
+            packed[first : first + rows] = _pack(biased.view(-1), bits).view(len(part), -1)
+    return bytes_of(out[: 2 * blocks + -(-elements * bits // 8)])
 
 
 def decode(settings: Blocks, payload: Payload, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -61,45 +79,33 @@ def decode(settings: Blocks, payload: Payload, shape: tuple[int, ...], dtype: to
         last = first + settings.blocks(chunk.numel())
         begin = start * settings.bits // 8
         integers = _unpack(packed[begin : begin + -(-chunk.numel() * settings.bits // 8)], settings, last - first)
-        values = integers.view(-1, settings.block) * scales[first:last, None]
+        direct = dtype == torch.float32 and chunk.numel() % settings.block == 0
+        values = chunk.view(-1, settings.block) if direct else torch.empty(last - first, settings.block)
+        values.copy_(integers.view(-1, settings.block)).mul_(scales[first:last, None])
         if clamp:
             values.clamp_(-limit, limit)
-        chunk.copy_(values.view(-1)[: chunk.numel()])
+        if not direct:
+            chunk.copy_(values.view(-1)[: chunk.numel()])
     return out
 
 
-def _quantize(settings: Blocks, chunk: Tensor, scales: Tensor, noise: Tensor | None) -> Tensor:
-    """Writes the scales' bits; returns the integers (int8), padded to whole blocks."""
-    padding = -chunk.numel() % settings.block
-    if padding:
-        chunk = torch.nn.functional.pad(chunk, (0, padding))
-        noise = None if noise is None else torch.nn.functional.pad(noise, (0, padding))
-    values = chunk.view(-1, settings.block)
-    largest = values.abs().amax(1)
-    finite = largest.isfinite()
-    scale = torch.where(finite, (largest / settings.levels).clamp_(min=_SMALLEST_SCALE), torch.nan)
-    # Round up to bfloat16: add all ones below its last bit, then cut. NaN needs no rounding (0x7fc00000 stays NaN).
-    bits = (scale.view(torch.int32) + 0xFFFF) >> 16
-    scales.copy_(bits)
-    scale = (bits << 16).view(torch.float32)
-    if not finite.all():
-        values = torch.where(finite[:, None], values, 0.0)
-        scale = torch.where(finite, scale, 1.0)
-    scaled = values * (1.0 / scale)[:, None]
-    if noise is None:
-        return scaled.round_().to(torch.int8).view(-1)
-    scaled.add_(noise.view(-1, settings.block), alpha=2.0**-16).add_(0.5).floor_()
-    return scaled.clamp_(-settings.levels, settings.levels).to(torch.int8).view(-1)
+def _scales(largest: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """From the blocks' largest magnitudes: the scales as bfloat16 bits (int32), and what to multiply values by (float32).
 
-
-def _pack(integers: Tensor, bits: int) -> Tensor:
-    """int8 in -levels..levels -> bytes; the number of integers is a multiple of 8.
-
-    Below 8 bits a biased value is moved next to its neighbour within a wider word, pair by pair.
+    Scales are rounded up; for a block with a value that is not finite they are NaN and 0.
     """
-    if bits == 8:
-        return integers.view(torch.uint8)
-    biased = integers.add_(1 << (bits - 1))
+    finite = largest.isfinite()
+    scale = torch.where(finite, (largest / levels).clamp_(min=_SMALLEST_SCALE), torch.nan)
+    # Add all ones below bfloat16's last bit, then cut. NaN needs no rounding (0x7fc00000 stays NaN).
+    bits = (scale.view(torch.int32) + 0xFFFF) >> 16
+    return bits, torch.where(finite, (bits << 16).view(torch.float32).reciprocal_(), 0.0)
+
+
+def _pack(biased: Tensor, bits: int) -> Tensor:
+    """int8 from 1 to 2**bits - 1 -> bytes; their number is a multiple of 8.
+
+    A value is moved next to its neighbour within a wider word, pair by pair.
+    """
     if bits == 4:
         pairs = biased.view(torch.int16)
         return (pairs | (pairs >> 4)).to(torch.uint8)
@@ -115,7 +121,7 @@ def _pack(integers: Tensor, bits: int) -> Tensor:
 
 
 def _unpack(packed: Tensor, settings: Blocks, blocks: int) -> Tensor:
-    """Bytes -> int8 or float integers, `blocks` whole blocks of them."""
+    """Bytes -> int8, `blocks` whole blocks of them."""
     bits, count = settings.bits, blocks * settings.block
     padding = count * bits // 8 - packed.numel()
     if padding:

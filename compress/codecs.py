@@ -93,8 +93,8 @@ class Codec:
 
 
 @lru_cache(maxsize=256)
-def _cached(settings: Settings) -> Codec:
-    return Codec(settings)
+def _cached(name: str, options: tuple[tuple[str, float], ...]) -> Codec:
+    return Codec(parse(name, dict(options)))
 
 
 def codec(name: str, **options: float) -> Codec:
@@ -103,4 +103,4 @@ def codec(name: str, **options: float) -> Codec:
     Options may stand in the name (`topk:ratio=100,value_bits=8`) or follow as keywords, of which the codec takes those it
     has: `block` and `stochastic` (integers), `ratio` and `value_bits` (top-k). Raises `PlanError`.
     """
-    return _cached(parse(name, options))
+    return _cached(name, tuple(options.items()))
