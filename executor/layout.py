@@ -38,7 +38,7 @@ def transposed(dag: OpDag) -> Mapping[int, tuple[int, ...]]:
                 dtype = torch_dtype(op.meta.dtype)
                 value = torch.empty(op.meta.shape, dtype=dtype, requires_grad=op.kind == "parameter")
             values[op.id] = value
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and not value.is_contiguous():
                 copy = torch.empty_like(value)
                 if not copy.is_contiguous():
                     found[op.id] = copy.stride()
