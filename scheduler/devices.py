@@ -12,6 +12,9 @@ FLOPS_PER_BYTE = 8.0
 """A device that does not say how fast its memory is moves one byte per so many FLOPs (a CPU core: 50 GFLOP/s, 6 GB/s)."""
 DEFAULT_SPEED = 5e10
 """FLOP/s of a device that nobody measured: one CPU core."""
+SECONDS_PER_CALL = 2e-5
+"""Measured on a GPT so small that nothing else takes time: 7.6 ms a step on one CPU core for 107 calls forward
+and about twice as many backward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +27,8 @@ class Device:
     memory_bytes: int | None = None
     bytes_per_second: float | None = None
     """Memory traffic; None: in proportion to `flops_per_second`."""
-    seconds_per_call: float = 0.0
-    """Fixed time of each operator call."""
+    seconds_per_call: float = SECONDS_PER_CALL
+    """Fixed time of each operator call that computes something."""
 
     def __post_init__(self) -> None:
         if not (self.flops_per_second > 0 and math.isfinite(self.flops_per_second)):

@@ -7,7 +7,7 @@ from itertools import combinations, permutations
 
 from scheduler.cost import Costs
 from scheduler.estimate import Estimator, Placed
-from scheduler.simulator import simulate
+from scheduler.simulator import play
 
 
 def placements(legal: Sequence[int], devices: int) -> Iterator[Placed]:
@@ -19,9 +19,8 @@ def placements(legal: Sequence[int], devices: int) -> Iterator[Placed]:
 
 def simulated(costs: Costs, placed: Placed, in_flight: Sequence[int] | None = None) -> float:
     """Simulated step time, with the estimator's micro-batches in flight unless others are given."""
-    depth = in_flight or Estimator(costs)(placed).in_flight
-    raw = costs.wire_bytes(costs.workload.crossings(placed.cuts))
-    return simulate(costs, placed.cuts, placed.devices, depth, (raw, raw), trace=False).step_seconds
+    estimator = Estimator(costs)
+    return play(costs, estimator, placed, in_flight or estimator(placed).in_flight).step_seconds
 
 
 def best(costs: Costs) -> float:

@@ -34,7 +34,9 @@ def stages(
 ) -> Simulation:
     """`count` stages of 1 s forward and 2 s backward each; messages of `size` bytes."""
     dag = chain([1000] * count, [1] * (count - 1))
-    devices = tuple(Device(f"d{index}", flops_per_second=1000, bytes_per_second=1e15) for index in range(count))
+    devices = tuple(
+        Device(f"d{index}", flops_per_second=1000, bytes_per_second=1e15, seconds_per_call=0) for index in range(count)
+    )
     costs = Costs(workload(dag), devices, Network(link), schedule, micro_batches, SGD)
     sizes = np.full(count - 1, size)
     return simulate(
