@@ -31,11 +31,11 @@ class Region:
     """A stretch of ops under `torch.autocast` on the CPU.
 
     `casts` is torch's weight cache: the cast of a parameter is made once in the outermost region and shared, and so are
-    the gradients that flow through it. None when the region has it off.
+    the gradients that flow through it.
     """
 
     dtype: str
-    casts: dict[tuple[Draft, str], Draft] | None = field(default_factory=dict)
+    casts: dict[tuple[Draft, str], Draft] = field(default_factory=dict)
 
 
 def explicit_casts(drafts: Sequence[Draft], leaves: Mapping[Draft, TensorMeta]) -> list[Draft]:
@@ -90,13 +90,8 @@ class _Expansion:
     def cast_of(self, source: Draft, dtype: str, draft: Draft, region: Region) -> Draft:
         """The op that casts `source` for `draft`: made now, or found in the cache."""
         value = self.values[source]
-        cached = (
-            region.casts is not None
-            and dtype == region.dtype
-            and source.kind == "parameter"
-            and value.dtype == torch.float32
-        )
-        if cached and region.casts is not None and (source, dtype) in region.casts:
+        cached = dtype == region.dtype and source.kind == "parameter" and value.dtype == torch.float32
+        if cached and (source, dtype) in region.casts:
             return region.casts[(source, dtype)]
         made = Draft(
             name=f"{source.name}_{dtype}",
@@ -108,7 +103,7 @@ class _Expansion:
             where=draft.where,
         )
         self.append(made)
-        if cached and region.casts is not None:
+        if cached:
             region.casts[(source, dtype)] = made
         return made
 

@@ -31,11 +31,14 @@ def check_hooks(model: nn.Module) -> None:
 def refused() -> Iterator[None]:
     """Within it, applying a custom `torch.autograd.Function` or hooking a tensor's gradient raises `CaptureError`.
 
-    Reentrant checkpointing is one of them: traced, it would cut the gradient.
+    Reentrant checkpointing is one of them: traced, it would cut the gradient. Those that torch's control flow operators
+    use pass here; `dag.inline` refuses these operators.
     """
     apply, hook = torch.autograd.Function.__dict__["apply"], torch.Tensor.register_hook
 
     def checked_apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        if cls.__module__.startswith("torch._"):
+            return apply.__get__(None, cls)(*args, **kwargs)
         if cls.__module__ == "torch.utils.checkpoint":
             raise CaptureError("reentrant checkpointing can't be captured; pass use_reentrant=False to checkpoint()")
         raise CaptureError(

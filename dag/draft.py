@@ -60,14 +60,15 @@ def _substituted(value: Value, replace: Callable[[Draft], Draft]) -> Value:
 
 def replace_everywhere(drafts: Iterable[Draft], replacements: dict[Draft, Draft]) -> None:
     """Redirect every use of a key of `replacements` to its value, following chains."""
-
-    def final(draft: Draft) -> Draft:
-        while draft in replacements:
-            draft = replacements[draft]
-        return draft
-
     for draft in drafts:
-        draft.substitute(final)
+        draft.substitute(lambda source: final(source, replacements))
+
+
+def final(draft: Draft, replacements: dict[Draft, Draft]) -> Draft:
+    """What `draft` is replaced by in the end."""
+    while draft in replacements:
+        draft = replacements[draft]
+    return draft
 
 
 def number(drafts: Sequence[Draft]) -> list[Op]:

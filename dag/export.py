@@ -47,7 +47,8 @@ def export(objective: Objective, example: Mapping[str, torch.Tensor], autocast: 
     graph, `dag.autocast` adds them.
     """
     # Each value is its own tensor: a tensor passed under two names would be traced as one input.
-    values = {key: value.detach().clone() for key, value in example.items()}
+    device = next(objective.parameters()).device
+    values = {key: value.detach().to(device, copy=True) for key, value in example.items()}
     mixed = torch.autocast(
         "cpu", torch_dtype(autocast or "bfloat16"), enabled=autocast is not None, cache_enabled=False
     )

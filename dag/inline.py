@@ -170,12 +170,13 @@ class _Flattener:
             enabled, body, *inputs = args
             return self.graph(body, inputs, replace(context, no_grad=not enabled))
         if name == "wrap_with_autocast":
-            device, dtype, enabled, cache, body, *inputs = args
+            # torch.export records the weight cache as off, whatever the model says; it is on unless someone asks.
+            device, dtype, enabled, _, body, *inputs = args
             if device != "cpu":
                 return self.graph(body, inputs, context)
             region = Region(dtype_name(dtype or torch.bfloat16))
             outermost = context.outermost or region
-            region.casts = outermost.casts if cache is not False else None
+            region.casts = outermost.casts
             return self.graph(body, inputs, replace(context, autocast=region if enabled else None, outermost=outermost))
         if name in ("tag_activation_checkpoint", "wrap_activation_checkpoint", "wrap", "invoke_subgraph"):
             body, *inputs = args
@@ -191,6 +192,9 @@ class _Flattener:
 def _gives_tensors(node: Node, name: str) -> bool:
     """False for a call whose result is not a tensor and unused; raises for one whose result is used."""
     value = node.meta.get("val")
+    if value is None and name == "aten.copy_.default":
+        # The write-back of a buffer that was assigned to; torch.export adds it without a value.
+        return True
     if name == GETITEM or isinstance(value, torch.Tensor | tuple | list):
         _check_dtypes(node, value)
         return True

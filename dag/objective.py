@@ -59,7 +59,9 @@ class Objective(nn.Module):
         self.loss = BUILT_IN[loss] if isinstance(loss, str) and loss in BUILT_IN else loss
 
     def forward(self, **example: torch.Tensor) -> torch.Tensor:
+        before = self._buffers_by_owner()
         loss = self._loss(**example)
+        self._write_back(before)
         if not isinstance(loss, torch.Tensor):
             raise CaptureError(f"the loss is of type {type(loss).__name__}; it must be a tensor with one value")
         if loss.dim() != 0:
@@ -67,6 +69,32 @@ class Objective(nn.Module):
         if not loss.is_floating_point():
             raise CaptureError(f"the loss is of dtype {loss.dtype}; it must be a floating-point scalar")
         return loss
+
+    def _buffers_by_owner(self) -> list[tuple[nn.Module, str, torch.Tensor]]:
+        return [
+            (module, name, buffer)
+            for module in self.model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    def _write_back(self, before: list[tuple[nn.Module, str, torch.Tensor]]) -> None:
+        """Write what forward assigned to a buffer (`self.mean = new`) into the buffer itself.
+
+        Tracing loses such an assignment in modules below the top one.
+        """
+        for module, name, buffer in before:
+            assigned = module._buffers.get(name)
+            if assigned is None or assigned is buffer:
+                continue
+            if assigned.shape != buffer.shape or assigned.dtype != buffer.dtype:
+                raise CaptureError(
+                    f"forward changes buffer {name} of {type(module).__name__} from {buffer.dtype}{list(buffer.shape)} "
+                    f"to {assigned.dtype}{list(assigned.shape)}; a buffer must keep its shape and dtype"
+                )
+            with torch.no_grad():
+                buffer.copy_(assigned)
+            module._buffers[name] = buffer
 
     def _loss(self, **example: torch.Tensor) -> Any:
         if self.from_model:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dag.allowlist import ALLOWED, GETITEM
-from dag.draft import Draft, number, replace_everywhere
+from dag.draft import Draft, final, number, replace_everywhere
 from dag.graph import Op
 from dag.operators import resolve
 from dag.propagate import Observation, OpError, observe
@@ -76,7 +76,16 @@ def make_functional(drafts: list[Draft], observations: Sequence[Observation]) ->
             for member in sharing.members(value, position):
                 if member.kind == "placeholder" and member not in copies:
                     copies[member] = Draft(f"{member.name}_copy", "call", "aten.clone.default", (member,))
-        if _turn_functional(draft, position, sharing, last_read, observations):
+        # Earlier results of writes to the same tensor are the same value; other sharers are views that see the write.
+        views = [
+            member
+            for value in written_by(draft)[:1]
+            for member in sharing.members(value, position)
+            if final(member, replacements) is not value
+        ]
+        if not any(last_read.get(view, -1) > position for view in views) and _turn_functional(
+            draft, position, sharing, observations
+        ):
             value = draft.args[0]
             # From here on, whoever reads the written value reads the result.
             replacements[value] = draft
@@ -121,7 +130,6 @@ def _turn_functional(
     draft: Draft,
     position: int,
     sharing: _Sharing,
-    last_read: dict[Draft, int],
     observations: Sequence[Observation],
 ) -> bool:
     """Rewrite `draft` to its functional twin if that is exact; tells whether it did."""
@@ -133,11 +141,7 @@ def _turn_functional(
     value = written[0]
     if draws(draft) and "dropout" not in packet:
         return False
-    # Values made after this call come from it, or read one of these later.
-    members = sharing.members(value, position)
-    if any(member.kind != "call" for member in members):
-        return False
-    if any(last_read.get(member, -1) > position for member in members if member is not value):
+    if any(member.kind != "call" for member in sharing.members(value, position)):
         return False
     before, after = sharing.seen[value], observations[position]
     if not before.dense or (draft.no_grad and before.requires_grad):
