@@ -45,7 +45,16 @@ def op_fence(request: Request) -> Placed:
     if plays >= len(ranked):
         best = min(dict.fromkeys(ranked), key=request.simulated)
         best = search.climb(best, request.simulated, min(plays, MOST_PLAYS), LEAST_GAIN)
-    return _in_order(request, best)
+    return _in_order(request, best if request.cuts is not None or request.fragments is not None else _joined(best))
+
+
+def _joined(placed: Placed) -> Placed:
+    """Neighbouring fragments on one device are one fragment."""
+    kept = [index for index, device in enumerate(placed.devices[1:]) if device != placed.devices[index]]
+    return Placed(
+        tuple(placed.cuts[index] for index in kept),
+        (placed.devices[0], *(placed.devices[index + 1] for index in kept)),
+    )
 
 
 def _in_order(request: Request, placed: Placed) -> Placed:

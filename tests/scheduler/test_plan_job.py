@@ -206,6 +206,13 @@ def test_op_fence_is_never_slower_than_the_baselines() -> None:
         assert times["op-fence"] <= 1.02 * min(times.values())
 
 
+def test_op_fence_never_cuts_between_two_fragments_of_one_worker() -> None:
+    for seed in range(20):
+        dag, devices, network, micro_batches = random_case(seed, most_devices=4, positions=8)
+        plan = plan_job(dag, devices, network, micro_batches=micro_batches)
+        assert all(first != second for first, second in itertools.pairwise(plan.placement))
+
+
 def test_planning_never_loads_torch() -> None:
     code = "import scheduler, dag.workload, sys; sys.exit('torch' in sys.modules)"
     assert run([sys.executable, "-c", code], check=False).returncode == 0
