@@ -140,18 +140,17 @@ def train(
         return captured(spec, model, loss, prepared)
 
     recorded: list[dict[str, Any]] = []
-    with _folder(folder) as place, MetricsFile(metrics) as file, RunView(name, steps) as view:
+    with _folder(folder) as place, MetricsFile(metrics) as file, RunView(name, steps, quiet=quiet) as view:
 
         def show(item: StreamItem) -> None:
             file.write(item)
             if item.kind == "metrics":
                 recorded.append(item.data)
-            if not quiet:
-                view.show(item)
+            view.show(item)
 
         team = [LocalWorker(f"worker-{index + 1}", threads) for index in range(workers)]
         with LocalPool(place, team, dashboard=False) as pool:
-            run = train_on(pool, prepare, show=show, say=_silent if quiet else view.status)
+            run = train_on(pool, prepare, show=show, say=view.status)
         state = load_file(run.checkpoint / "model.safetensors")
     model.load_state_dict(state)
     return TrainResult([float(metric["loss"]) for metric in recorded], state, recorded, run.job)
@@ -191,10 +190,6 @@ class Client(http.Client):
 def _name_of(function: Any) -> str:
     kind = function if hasattr(function, "__qualname__") else type(function)
     return f"{kind.__module__}:{kind.__qualname__}"
-
-
-def _silent(_: str) -> None:
-    return
 
 
 @contextmanager

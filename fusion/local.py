@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
@@ -178,25 +179,22 @@ class LocalPool:
                 return item.data
 
     def stop(self) -> None:
-        """Stop the workers, then the coordinator; kills what does not leave in time."""
+        """Stop all children; kills what does not leave in time."""
         with self._lock:
             children, self._children = self._children, []
         for child in children:
             child.stopping = True
-        for group in (children[1:], children[:1]):
-            for child in group:
-                if child.process.stdin is not None:
-                    try:
-                        child.process.stdin.close()
-                    except OSError:  # it is gone already
-                        continue
-            deadline = time.monotonic() + STOP_SECONDS
-            for child in group:
-                try:
-                    child.process.wait(max(0.1, deadline - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    child.process.kill()
-                    child.process.wait()
+        for child in children:
+            if child.process.stdin is not None:
+                with suppress(OSError):  # it is gone already
+                    child.process.stdin.close()
+        deadline = time.monotonic() + STOP_SECONDS
+        for child in children:
+            try:
+                child.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
 
     def process_ids(self) -> dict[str, int]:
         """Child name -> process id."""

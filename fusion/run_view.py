@@ -90,12 +90,12 @@ class _Facts(ProgressColumn):
 class RunView:
     """Shows the items of `fusion.follow.follow`. Writes to stderr, so that stdout holds results only."""
 
-    def __init__(self, name: str, steps: int, console: Console | None = None) -> None:
+    def __init__(self, name: str, steps: int, console: Console | None = None, *, quiet: bool = False) -> None:
+        """`quiet` keeps the history and shows nothing."""
         self.history = History()
         self._steps = steps
-        self._name = name
-        self._console = console or Console(file=sys.stderr, highlight=False)
-        self._live = self._console.is_terminal
+        self._console = console or Console(file=sys.stderr, highlight=False, quiet=quiet)
+        self._live = self._console.is_terminal and not quiet
         self._state = ""
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),

@@ -60,7 +60,10 @@ def capture_job(spec: JobSpec, base: Path, say: Say = _quiet) -> CapturedJob:
     say("reading the data")
     data = prepare(spec.data, spec.train, base, forward=model.forward, loss_is_the_models=loss == "model")
     say("capturing")
-    return captured(spec, model, loss, data)
+    job = captured(spec, model, loss, data)
+    for remark in job.dag.notes:
+        say(f"note: {remark}")
+    return job
 
 
 def captured(spec: JobSpec, model: nn.Module, loss: str | Callable[..., Any], data: PreparedData) -> CapturedJob:

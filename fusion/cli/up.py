@@ -74,12 +74,21 @@ def up(
     path = job if job is not None else write_demo(folder / "job")
     spec = spec or load_spec(path)
     team = _team(pool_on_paper, workers or spec.plan.workers or DEFAULT_WORKERS, threads)
-    if spec.plan.workers is None:
-        # So that the plan is made for all of them, however late the last one joins.
+    if spec.plan.workers is not None and spec.plan.workers > len(team):
+        raise UserError(
+            f"{path}: plan.workers is {spec.plan.workers}, but {len(team)} are started; "
+            f"give --workers {spec.plan.workers}, or leave out plan.workers"
+        )
+    if spec.plan.workers is None and pool_on_paper is None:
+        # On one machine all workers are alike: use every one that was asked for. On a topology the policy decides.
         spec = spec.model_copy(update={"plan": spec.plan.model_copy(update={"workers": len(team)})})
 
     with MetricsFile(metrics) as file, RunView(spec.name, spec.train.steps) as view:
         view.say(f"{spec.name}: {spec.train.steps} steps on {len(team)} workers, in {folder}")
+        if pool_on_paper is not None:
+            view.say(
+                f"planning for the speeds and links of {topology}; the links of this machine are as fast as they are"
+            )
         view.status("starting the coordinator and the workers")
         pool = LocalPool(folder, team, port=port, dashboard=not no_dashboard, topology=topology)
         with pool:

@@ -75,3 +75,11 @@ def test_the_live_line():
     assert "loss [bold]0.4444[/bold]" in facts
     assert "ETA 500 ms" in facts
     assert "9.0 KiB sent" in facts
+
+
+def test_quiet(capsys):
+    with RunView("job", 2, quiet=True) as view:
+        view.status("capturing")
+        view.show(metric(1))
+    assert capsys.readouterr() == ("", "")
+    assert view.history.losses == [4.0]
