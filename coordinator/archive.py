@@ -5,7 +5,8 @@ Everything here runs on the event loop's thread, except `weights_after`, which b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from coordinator.blobs import BlobStore
 from coordinator.checkpoints import Checkpoint, Checkpoints
@@ -14,12 +15,20 @@ from coordinator.store import Store
 from dag.graph import OpDag
 from fusion.messages import BlobRef
 
+_MERCY_SECONDS = 30.0
+_FORGOTTEN_SECONDS = 24 * 3600.0
+
 
 class Archive:
-    """Checkpoints on record, and the weights blobs that were made from them."""
+    """Checkpoints on record, the weights blobs that were made from them, and the blobs that may go.
 
-    def __init__(self, store: Store, blobs: BlobStore, files: Checkpoints) -> None:
+    `in_use` says of a digest whether some job still waits for it, beyond what is pinned in the store.
+    """
+
+    def __init__(self, store: Store, blobs: BlobStore, files: Checkpoints, in_use: Callable[[str], bool]) -> None:
         self._store = store
+        self._in_use = in_use
+        self._dropped: dict[str, float] = {}
         self._blobs = blobs
         self._files = files
         self._merged: dict[tuple[str, int], BlobRef] = {}
@@ -66,10 +75,32 @@ class Archive:
         self.drop(unneeded)
 
     def drop(self, digests: Iterable[str]) -> None:
-        """Delete blobs, unless somebody needs them."""
-        for digest in digests:
-            if not self._store.pinned(digest):
+        """These blobs are needed no more by whoever asked for them; `collect` deletes them after a while."""
+        now = time.time()
+        self._dropped.update(dict.fromkeys(digests, now))
+
+    def collect(self, now: float | None = None) -> None:
+        """Delete blobs that were dropped a while ago, unless somebody needs them or has uploaded them again since.
+
+        Equal jobs make equal blobs: one may have been told that its upload is here already, just before another job
+        dropped it. `now` is in seconds since the epoch, as the file system counts them.
+        """
+        now = time.time() if now is None else now
+        for digest, dropped_at in list(self._dropped.items()):
+            if now - dropped_at < _MERCY_SECONDS:
+                continue
+            del self._dropped[digest]
+            if not (
+                self._store.pinned(digest) or self._in_use(digest) or self._blobs.touched_since(digest, dropped_at)
+            ):
                 self._blobs.delete(digest)
+
+    def sweep(self) -> None:
+        """Drop what an earlier process left behind: blobs of no use that nobody touched for a day."""
+        now = time.time()
+        for digest, touched in self._blobs.all():
+            if now - touched > _FORGOTTEN_SECONDS and not self._store.pinned(digest):
+                self._dropped[digest] = now
 
     def weights_after(self, job: Job, dag: OpDag, found: Checkpoint) -> BlobRef:
         """The weights blob to go on from after a checkpoint. Blocks. Raises `BlobError` or `DiskFullError`."""

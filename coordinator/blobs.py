@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterator
 from pathlib import Path
 
 from fusion.errors import BlobError, ServiceError
@@ -94,6 +94,7 @@ class BlobStore:
                 if hasher.hexdigest() != digest:
                     raise BlobError(f"content of {received} bytes has SHA-256 {hasher.hexdigest()}, not {digest}")
                 if target.exists():
+                    target.touch()
                     return received, False
                 handle.flush()
                 await asyncio.to_thread(os.fsync, handle.fileno())
@@ -123,6 +124,24 @@ class BlobStore:
         file, name = tempfile.mkstemp(dir=self._incoming)
         os.close(file)
         return Path(name)
+
+    def all(self) -> Iterator[tuple[str, float]]:
+        """Every blob's digest and when it was last touched (seconds since the epoch)."""
+        for path in self.root.glob("??/*"):
+            if _DIGEST.match(path.name):
+                yield path.name, path.stat().st_mtime
+
+    def touched_since(self, digest: str, moment: float) -> bool:
+        """Whether the blob was uploaded, or asked after by somebody who would have uploaded it, since `moment`."""
+        try:
+            # A file system's clock lags behind by some milliseconds.
+            return self.path(digest).stat().st_mtime > moment - 0.01
+        except FileNotFoundError:
+            return False
+
+    def touch(self, digest: str) -> None:
+        """Somebody relies on the blob being here."""
+        self.path(digest).touch()
 
     def delete(self, digest: str) -> None:
         self.path(digest).unlink(missing_ok=True)

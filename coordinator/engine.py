@@ -76,7 +76,7 @@ class Engine:
         self.store = store
         self.blobs = blobs
         self.checkpoints = checkpoints
-        self.archive = Archive(store, blobs, checkpoints)
+        self.archive = Archive(store, blobs, checkpoints, self._awaited)
         self.publisher = Publisher()
         self.lifecycle = Lifecycle(config.timing)
         self.clock = clock or Clock()
@@ -100,6 +100,7 @@ class Engine:
         for member in members:
             control.admit(member.public_key, member.incarnation)
         self._carry_out(self.lifecycle.restore(self.store.jobs(), members, self.clock()))
+        self.archive.sweep()
         self._spawn(self._tick(), "tick")
 
     async def close(self) -> None:
@@ -119,6 +120,16 @@ class Engine:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self.post(ev.ClockTicked(self.clock()))
+            self.archive.collect()
+
+    def _awaited(self, digest: str) -> bool:
+        """Whether the blob is a part of a checkpoint that is being collected or written."""
+        return any(
+            ref.digest == digest
+            for job in self.lifecycle.jobs.values()
+            for parts in job.parts.values()
+            for ref in parts.values()
+        )
 
     # Events in ----------------------------------------------------------------------------------------------------
 
@@ -129,7 +140,8 @@ class Engine:
     def on_message(self, incarnation: str, message: ToCoordinator) -> None:
         """A message of the control channel."""
         if isinstance(message, CheckpointPart) and self.blobs.size(message.blob.digest) != message.blob.size:
-            logger.warning("job %s: a checkpoint part was announced but not uploaded", message.job)
+            # Said again after a broken connection, say: its checkpoint is written and the part is gone.
+            logger.info("job %s: a part of step %d was announced but is not here", message.job, message.step)
             return
         self.post(ev.Reported(self.clock(), incarnation, message))
 

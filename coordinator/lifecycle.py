@@ -186,9 +186,9 @@ class Lifecycle(Membership):
 
     def _part(self, job: Job, member: Member, part: CheckpointPart) -> None:
         assert job.plan is not None
-        if part.fragment not in job.plan.fragments_of(member.name) or part.step in job.writing:
-            return
-        if job.checkpoint is not None and part.step <= job.checkpoint:
+        late = job.checkpoint is not None and part.step <= job.checkpoint
+        if late or part.step in job.writing or part.fragment not in job.plan.fragments_of(member.name):
+            self._do(ev.DropBlobs((part.blob.digest,)))
             return
         parts = job.parts.setdefault(part.step, {})
         parts[part.fragment] = part.blob
@@ -203,8 +203,9 @@ class Lifecycle(Membership):
             return
         if event.step in job.writing:
             job.writing.remove(event.step)
-        # Parts of earlier steps can't be completed any more: workers upload in step order.
-        stale = [step for step in job.parts if step < event.step and step not in job.writing]
+        # With a newer checkpoint there, half-collected older ones are of no use.
+        written = isinstance(event, ev.CheckpointWritten)
+        stale = [step for step in job.parts if written and step < event.step and step not in job.writing]
         self._do(ev.DropBlobs(tuple(ref.digest for step in stale for ref in job.parts[step].values())))
         job.parts = {step: parts for step, parts in job.parts.items() if step not in (*stale, event.step)}
         if isinstance(event, ev.CheckpointWritten):

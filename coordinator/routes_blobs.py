@@ -23,6 +23,8 @@ async def get_blob(request: web.Request) -> web.StreamResponse:
         raise HttpError(400, str(error)) from None
     if size is None:
         raise HttpError(404, f"no blob {digest}")
+    if request.method == "HEAD":
+        blobs.touch(digest)
     return file_response(blobs.path(digest), digest)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,7 @@ async def test_a_lost_worker_restarts_the_job_from_its_checkpoint(server: Server
         async with b:
             b.pause_after = a.pause_after = 5
             job = await server.submit(checkpoint={"every": 2}, plan={"workers": 2})
+            job_weights = server.engine.lifecycle.jobs[job["id"]].weights.digest
             before = await server.until(job["id"], lambda shown: shown["step"] == 5 and shown["checkpoint"] == 4)
             a.pause_after = None
             await b.die()
@@ -122,7 +125,11 @@ async def test_a_lost_worker_restarts_the_job_from_its_checkpoint(server: Server
         header = read_header(_saved(tmp_path, a.weights))
         assert _floats(header["first.weight"])[0] == 4
         assert _floats(header["constant/shift"]) == [0.5, 0.5]
-        assert not server.engine.blobs.path(prepare.weights.digest).exists()  # Needed no more.
+        blobs, digest = server.engine.blobs, prepare.weights.digest
+        assert blobs.size(digest) is not None
+        server.engine.archive.collect(time.time() + 100)
+        assert blobs.size(digest) is None
+        assert blobs.size(job_weights) is not None
 
 
 def _saved(folder: Path, content: bytes) -> Path:
@@ -230,3 +237,29 @@ async def test_a_running_job_survives_a_restart_of_the_coordinator(tmp_path: Pat
             assert [item["step"] for item in metrics["metrics"]] == [1, 2, 3, 4, 5, 6]
     finally:
         await worker.die()
+
+
+async def test_a_blob_that_another_job_uploads_again_is_not_deleted(server: Server) -> None:
+    ref = await server.put(b"equal jobs make equal parts")
+    archive, blobs = server.engine.archive, server.engine.blobs
+    archive.drop([ref.digest])
+    archive.collect()
+    assert blobs.size(ref.digest) == ref.size  # Not at once ...
+    await server.call("HEAD", f"/api/v1/blobs/{ref.digest}", "join")
+    archive.collect(time.time() + 100)
+    assert blobs.size(ref.digest) == ref.size  # ... and not when somebody has asked after it since.
+    os.utime(blobs.path(ref.digest), (0, 0))
+    archive.drop([ref.digest])
+    archive.collect(time.time() + 100)
+    assert blobs.size(ref.digest) is None
+
+
+async def test_equal_jobs_run_side_by_side(server: Server) -> None:
+    async with FakeWorker(server, "a"), FakeWorker(server, "b"):
+        jobs = [await server.submit(plan={"workers": 1}, checkpoint={"every": 1, "keep": 9}) for _ in range(4)]
+        for job in jobs:
+            await server.until_state(job["id"], "done")
+            _, kept = await server.call("GET", f"/api/v1/jobs/{job['id']}/checkpoints")
+            assert kept["checkpoints"][-1]["step"] == 6
+            _, events = await server.call("GET", f"/api/v1/jobs/{job['id']}/events")
+            assert "checkpoint-failed" not in {event["event"] for event in events["events"]}
