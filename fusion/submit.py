@@ -24,6 +24,7 @@ from fusion.messages import BlobRef
 from fusion.models import build_loss, build_model
 from fusion.spec import JobSpec
 from fusion.spec_file import load_spec, spec_from
+from fusion.trial import try_once
 
 Say = Callable[[str], None]
 
@@ -67,9 +68,10 @@ def capture_job(spec: JobSpec, base: Path, say: Say = _quiet) -> CapturedJob:
 
 
 def captured(spec: JobSpec, model: nn.Module, loss: str | Callable[..., Any], data: PreparedData) -> CapturedJob:
-    """Capture a model that is already made. Raises `CaptureError`."""
+    """Capture a model that is already made, and try it once on real numbers. Raises `CaptureError`."""
     autocast = "bfloat16" if spec.train.precision == "bfloat16" else None
     result = capture(model, data.example, loss, name=spec.name, autocast=autocast)
+    try_once(model, loss, data.example)
     return CapturedJob(spec, result.dag, result.tensors, data)
 
 

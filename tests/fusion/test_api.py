@@ -8,9 +8,10 @@ from torch import nn
 
 import fusion
 from fusion.demo import write_demo
-from fusion.errors import DataError, SpecError
+from fusion.errors import CaptureError, DataError, SpecError
 from fusion.models import build_loss, build_model
 from fusion.submit import capture_job, read_job, resume_from, weights_file
+from fusion.trial import try_once
 
 
 def test_capture():
@@ -103,3 +104,34 @@ def test_resume_points(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match="not a readable safetensors file"):
         resume_from(pool, str(tmp_path))
+
+
+class Looked(nn.Module):
+    """Batch norm and dropout around an embedding of four rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm, self.drop = nn.Embedding(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)
+
+    def forward(self, x):
+        found = self.table(x)
+        return self.drop(self.norm(found))
+
+
+def test_a_trial_leaves_no_trace():
+    model = Looked()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    try_once(model, "mse", {"inputs": torch.tensor([0, 1, 3]), "targets": torch.ones(3, 3)})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_trial_names_the_line_and_the_data():
+    with pytest.raises(CaptureError) as caught:
+        try_once(Looked(), "mse", {"inputs": torch.tensor([0, 9]), "targets": torch.ones(2, 3)})
+    message = str(caught.value)
+    assert "test_api.py:" in message
+    assert "IndexError: index out of range" in message
+    assert "found = self.table(x)" in message
+    assert "inputs from 0 to 9" in message
