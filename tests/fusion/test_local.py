@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import fusion
 from fusion.cli import main
 from fusion.errors import ServiceError
 from fusion.local import LocalPool, LocalWorker
@@ -99,6 +100,44 @@ def test_up_trains_resumes_and_writes_what_it_says(capsys, job, tmp_path):
     assert [line["step"] for line in resumed if "event" not in line] == [7, 8]
 
 
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_submit_follow_and_fetch(capsys, job, tmp_path, monkeypatch):
+    metrics = tmp_path / "metrics.jsonl"
+    with LocalPool(tmp_path / "pool", [LocalWorker("a"), LocalWorker("b")]) as pool:
+        pool.wait_for_workers()
+        monkeypatch.setenv("FUSION_COORDINATOR", pool.url)
+        monkeypatch.setenv("FUSION_TOKEN", pool.token)
+        code, out, err = run(capsys, "submit", str(job), "--follow", "--metrics", str(metrics))
+        assert code == 0, err
+        job_id = out.strip()
+        assert [json.loads(line).get("step") for line in metrics.read_text().splitlines()][-1] == 6
+        assert job_id in run(capsys, "jobs")[1]
+        assert json.loads(run(capsys, "job", job_id, "--json")[1])["state"] == "done"
+        assert "done" in run(capsys, "logs", job_id, "-f")[1]
+        fetched = tmp_path / "kept"
+        assert run(capsys, "checkpoint", "get", job_id, "-o", str(fetched))[0] == 0
+        assert sorted(load_file(fetched / "model.safetensors")) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+
+        job.write_text(job.read_text().replace("steps: 6", "steps: 7"))
+        code, out, err = run(capsys, "submit", str(job), "--resume", job_id, "--metrics", str(metrics))
+        assert code == 0, err
+        assert [line["step"] for line in map(json.loads, metrics.read_text().splitlines()) if "loss" in line] == [7]
+        monkeypatch.setenv("FUSION_TOKEN", "wrong")
+        code, _, err = run(capsys, "submit", str(job))
+        assert code == 1
+        assert "token is missing or wrong" in err
+
+        client = fusion.Client(pool.url, pool.token)
+        posted = client.submit(job)
+        assert client.wait(posted["id"])["step"] == 7
+
+
 def test_a_topology_names_the_workers(capsys, job, tmp_path):
     (tmp_path / "pool.yaml").write_text(
         "workers:\n  - {name: oslo-1, region: oslo, speed: 4.0e+10, memory: 4GiB}\n"
@@ -172,3 +211,15 @@ def test_the_short_script(tmp_path):
     share = float(done.stdout.rsplit("%", 1)[0].rsplit(" ", 1)[1])
     assert share > 85
     assert list(tmp_path.iterdir()) == [], "without `folder` nothing is left behind"
+
+
+@pytest.mark.slow
+def test_the_built_in_example(capsys, tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    code, out, err = up(capsys, "--state", str(tmp_path / "run"), "--metrics", str(metrics))
+    assert code == 0, err
+    losses = [line["loss"] for line in map(json.loads, metrics.read_text().splitlines()) if "loss" in line]
+    assert losses[0] > 5.4
+    assert losses[-1] < 3
+    assert "4 fragments" in out
+    assert (tmp_path / "run" / "checkpoint" / "model.safetensors").exists()
