@@ -175,7 +175,8 @@ class RunView:
         loss = f"{history.losses[-1]:.4f}" if history.losses else "-"
         held_out = f"  held-out loss {metric['eval_loss']:.4f}" if metric.get("eval_loss") is not None else ""
         remaining = history.remaining(self._steps)
+        eta = f"  ETA {format_seconds(remaining)}" if remaining else ""
         self.say(
             f"step {history.step}/{self._steps}  loss {loss}{held_out}  {format_seconds(metric['step_seconds'])}/step  "
-            f"{format_bytes(history.sent_bytes)} sent  ETA {format_seconds(remaining or 0)}"
+            f"{format_bytes(history.sent_bytes)} sent{eta}"
         )

@@ -71,6 +71,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str], debug: bool) -> int:
     try:
         result: Any = app(args=arguments, prog_name="fusion", standalone_mode=False)
+        if result == EXIT_INTERRUPTED:  # typer turns Ctrl-C into this by itself
+            note("interrupted")
         return result if isinstance(result, int) else 0
     except FusionError as error:
         if debug:

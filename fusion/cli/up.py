@@ -105,13 +105,17 @@ def up(
                 file.write(item)
                 view.show(item)
 
-            run = train_on(
-                pool,
-                capture,
-                show=show_item,
-                say=view.status,
-                resume=str(Path(resume).resolve()) if resume is not None else None,
-            )
+            try:
+                run = train_on(
+                    pool,
+                    capture,
+                    show=show_item,
+                    say=view.status,
+                    resume=str(Path(resume).resolve()) if resume is not None else None,
+                )
+            except KeyboardInterrupt:
+                view.say(f"stopping; what there is stays in {folder}")
+                raise
     _summary(spec, run, view, metrics)
 
 
