@@ -22,6 +22,7 @@ from dag.cut import Edge
 from dag.graph import TensorMeta
 from executor.board import TaskBoard
 from executor.ordering import Task, TaskKind
+from executor.staging import Stager, ToDevice
 from fusion.errors import FusionError, PlanError
 from fusion.messages import (
     EvaluationReport,
@@ -44,13 +45,24 @@ from worker.waiting import Patience
 Report = Callable[[BaseModel], None]
 Upload = Callable[[int, int, dict[str, Tensor]], "Future[None]"]
 """(step, fragment, state) -> done when the part is at the coordinator, or was given up with a warning."""
+Arrival = Tensor | ToDevice | None
 
 
 class JobHost:
-    """The compute side of one job at one plan epoch. `deliver` from the start, `start` once, `stop` at any time."""
+    """The compute side of one job at one plan epoch. `deliver` from the start, `start` once, `stop` at any time.
+
+    With a `stager` (for a device other than the CPU), values are copied to and from the device beside the computation.
+    """
 
     def __init__(
-        self, assembly: Assembly, *, threads: int, memory: MemoryGuard, report: Report, upload: Upload
+        self,
+        assembly: Assembly,
+        *,
+        threads: int,
+        memory: MemoryGuard,
+        report: Report,
+        upload: Upload,
+        stager: Stager | None = None,
     ) -> None:
         self.assembly = assembly
         self._prepare = assembly.prepare
@@ -63,8 +75,9 @@ class JobHost:
         self._memory = memory
         self._report = report
         self._upload = upload
-        self._events: queue.SimpleQueue[tuple[Header, Tensor | None] | None] = queue.SimpleQueue()
-        self._inbox: Inbox[Tensor | None] = Inbox()
+        self._stager = stager
+        self._events: queue.SimpleQueue[tuple[Header, Arrival] | Exception | None] = queue.SimpleQueue()
+        self._inbox: Inbox[Arrival] = Inbox()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._route: Route | None = None
@@ -111,7 +124,15 @@ class JobHost:
 
     def deliver(self, header: Header, value: Tensor | None) -> None:
         """A message for this job has arrived and was admitted; from any thread."""
-        self._events.put((header, value))
+        # Norms are put together on the CPU, whatever the device.
+        if self._stager is not None and value is not None and header.kind is not FrameKind.NORMS:
+            self._events.put((header, self._stager.to_device(value)))
+        else:
+            self._events.put((header, value))
+
+    def fail(self, error: Exception) -> None:
+        """Something that this job needs failed on another thread: the job fails with it."""
+        self._events.put(error)
 
     def start(self, route: Route) -> None:
         """Begin to train."""
@@ -188,7 +209,7 @@ class JobHost:
             self._losses[task.step].append(result.loss)
 
     def _backward(self, task: Task) -> None:
-        gradients = {key[1]: self._inbox.take(key) for key in self._board.needs(task) if key[0] is FrameKind.GRADIENT}
+        gradients = {key[1]: _on_device(self._inbox.take(key)) for key in self._board.needs(task)}
         program = self._programs[task.fragment]
         for edge, gradient in program.backward(task.step, task.micro_batch, gradients).items():
             self._pass_on(FrameKind.GRADIENT, edge, task.step, task.micro_batch, gradient)
@@ -200,7 +221,7 @@ class JobHost:
         if self._train.clip_grad_norm is not None:
             norms = {}
             for key in self._board.needs(task):
-                value = self._inbox.get(key)
+                value = _on_device(self._inbox.get(key))
                 assert value is not None
                 norms[key[1]] = value
         total = self._programs[task.fragment].update(task.step, norms)
@@ -234,7 +255,7 @@ class JobHost:
         found: dict[int, Tensor] = {}
         for key in self._board.needs(task):
             lasting = self._partition.edges[key[1]].kind == "parameter"
-            value = self._inbox.get(key) if lasting else self._inbox.take(key)
+            value = _on_device(self._inbox.get(key) if lasting else self._inbox.take(key))
             assert value is not None
             found[key[1]] = value
         return found
@@ -260,7 +281,8 @@ class JobHost:
         to = self._plan.placement[receiver]
         options = dict(choice.options) if choice is not None else {}
         if to != self._worker:
-            self._route.send(to, header, value, options)
+            staged = value if value is None or self._stager is None else self._stager.to_host(value)
+            self._route.send(to, header, staged, options)
         elif value is not None and codec != "none":
             self._accept(header, self._route.encoded(header, value, options))
         else:
@@ -284,14 +306,14 @@ class JobHost:
 
     # What comes in ------------------------------------------------------------------------------------------------
 
-    def _accept(self, header: Header, value: Tensor | None) -> None:
+    def _accept(self, header: Header, value: Arrival) -> None:
         if header.kind is FrameKind.DONE:
             edge = self._partition.edges[header.edge]
             ends = (edge.source, edge.target)
             self._done[ends] = max(self._done.get(ends, 0), header.step)
             self._patience.arrived()
         elif self._board.arrived(*header.key):
-            self._inbox.put(header.key, value, 0 if value is None else value.nbytes)
+            self._inbox.put(header.key, value)
             self._patience.arrived()
         else:
             self._patience.duplicated()
@@ -303,20 +325,24 @@ class JobHost:
                 event = self._events.get_nowait()
             except queue.Empty:
                 return
-            if event is not None:
-                self._accept(*event)
+            self._take_in(event)
+
+    def _take_in(self, event: tuple[Header, Arrival] | Exception | None) -> None:
+        if isinstance(event, Exception):
+            raise event
+        if event is not None:
+            self._accept(*event)
 
     def _wait(self) -> None:
         """Wait for the next arrival; ask again for what is owed when it is long in coming."""
         begin = monotonic()
-        event: tuple[Header, Tensor | None] | None = None
+        event: tuple[Header, Arrival] | Exception | None = None
         try:
             event = self._events.get(timeout=self._patience.left())
         except queue.Empty:
             self._ask_again()
         self._waited += monotonic() - begin
-        if event is not None:
-            self._accept(*event)
+        self._take_in(event)
 
     def _ask_again(self) -> None:
         assert self._route is not None
@@ -444,6 +470,11 @@ def explain(error: BaseException) -> str:
             f"({type(error).__name__})"
         )
     return f"{type(error).__name__}: {text[:500]}"
+
+
+def _on_device(arrival: Arrival) -> Tensor | None:
+    """On the device, for the thread that computes."""
+    return arrival.take() if isinstance(arrival, ToDevice) else arrival
 
 
 def _settled(upload: Future[None]) -> bool:

@@ -16,31 +16,26 @@ class Inbox(Generic[Value]):
     """Values by key `(kind, edge, step, micro_batch)`."""
 
     def __init__(self) -> None:
-        self._values: dict[Key, tuple[Value, int]] = {}
-        self.bytes = 0
-        """Bytes of the values that wait here."""
+        self._values: dict[Key, Value] = {}
 
-    def put(self, key: Key, value: Value, nbytes: int) -> None:
+    def put(self, key: Key, value: Value) -> None:
         """Keep a value. Raises `ValueError` when the key is here already."""
         if key in self._values:
             raise ValueError(f"{key} is here already")
-        self._values[key] = (value, nbytes)
-        self.bytes += nbytes
+        self._values[key] = value
 
     def get(self, key: Key) -> Value:
         """Look at a value that several tasks use. Raises `KeyError`."""
-        return self._values[key][0]
+        return self._values[key]
 
     def take(self, key: Key) -> Value:
         """Take a value out for the one task that uses it. Raises `KeyError`."""
-        value, nbytes = self._values.pop(key)
-        self.bytes -= nbytes
-        return value
+        return self._values.pop(key)
 
     def close(self, through: int) -> None:
         """Steps up to and including `through` are over: drop what is left of them."""
         for key in [key for key in self._values if key[2] <= through]:
-            self.take(key)
+            del self._values[key]
 
     def __contains__(self, key: Key) -> bool:
         return key in self._values

@@ -22,6 +22,7 @@ from torch import Tensor
 from zmq.utils.monitor import recv_monitor_message
 
 from compress import codec, edge_seed
+from executor.staging import ToHost
 from fusion.errors import FrameError, UnreachableError, VersionError
 from fusion.messages import PeerAddress
 from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, keep_alive, secure_client, secure_server, sender_key
@@ -37,6 +38,8 @@ _COPY_THRESHOLD = 256 * 1024
 _QUIET = frozenset({"other epoch", "stopped job"})
 
 log = logging.getLogger("fusion.worker")
+
+_RAW = codec("none")
 
 Deliver = Callable[[Header, Tensor | None], None]
 
@@ -76,9 +79,17 @@ class _Peer:
 class Route:
     """One job's part of the data plane, from `Mover.open` to `Mover.close_route`."""
 
-    def __init__(self, admission: Admission, peers: dict[str, _Peer], deliver: Deliver, seed: int) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        peers: dict[str, _Peer],
+        deliver: Deliver,
+        seed: int,
+        on_error: Callable[[Exception], None] = lambda _: None,
+    ) -> None:
         self.admission = admission
         self.deliver = deliver
+        self._on_error = on_error
         self._peers = peers
         self._seed = seed
         self._log: ReplayLog[memoryview | None] = ReplayLog()
@@ -95,16 +106,17 @@ class Route:
         """The worker with this key; empty for a stranger."""
         return self._names.get(public_key, "")
 
-    def send(self, to: str, header: Header, tensor: Tensor | None, options: dict[str, float] | None = None) -> None:
-        """Send a value, and keep it to be sent again. Don't write to `tensor` afterwards.
+    def send(
+        self, to: str, header: Header, value: Tensor | ToHost | None, options: dict[str, float] | None = None
+    ) -> None:
+        """Send a value, and keep it to be sent again. Don't write to it afterwards.
 
-        A codec other than `none` runs on the encoder thread; an error there is reported through `deliver` of nobody,
-        so it is logged and the receiver asks again.
+        A codec other than `none`, and a copy from a device that is under way, are left to the encoder thread.
         """
-        if header.codec == "none" or tensor is None:
-            self._send_encoded(to, header, None if tensor is None else codec("none").encode(tensor))
+        if value is None or (header.codec == "none" and isinstance(value, Tensor)):
+            self._send_encoded(to, header, None if value is None else _RAW.encode(value))
         else:
-            self._encoder.submit(self._encode_and_send, to, header, tensor, options or {})
+            self._encoder.submit(self._encode_and_send, to, header, value, options or {})
 
     def encoded(self, header: Header, tensor: Tensor, options: dict[str, float]) -> Tensor:
         """What the receiver of this message would get: for a lossy edge whose two ends are here."""
@@ -140,12 +152,14 @@ class Route:
         for peer in self._peers.values():
             peer.close()
 
-    def _encode_and_send(self, to: str, header: Header, tensor: Tensor, options: dict[str, float]) -> None:
+    def _encode_and_send(self, to: str, header: Header, value: Tensor | ToHost, options: dict[str, float]) -> None:
         try:
+            tensor = value.wait() if isinstance(value, ToHost) else value
             payload = codec(header.codec, **options).encode(tensor, self._codec_seed(header))
             self._send_encoded(to, header, payload)
-        except Exception:
+        except Exception as error:
             log.exception("could not encode %s %d for %s", header.kind.name, header.edge, to)
+            self._on_error(error)
 
     def _send_encoded(self, to: str, header: Header, payload: memoryview | None) -> None:
         packed = encode_header(header)
@@ -211,12 +225,14 @@ class Mover:
         deliver: Deliver,
         *,
         seed: int,
+        on_error: Callable[[Exception], None] = lambda _: None,
         silence: float = 5.0,
         patience: float = 30.0,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Route:
         """Connect to the job's peers and route its messages to `deliver` (called on the receiver thread).
 
+        `on_error` hears, on the encoder thread, of a value that could not be encoded.
         Waits until every peer's handshake is through; raises `UnreachableError` when one is not within `patience`
         seconds. `silence` is the time after which a dead connection is noticed.
         """
@@ -237,7 +253,7 @@ class Mover:
                 )
                 connections[address.worker] = _Peer(socket, address)
                 socket.connect(address.endpoint)
-            route = Route(admission, connections, deliver, seed)
+            route = Route(admission, connections, deliver, seed, on_error)
             # Peers may start before we do: what they send must find the route.
             self._route = route
             if admission.job in self._stopped:
@@ -245,12 +261,11 @@ class Mover:
             _await_handshakes(monitors, {peer.worker: peer for peer in peers}, patience, cancelled)
         except BaseException:
             self._route = None
+            _close_monitors(connections, monitors)
             for peer in connections.values():
-                peer.socket.disable_monitor()
                 peer.close()
             raise
-        for peer in connections.values():
-            peer.socket.disable_monitor()
+        _close_monitors(connections, monitors)
         return route
 
     def close_route(self, route: Route) -> None:
@@ -334,6 +349,14 @@ class Mover:
         """A connection with a key that is not of this job: a late peer of an earlier job, or somebody else."""
         self.refused["unknown key holder"] += 1
         log.info("refused a connection from %s with unknown key %s…", address, key[:8])
+
+
+def _close_monitors(connections: dict[str, _Peer], monitors: dict[str, zmq.Socket[bytes]]) -> None:
+    # In this order: libzmq blocks on the last word to a monitor that nobody can read any more.
+    for name, monitor in monitors.items():
+        if name in connections:
+            connections[name].socket.disable_monitor()
+        monitor.close(0)
 
 
 def _await_handshakes(

@@ -25,6 +25,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from executor.staging import Stager
 from fusion import __version__
 from fusion.errors import FusionError, UnreachableError
 from fusion.messages import (
@@ -268,6 +269,7 @@ class Service:
                 memory=self._memory,
                 report=self._report_from_thread,
                 upload=lambda step, fragment, state: self._upload(prepare, step, fragment, state),
+                stager=Stager(torch.device(self._config.device)) if self._request.device.kind == "cuda" else None,
             )
             del assembly
             route = await asyncio.to_thread(
@@ -276,6 +278,7 @@ class Service:
                 peers,
                 host.deliver,
                 seed=prepare.train.seed,
+                on_error=host.fail,
                 silence=prepare.failure_timeout,
                 patience=_HANDSHAKE_PATIENCE,
                 cancelled=abandoned.is_set,

@@ -33,21 +33,21 @@ def test_the_log_answers_per_peer_and_forgets_by_step() -> None:
     assert len(log) == 0
 
 
-def test_the_inbox_counts_bytes_and_closes_steps() -> None:
+def test_the_inbox_gives_and_takes_and_closes_steps() -> None:
     inbox: Inbox[str] = Inbox()
-    inbox.put(key(1), "one", 10)
-    inbox.put(key(2), "two", 20)
+    inbox.put(key(1), "one")
+    inbox.put(key(2), "two")
     with pytest.raises(ValueError, match="here already"):
-        inbox.put(key(2), "again", 20)
+        inbox.put(key(2), "again")
     assert inbox.get(key(2)) == "two"
-    assert inbox.bytes == 30
     assert inbox.take(key(1)) == "one"
     with pytest.raises(KeyError):
         inbox.take(key(1))
-    inbox.put(key(3), "three", 5)
+    inbox.put(key(3), "three")
     inbox.close(2)
-    assert (len(inbox), inbox.bytes) == (1, 5)
+    assert len(inbox) == 1
     assert key(3) in inbox
+    assert key(2) not in inbox
 
 
 def test_patience_asks_later_and_later_and_tells_a_person_once() -> None:

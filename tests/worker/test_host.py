@@ -7,7 +7,8 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from worker_cases import MICRO_BATCH, Case, Reports, Stack, loss, make_case
 
 from executor.ordering import Task
+from executor.staging import Stager
 from fusion.errors import DagError, PlanError
 from fusion.messages import (
     BlobRef,
@@ -57,7 +59,7 @@ class MemoryFetcher(Fetcher):
 class Crew:
     """The hosts of one job in this process, each with its own data plane."""
 
-    def __init__(self, case: Case, placement: tuple[str, ...], **plan: Any) -> None:
+    def __init__(self, case: Case, placement: tuple[str, ...], stager: Stager | None = None, **plan: Any) -> None:
         names = tuple(dict.fromkeys(placement))
         self._turn = threading.Lock()
         self.reports = {name: Reports() for name in names}
@@ -78,11 +80,15 @@ class Crew:
         for name, mover in self.movers.items():
             mover.admit(self.addresses)
             assembly = asyncio.run(assemble(self.prepare, name, "cpu", MemoryFetcher(case.blobs), ROOM))
-            self.hosts[name] = JobHost(assembly, threads=1, memory=ROOM, report=self.reports[name], upload=self._upload)
+            report = self.reports[name]
+            host = JobHost(assembly, threads=1, memory=ROOM, report=report, upload=self._upload, stager=stager)
+            host._execute = self._in_turn(host._execute)  # type: ignore[method-assign]
+            self.hosts[name] = host
         for name, mover in self.movers.items():
             peers = [address for address in self.addresses if address.worker != name]
+            host = self.hosts[name]
             self.routes[name] = mover.open(
-                self.hosts[name].assembly.admission(), peers, self.hosts[name].deliver, seed=self.prepare.train.seed
+                host.assembly.admission(), peers, host.deliver, seed=case.train.seed, on_error=host.fail
             )
 
     def _in_turn(self, execute: Callable[[Task], None]) -> Callable[[Task], None]:
@@ -280,6 +286,48 @@ def partition_in_two(case: Case) -> Any:
     from dag.cut import cut
 
     return cut(case.dag, case.prepare(("a", "b")).plan.cuts)
+
+
+class FakeRuntime:
+    """A device whose streams are in order already; counts the copies to the host."""
+
+    def __init__(self) -> None:
+        self.copies = 0
+
+    def new_stream(self) -> Any:
+        return SimpleNamespace(wait_event=lambda _: None)
+
+    current_stream = new_stream
+
+    def running_on(self, stream: Any) -> Any:
+        return nullcontext()
+
+    def record_event(self, stream: Any) -> Any:
+        return SimpleNamespace(synchronize=lambda: None, query=lambda: True)
+
+    def keep_until(self, tensor: Tensor, stream: Any) -> None:
+        self.copies += 1
+
+    def pinned(self, like: Tensor) -> Tensor:
+        return torch.empty(like.shape, dtype=like.dtype)
+
+
+def test_values_pass_through_staging_on_a_device() -> None:
+    case = make_case(Stack(tied=True, dropout=0.0), clip=0.05, steps=3)
+    losses, _ = plain_loop(case, Stack(tied=True, dropout=0.0))
+    runtime = FakeRuntime()
+    made = train(case, ("a", "b", "a"), stager=Stager(torch.device("cpu"), runtime))
+    assert [report.loss for report in made.steps()] == losses
+    assert runtime.copies > 10
+
+
+def test_a_value_that_can_not_be_encoded_fails_the_job() -> None:
+    case = make_case(steps=2)
+    with crew(case, ("a", "b"), codecs={0: CodecChoice(forward="int8")}) as made:
+        made.routes["a"]._codec_seed = None  # type: ignore[method-assign, assignment]
+        made.start()
+        failure = made.reports["a"].wait(Failure)
+    assert failure.message.startswith("TypeError")
 
 
 def test_an_error_of_the_computation_becomes_a_failure_in_one_line() -> None:
