@@ -7,7 +7,7 @@ codec and payload size.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,7 +45,7 @@ class Admission:
     """The rules for one worker, one job and one plan epoch.
 
     `norms` has the number of home parameters of each fragment (empty without clipping); `last_step` is the job's last
-    step. `free` names the fragments that no gradient comes back to (`free_running`).
+    step.
     """
 
     def __init__(
@@ -143,26 +143,6 @@ class Admission:
     def _check_sender(self, sender: str, expected: str, header: Header) -> None:
         if sender != expected:
             raise Refused("sender", f"{header.kind.name} {header.edge} came from {sender!r}, not from {expected!r}")
-
-
-def free_running(partition: Partition) -> frozenset[int]:
-    """Fragments that feed others and get no gradient back: nothing but DONE messages keeps them from running ahead."""
-    return frozenset(
-        fragment.index
-        for fragment in partition.fragments
-        if fragment.outputs and not any(edge.gradient for edge in fragment.outputs)
-    )
-
-
-def pacing_edges(partition: Partition, hosted: Collection[int]) -> tuple[Edge, ...]:
-    """One edge for each pair of a free-running source and a target hosted here."""
-    free = free_running(partition)
-    pairs = {
-        (edge.source, edge.target): edge
-        for edge in reversed(partition.edges)
-        if edge.source in free and edge.target in hosted
-    }
-    return tuple(pairs.values())
 
 
 def _layout(plan: Plan, edge: Edge, source: str, *, backward: bool) -> Layout:

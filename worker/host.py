@@ -9,7 +9,6 @@ from __future__ import annotations
 import queue
 import threading
 import traceback
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from time import monotonic, perf_counter
@@ -18,28 +17,21 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from dag.cut import Edge
 from dag.graph import TensorMeta
 from executor.board import TaskBoard
 from executor.ordering import Task, TaskKind
 from executor.staging import Stager, ToDevice
 from fusion.errors import FusionError, PlanError
-from fusion.messages import (
-    EvaluationReport,
-    Failure,
-    Finished,
-    FragmentTimes,
-    StepReport,
-    Warned,
-)
+from fusion.messages import Failure, Finished, Warned
 from fusion.units import format_bytes, format_seconds
 from fusion.wire import FrameKind, Header
-from worker.admission import free_running, pacing_edges
+from worker.accounts import Accounts
 from worker.assembly import Assembly
 from worker.inbox import Inbox
 from worker.memory import MemoryGuard
-from worker.mover import Route
+from worker.pacing import Pacing
 from worker.replay_log import Key
+from worker.route import Route
 from worker.waiting import Patience
 
 Report = Callable[[BaseModel], None]
@@ -95,22 +87,11 @@ class JobHost:
             eval_every=train.eval_every,
             eval_batches=train.eval_batches,
         )
-        # Pacing of fragments that no gradient comes back to: (source, target) -> last step the target is done with.
-        free = free_running(self._partition)
-        self._pacing = pacing_edges(self._partition, tuple(self._programs))
-        self._done = {
-            (edge.source, edge.target): self._first - 1
-            for edge in self._partition.edges
-            if edge.source in free and edge.source in self._programs
-        }
-        self._kept_steps = 3 if self._done else 2
-        self._floor = dict.fromkeys(self._programs, self._first)
-        self._losses: dict[int, list[float]] = defaultdict(list)
-        self._evaluations: dict[int, list[float]] = defaultdict(list)
-        self._times: dict[tuple[int, int], dict[TaskKind, float]] = defaultdict(lambda: defaultdict(float))
-        self._updated: dict[int, set[int]] = defaultdict(set)
-        self._norm: dict[int, float] = {}
-        self._waited = 0.0
+        hosted = tuple(self._programs)
+        self._accounts = Accounts(self.job, self.epoch, hosted, train)
+        self._pacing = Pacing(self._partition, hosted, self._first)
+        # The first step that each fragment is not through with.
+        self._floor = dict.fromkeys(hosted, self._first)
         self._patience = Patience(self._prepare.failure_timeout)
         self._uploads: list[Future[None]] = []
 
@@ -172,7 +153,7 @@ class JobHost:
             if self._stopping.is_set():
                 return
             task = self._board.next_task()
-            if task is None or self._held(task):
+            if task is None or self._pacing.holds(task):
                 self._wait()
                 continue
             self._execute(task)
@@ -193,7 +174,7 @@ class JobHost:
                 self._update(task)
             case TaskKind.EVALUATE:
                 self._evaluate(task)
-        self._times[task.fragment, task.step][task.kind] += perf_counter() - begin
+        self._accounts.spent(task, perf_counter() - begin)
         self._board.completed(task)
         if task.kind is TaskKind.UPDATE:
             self._updated_step(task)
@@ -206,7 +187,7 @@ class JobHost:
         for edge, value in result.outputs.items():
             self._pass_on(FrameKind.ACTIVATION, edge, task.step, task.micro_batch, value)
         if result.loss is not None:
-            self._losses[task.step].append(result.loss)
+            self._accounts.lost(task.step, result.loss)
 
     def _backward(self, task: Task) -> None:
         gradients = {key[1]: _on_device(self._inbox.take(key)) for key in self._board.needs(task)}
@@ -226,7 +207,7 @@ class JobHost:
                 norms[key[1]] = value
         total = self._programs[task.fragment].update(task.step, norms)
         if total is not None:
-            self._norm[task.step] = total
+            self._accounts.clipped(task.step, total)
         self._send_parameters(task.fragment, task.step + 1)
 
     def _evaluate(self, task: Task) -> None:
@@ -234,21 +215,9 @@ class JobHost:
         result = self._programs[task.fragment].evaluate(task.step, task.micro_batch, self._arrivals(task), data)
         for edge, value in result.outputs.items():
             self._pass_on(FrameKind.EVALUATION, edge, task.step, task.micro_batch, value)
-        if result.loss is None:
-            return
-        losses = self._evaluations[task.step]
-        losses.append(result.loss)
-        if len(losses) == self._train.eval_batches:
-            del self._evaluations[task.step]
-            self._report(
-                EvaluationReport(
-                    job=self.job,
-                    epoch=self.epoch,
-                    step=task.step,
-                    loss=sum(losses) / len(losses),
-                    batches=len(losses),
-                )
-            )
+        report = self._accounts.evaluated(task.step, result.loss) if result.loss is not None else None
+        if report is not None:
+            self._report(report)
 
     def _arrivals(self, task: Task) -> dict[int, Tensor]:
         """Edge -> value for a forward or evaluation; borrowed parameters stay for the micro-batches to come."""
@@ -308,9 +277,7 @@ class JobHost:
 
     def _accept(self, header: Header, value: Arrival) -> None:
         if header.kind is FrameKind.DONE:
-            edge = self._partition.edges[header.edge]
-            ends = (edge.source, edge.target)
-            self._done[ends] = max(self._done.get(ends, 0), header.step)
+            self._pacing.heard(header.edge, header.step)
             self._patience.arrived()
         elif self._board.arrived(*header.key):
             self._inbox.put(header.key, value)
@@ -341,12 +308,14 @@ class JobHost:
             event = self._events.get(timeout=self._patience.left())
         except queue.Empty:
             self._ask_again()
-        self._waited += monotonic() - begin
+        self._accounts.waited(monotonic() - begin)
         self._take_in(event)
 
     def _ask_again(self) -> None:
         assert self._route is not None
-        missing = [(self._source_of(key), key) for key in [*self._board.owed(), *self._awaited_dones()]]
+        task = self._board.next_task()
+        paced = self._pacing.owed(task) if task is not None else []
+        missing = [(self._source_of(key), key) for key in (*self._board.owed(), *paced)]
         absent = [(source, key) for source, key in missing if source != self._worker]
         for source, (kind, edge, step, micro_batch) in absent:
             self._route.request(
@@ -374,46 +343,23 @@ class JobHost:
 
     # Steps --------------------------------------------------------------------------------------------------------
 
-    def _held(self, task: Task) -> bool:
-        """Whether a free-running fragment must let its receivers catch up: it may be two steps ahead."""
-        return (
-            task.kind is TaskKind.FORWARD
-            and task.micro_batch == 0
-            and any(source == task.fragment and done < task.step - 2 for (source, _), done in self._done.items())
-        )
-
-    def _awaited_dones(self) -> list[Key]:
-        task = self._board.next_task()
-        if task is None or not self._held(task):
-            return []
-        late = {ends for ends, done in self._done.items() if ends[0] == task.fragment and done < task.step - 2}
-        return [
-            (FrameKind.DONE, edge.index, task.step - 2, 0)
-            for edge in self._first_edges()
-            if (edge.source, edge.target) in late
-        ]
-
-    def _first_edges(self) -> tuple[Edge, ...]:
-        return pacing_edges(self._partition, range(len(self._partition.fragments)))
-
     def _advance(self, fragment: int) -> None:
         """Let go of what nobody needs any more, now that a fragment may have left a step behind."""
         upcoming = self._board.orders[fragment].peek()
         floor = upcoming.step if upcoming is not None else self._train.steps + 1
         assert self._route is not None
         for step in range(self._floor[fragment], floor):
-            for edge in self._pacing:
-                if edge.target == fragment:
-                    header = Header(self.job, self.epoch, FrameKind.DONE, edge.index, step, 0)
-                    to = self._plan.placement[edge.source]
-                    if to == self._worker:
-                        self._accept(header, None)
-                    else:
-                        self._route.send(to, header, None)
+            for edge in self._pacing.to_say(fragment):
+                header = Header(self.job, self.epoch, FrameKind.DONE, edge.index, step, 0)
+                to = self._plan.placement[edge.source]
+                if to == self._worker:
+                    self._accept(header, None)
+                else:
+                    self._route.send(to, header, None)
         self._floor[fragment] = floor
         lowest = min(self._floor.values())
         self._inbox.close(lowest - 1)
-        self._route.forget(lowest - self._kept_steps)
+        self._route.forget(lowest - self._pacing.kept_steps)
 
     def _updated_step(self, task: Task) -> None:
         """After an update: the checkpoint part when one is due, and the report once all fragments here are through."""
@@ -423,40 +369,11 @@ class JobHost:
             state = self._programs[task.fragment].state()
             self._uploads = [upload for upload in self._uploads if not upload.done()]
             self._uploads.append(self._upload(step, task.fragment, state))
-        updated = self._updated[step]
-        updated.add(task.fragment)
-        if len(updated) < len(self._programs):
-            return
-        del self._updated[step]
-        assert self._route is not None
-        sent = self._route.take_sent()
-        waited, self._waited = self._waited, 0.0
-        losses = self._losses.pop(step, None)
-        times = [(fragment, self._times.pop((fragment, step))) for fragment in self._programs]
-        used = self._memory.used()
-        self._report(
-            StepReport(
-                job=self.job,
-                epoch=self.epoch,
-                step=step,
-                fragments=[
-                    FragmentTimes(
-                        fragment=fragment,
-                        forward=spent[TaskKind.FORWARD],
-                        backward=spent[TaskKind.BACKWARD],
-                        update=spent[TaskKind.UPDATE],
-                    )
-                    for fragment, spent in times
-                ],
-                loss=None if losses is None else sum(losses) / train.micro_batches,
-                gradient_norm=self._norm.pop(step, None),
-                sent_bytes=sum(sent.values()),
-                sent_to=sent,
-                wait_seconds=waited,
-                memory_used_bytes=used,
-            )
-        )
-        self._memory.check(used)
+        if self._accounts.updated(task):
+            assert self._route is not None
+            used = self._memory.used()
+            self._report(self._accounts.step_report(step, self._route.take_sent(), used))
+            self._memory.check(used)
 
 
 def explain(error: BaseException) -> str:

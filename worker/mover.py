@@ -1,9 +1,7 @@
 """The data plane: takes tensors to peers and brings theirs in, beside the compute thread.
 
-One ROUTER is bound for as long as the worker lives; each job has one DEALER per peer. Sending costs the caller a header and
-a hand-over to ZeroMQ's own I/O thread (which encrypts and writes); lossy codecs are run by an encoder thread, and a receiver
-thread admits, decodes and delivers what arrives and answers RESEND from the replay log. ZeroMQ sockets are not
-thread-safe: every DEALER has a lock, the ROUTER belongs to the receiver thread.
+One ROUTER is bound for as long as the worker lives; it belongs to the receiver thread, which admits, decodes and delivers
+what arrives and answers RESEND. Each job has a route (`worker.route`) with one DEALER per peer.
 """
 
 from __future__ import annotations
@@ -12,8 +10,6 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
@@ -21,14 +17,13 @@ import zmq
 from torch import Tensor
 from zmq.utils.monitor import recv_monitor_message
 
-from compress import codec, edge_seed
-from executor.staging import ToHost
+from compress import codec
 from fusion.errors import FrameError, UnreachableError, VersionError
 from fusion.messages import PeerAddress
 from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, keep_alive, secure_client, secure_server, sender_key
-from fusion.wire import FrameKind, Header, decode_header, encode_header
+from fusion.wire import FrameKind, decode_header
 from worker.admission import Admission, Refused
-from worker.replay_log import ReplayLog, Sent
+from worker.route import Deliver, Peer, Route
 
 DOMAIN = "data"
 _POLL_MILLISECONDS = 200
@@ -38,142 +33,6 @@ _COPY_THRESHOLD = 256 * 1024
 _QUIET = frozenset({"other epoch", "stopped job"})
 
 log = logging.getLogger("fusion.worker")
-
-_RAW = codec("none")
-
-Deliver = Callable[[Header, Tensor | None], None]
-
-
-@dataclass(frozen=True, slots=True)
-class CodecOfEdge:
-    """How values of one edge are encoded in one direction."""
-
-    name: str = "none"
-    options: dict[str, float] = field(default_factory=dict)
-
-
-class _Peer:
-    """A DEALER to one peer and the lock that lets several threads use it."""
-
-    def __init__(self, socket: zmq.Socket[bytes], address: PeerAddress) -> None:
-        self.socket = socket
-        self.address = address
-        self.lock = threading.Lock()
-
-    def transmit(self, header: bytes, payload: memoryview | None) -> int:
-        with self.lock:
-            if self.socket.closed:
-                return 0
-            if payload is None:
-                self.socket.send(header)
-                return len(header)
-            self.socket.send(header, zmq.SNDMORE)
-            self.socket.send(payload, copy=False)
-            return len(header) + payload.nbytes
-
-    def close(self) -> None:
-        with self.lock:
-            self.socket.close(0)
-
-
-class Route:
-    """One job's part of the data plane, from `Mover.open` to `Mover.close_route`."""
-
-    def __init__(
-        self,
-        admission: Admission,
-        peers: dict[str, _Peer],
-        deliver: Deliver,
-        seed: int,
-        on_error: Callable[[Exception], None] = lambda _: None,
-    ) -> None:
-        self.admission = admission
-        self.deliver = deliver
-        self._on_error = on_error
-        self._peers = peers
-        self._seed = seed
-        self._log: ReplayLog[memoryview | None] = ReplayLog()
-        self._lock = threading.Lock()
-        self._sent: Counter[str] = Counter()
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
-        self._names = {peer.address.public_key: name for name, peer in peers.items()}
-
-    @property
-    def peers(self) -> tuple[str, ...]:
-        return tuple(self._peers)
-
-    def name_of(self, public_key: str) -> str:
-        """The worker with this key; empty for a stranger."""
-        return self._names.get(public_key, "")
-
-    def send(
-        self, to: str, header: Header, value: Tensor | ToHost | None, options: dict[str, float] | None = None
-    ) -> None:
-        """Send a value, and keep it to be sent again. Don't write to it afterwards.
-
-        A codec other than `none`, and a copy from a device that is under way, are left to the encoder thread.
-        """
-        if value is None or (header.codec == "none" and isinstance(value, Tensor)):
-            self._send_encoded(to, header, None if value is None else _RAW.encode(value))
-        else:
-            self._encoder.submit(self._encode_and_send, to, header, value, options or {})
-
-    def encoded(self, header: Header, tensor: Tensor, options: dict[str, float]) -> Tensor:
-        """What the receiver of this message would get: for a lossy edge whose two ends are here."""
-        return codec(header.codec, **options).round_trip(tensor, self._codec_seed(header))
-
-    def request(self, to: str, header: Header) -> None:
-        """Send a message that is not kept: RESEND."""
-        self._count(to, self._peers[to].transmit(encode_header(header), None))
-
-    def answer(self, request: Header, to: str) -> bool:
-        """Send again what a RESEND names; False when it was not sent yet (it will be) or is long used up."""
-        key = (FrameKind[request.codec], request.edge, request.step, request.micro_batch)
-        with self._lock:
-            sent = self._log.find(to, key)
-        if sent is None:
-            return False
-        self._count(to, self._peers[to].transmit(sent.header, sent.payload))
-        return True
-
-    def forget(self, through: int) -> None:
-        """Steps up to and including `through` will not be asked for again."""
-        with self._lock:
-            self._log.forget(through)
-
-    def take_sent(self) -> dict[str, int]:
-        """Bytes sent to each peer since the last call."""
-        with self._lock:
-            sent, self._sent = self._sent, Counter()
-        return dict(sent)
-
-    def close(self) -> None:
-        self._encoder.shutdown(wait=True, cancel_futures=True)
-        for peer in self._peers.values():
-            peer.close()
-
-    def _encode_and_send(self, to: str, header: Header, value: Tensor | ToHost, options: dict[str, float]) -> None:
-        try:
-            tensor = value.wait() if isinstance(value, ToHost) else value
-            payload = codec(header.codec, **options).encode(tensor, self._codec_seed(header))
-            self._send_encoded(to, header, payload)
-        except Exception as error:
-            log.exception("could not encode %s %d for %s", header.kind.name, header.edge, to)
-            self._on_error(error)
-
-    def _send_encoded(self, to: str, header: Header, payload: memoryview | None) -> None:
-        packed = encode_header(header)
-        with self._lock:
-            self._log.record(header.key, Sent(to, packed, payload))
-        self._count(to, self._peers[to].transmit(packed, payload))
-
-    def _count(self, to: str, sent: int) -> None:
-        with self._lock:
-            self._sent[to] += sent
-
-    def _codec_seed(self, header: Header) -> int:
-        backward = header.kind is FrameKind.GRADIENT
-        return edge_seed(self._seed, header.step, header.micro_batch, header.edge, gradient=backward)
 
 
 class Mover:
@@ -237,7 +96,7 @@ class Mover:
         seconds. `silence` is the time after which a dead connection is noticed.
         """
         self.admit(peers)
-        connections: dict[str, _Peer] = {}
+        connections: dict[str, Peer] = {}
         monitors: dict[str, zmq.Socket[bytes]] = {}
         try:
             for address in peers:
@@ -245,13 +104,13 @@ class Mover:
                 socket.setsockopt(zmq.SNDHWM, 0)
                 socket.copy_threshold = _COPY_THRESHOLD
                 socket.setsockopt(zmq.LINGER, 0)
-                keep_alive(socket, silence)
+                keep_alive(socket, max(silence, 2.0))
                 socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
                 secure_client(socket, self._keys, address.public_key)
                 monitors[address.worker] = socket.get_monitor_socket(
                     zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_MONITOR_STOPPED
                 )
-                connections[address.worker] = _Peer(socket, address)
+                connections[address.worker] = Peer(socket, address)
                 socket.connect(address.endpoint)
             route = Route(admission, connections, deliver, seed, on_error)
             # Peers may start before we do: what they send must find the route.
@@ -273,8 +132,8 @@ class Mover:
         if self._route is route:
             self._route = None
             self._stopped.append(route.admission.job)
-        for address in (peer.address for peer in route._peers.values()):
-            self._gate.forbid(DOMAIN, address.public_key)
+        for key in route.keys:
+            self._gate.forbid(DOMAIN, key)
         route.close()
 
     def close(self) -> None:
@@ -351,7 +210,7 @@ class Mover:
         log.info("refused a connection from %s with unknown key %s…", address, key[:8])
 
 
-def _close_monitors(connections: dict[str, _Peer], monitors: dict[str, zmq.Socket[bytes]]) -> None:
+def _close_monitors(connections: dict[str, Peer], monitors: dict[str, zmq.Socket[bytes]]) -> None:
     # In this order: libzmq blocks on the last word to a monitor that nobody can read any more.
     for name, monitor in monitors.items():
         if name in connections:

@@ -52,7 +52,8 @@ from worker.fetch import Fetcher
 from worker.host import JobHost, explain
 from worker.joining import address_towards, join
 from worker.memory import MemoryGuard
-from worker.mover import Mover, Route
+from worker.mover import Mover
+from worker.route import Route
 
 # The coordinator lets a leaving worker wait for the next checkpoint for a minute at most.
 _LEAVE_PATIENCE = 90.0

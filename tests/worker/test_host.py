@@ -37,7 +37,8 @@ from worker.assembly import assemble
 from worker.fetch import Fetcher
 from worker.host import JobHost, explain
 from worker.memory import MemoryGuard
-from worker.mover import Mover, Route
+from worker.mover import Mover
+from worker.route import Route
 
 ROOM = MemoryGuard(2**50)
 

@@ -21,7 +21,8 @@ from fusion.plan import CodecChoice
 from fusion.sockets import KeyPair, new_keys, secure_client
 from fusion.wire import FrameKind, Header, encode_header
 from worker.admission import Admission
-from worker.mover import Mover, Route
+from worker.mover import Mover
+from worker.route import Route
 
 CASE = make_case()
 MAX_FRAME = 10_000

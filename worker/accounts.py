@@ -1,0 +1,87 @@
+"""Adds up what the tasks of a step tell, and makes the step's reports of it. Sans I/O."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from executor.ordering import Task, TaskKind
+from fusion.messages import EvaluationReport, FragmentTimes, StepReport, TrainConfig
+
+
+class Accounts:
+    """The open steps of one worker's fragments."""
+
+    def __init__(self, job: str, epoch: int, hosted: Sequence[int], train: TrainConfig) -> None:
+        self._job = job
+        self._epoch = epoch
+        self._hosted = tuple(hosted)
+        self._train = train
+        self._losses: dict[int, list[float]] = defaultdict(list)
+        self._evaluations: dict[int, list[float]] = defaultdict(list)
+        self._seconds: dict[tuple[int, int], dict[TaskKind, float]] = defaultdict(lambda: defaultdict(float))
+        self._updated: dict[int, set[int]] = defaultdict(set)
+        self._norms: dict[int, float] = {}
+        self._waited = 0.0
+
+    def spent(self, task: Task, seconds: float) -> None:
+        """`task` took this long. Evaluations are not accounted for: they come after the step's report."""
+        if task.kind is not TaskKind.EVALUATE:
+            self._seconds[task.fragment, task.step][task.kind] += seconds
+
+    def waited(self, seconds: float) -> None:
+        """There was nothing to do for this long."""
+        self._waited += seconds
+
+    def lost(self, step: int, loss: float) -> None:
+        """The loss of the step's next micro-batch."""
+        self._losses[step].append(loss)
+
+    def clipped(self, step: int, norm: float) -> None:
+        """The global gradient norm before clipping."""
+        self._norms[step] = norm
+
+    def updated(self, task: Task) -> bool:
+        """A fragment has made its update; True when all fragments here have made that of this step."""
+        fragments = self._updated[task.step]
+        fragments.add(task.fragment)
+        if len(fragments) < len(self._hosted):
+            return False
+        del self._updated[task.step]
+        return True
+
+    def step_report(self, step: int, sent: dict[str, int], memory_used: int) -> StepReport:
+        """The report of a step that all fragments here have finished; closes the step's accounts."""
+        losses = self._losses.pop(step, None)
+        waited, self._waited = self._waited, 0.0
+        seconds = {fragment: self._seconds.pop((fragment, step)) for fragment in self._hosted}
+        return StepReport(
+            job=self._job,
+            epoch=self._epoch,
+            step=step,
+            fragments=[
+                FragmentTimes(
+                    fragment=fragment,
+                    forward=spent[TaskKind.FORWARD],
+                    backward=spent[TaskKind.BACKWARD],
+                    update=spent[TaskKind.UPDATE],
+                )
+                for fragment, spent in seconds.items()
+            ],
+            loss=None if losses is None else sum(losses) / self._train.micro_batches,
+            gradient_norm=self._norms.pop(step, None),
+            sent_bytes=sum(sent.values()),
+            sent_to=sent,
+            wait_seconds=waited,
+            memory_used_bytes=memory_used,
+        )
+
+    def evaluated(self, step: int, loss: float) -> EvaluationReport | None:
+        """The loss of the next evaluation batch after `step`; the report once all are there."""
+        losses = self._evaluations[step]
+        losses.append(loss)
+        if len(losses) < self._train.eval_batches:
+            return None
+        del self._evaluations[step]
+        mean = sum(losses) / len(losses)
+        return EvaluationReport(job=self._job, epoch=self._epoch, step=step, loss=mean, batches=len(losses))
