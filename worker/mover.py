@@ -32,6 +32,13 @@ _COPY_THRESHOLD = 256 * 1024
 # Expected after a restart or a stop, while a peer has not heard of it yet: counted and logged here, not reported.
 _QUIET = frozenset({"other epoch", "stopped job"})
 
+_HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+)
+HANDSHAKE_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | _HANDSHAKE_FAILED | zmq.EVENT_MONITOR_STOPPED
+"""What the monitors given to `await_handshakes` must report."""
+_RETRY_SECONDS = 0.1
+
 log = logging.getLogger("fusion.worker")
 
 
@@ -107,9 +114,7 @@ class Mover:
                 keep_alive(socket, max(silence, 2.0))
                 socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
                 secure_client(socket, self._keys, address.public_key)
-                monitors[address.worker] = socket.get_monitor_socket(
-                    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_MONITOR_STOPPED
-                )
+                monitors[address.worker] = socket.get_monitor_socket(HANDSHAKE_EVENTS)
                 connections[address.worker] = Peer(socket, address)
                 socket.connect(address.endpoint)
             route = Route(admission, connections, deliver, seed, on_error)
@@ -117,7 +122,7 @@ class Mover:
             self._route = route
             if admission.job in self._stopped:
                 self._stopped.remove(admission.job)
-            _await_handshakes(monitors, {peer.worker: peer for peer in peers}, patience, cancelled)
+            await_handshakes(monitors, connections, patience, cancelled)
         except BaseException:
             self._route = None
             _close_monitors(connections, monitors)
@@ -218,27 +223,38 @@ def _close_monitors(connections: dict[str, Peer], monitors: dict[str, zmq.Socket
         monitor.close(0)
 
 
-def _await_handshakes(
+def await_handshakes(
     monitors: dict[str, zmq.Socket[bytes]],
-    peers: dict[str, PeerAddress],
+    connections: dict[str, Peer],
     patience: float,
     cancelled: Callable[[], bool],
 ) -> None:
+    """Return when every peer has let us in.
+
+    A peer that has not heard of the job yet refuses our key, and ZeroMQ never tries again after a refusal, so we do.
+    """
     deadline = monotonic() + patience
     poller: Any = zmq.Poller()
     names: dict[Any, str] = {}
     for name, monitor in monitors.items():
         poller.register(monitor, zmq.POLLIN)
         names[monitor] = name
+    refused: deque[tuple[float, str]] = deque()
     while names and not cancelled():
         left = deadline - monotonic()
         if left <= 0:
-            missing = ", ".join(f"{name} at {peers[name].endpoint}" for name in names.values())
+            missing = ", ".join(f"{name} at {connections[name].address.endpoint}" for name in names.values())
             raise UnreachableError(
                 f"can't reach {missing}; is that port open between the machines? "
                 "(fusion worker --advertise HOST:PORT sets it)"
             )
-        for monitor, _ in poller.poll(min(left, _POLL_MILLISECONDS / 1000) * 1000):
-            if recv_monitor_message(monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        wait = min(left, _RETRY_SECONDS if refused else _POLL_MILLISECONDS / 1000)
+        for monitor, _ in poller.poll(wait * 1000):
+            event = recv_monitor_message(monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 poller.unregister(monitor)
                 del names[monitor]
+            elif event & _HANDSHAKE_FAILED:
+                refused.append((monotonic() + _RETRY_SECONDS, names[monitor]))
+        while refused and refused[0][0] <= monotonic():
+            connections[refused.popleft()[1]].connect_again()

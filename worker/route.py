@@ -48,6 +48,16 @@ class Peer:
             self.socket.send(payload, copy=False)
             return len(header) + payload.nbytes
 
+    def connect_again(self) -> None:
+        """Try again to get in where the handshake was refused; what was queued for the peer is lost."""
+        with self.lock:
+            try:
+                self.socket.disconnect(self.address.endpoint)
+            except zmq.ZMQError as error:
+                if error.errno != zmq.ENOENT:  # ZeroMQ may have given the endpoint up by itself
+                    raise
+            self.socket.connect(self.address.endpoint)
+
     def close(self) -> None:
         with self.lock:
             self.socket.close(0)
