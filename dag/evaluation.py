@@ -10,22 +10,24 @@ from dataclasses import replace
 from dag.graph import Arg, Op, OpDag
 
 # Packet -> position and name of the training flag.
-_DROPOUT = dict.fromkeys(("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "native_dropout"), (2, "train"))
+_DROPOUT = dict.fromkeys(
+    ("dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "native_dropout"), (2, "train")
+)
 _RECURRENT = {"lstm": (6, "train"), "gru": (6, "train"), "rnn_tanh": (6, "train"), "rnn_relu": (6, "train")}
 _RRELU = {"rrelu": (3, "training")}
 _NORMS = {"batch_norm": (5, "training"), "instance_norm": (5, "use_input_stats")}
 _ATTENTION = {"scaled_dot_product_attention": (4, "dropout_p")}
 
 
-def evaluation_form(op: Op, dag: OpDag | None = None) -> Op | None:
+def evaluation_form(op: Op, dag: OpDag) -> Op | None:
     """The op as it runs in evaluation; None when it is left out.
 
-    With `dag`, in-place writes to buffers that nothing reads (batch norm's count of batches) are left out, so that
-    evaluating changes no state.
+    In-place writes to buffers that nothing reads (batch norm's count of batches) are left out, so that evaluating changes
+    no state.
     """
     if op.kind != "call" or not op.target.startswith("aten."):
         return op
-    if dag is not None and _only_writes_buffers(op, dag):
+    if _only_writes_buffers(op, dag):
         return None
     packet = op.target.split(".")[1].removesuffix("_")
     for table in (_DROPOUT, _RECURRENT, _RRELU):

@@ -155,7 +155,8 @@ def _turn_functional(
 
 
 def _same_arguments(target: str, functional: str) -> bool:
-    names = [[argument.name for argument in _schema(name).arguments] for name in (target, functional)]
+    # The first one, what is written, goes by position and has several names.
+    names = [[argument.name for argument in _schema(name).arguments[1:]] for name in (target, functional)]
     return names[0] == names[1]
 
 

@@ -1,0 +1,286 @@
+"""A model that can't be captured is refused with the user's line and what to change."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dag.capture import capture
+from fusion.errors import CaptureError
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+
+class Branch(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        return h if h.sum() > 0 else -h  # here
+
+
+class Item(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * x.sum().item()  # here
+
+
+class Nonzero(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)[torch.nonzero(x[:, 0])[:, 0]]  # here
+
+
+class MaskedSelect(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.masked_select(self.linear(x), x > 0)  # here
+
+
+class BooleanIndex(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)[x > 0]  # here
+
+
+class Complex(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(self.linear(x)).real  # here
+
+
+class Sparse(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).to_sparse().to_dense()  # here
+
+
+class Strided(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).as_strided((2, 2), (2, 1))  # here
+
+
+class ControlFlow(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (self.linear(x),))  # here
+
+
+class WrongShape(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) @ torch.ones(3, 3)  # here
+
+
+class Raises(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError("my own complaint")  # here
+
+
+class WritesParameter(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.linear.weight.mul_(0.9)  # here
+        return self.linear(x)
+
+
+class WritesData(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        self.linear.weight.data.add_(1)  # here
+        return self.linear(x)
+
+
+class WritesAttribute(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = torch.zeros(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.total += x.mean(0)  # here
+        return self.linear(x) + self.total
+
+
+class Generator(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + torch.rand(4, generator=torch.Generator().manual_seed(3))  # here
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient * 3
+
+
+class CustomFunction(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return Twice.apply(self.linear(x))  # here
+
+
+class TensorHook(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        h.register_hook(lambda gradient: gradient * 2)  # here
+        return h
+
+
+class Reentrant(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.linear, x, use_reentrant=True)  # here
+
+
+class InferenceMode(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            scale = x * 2
+        return self.linear(x) * scale  # here
+
+
+@torch.library.custom_op("fusion_test::twice", mutates_args=())
+def twice(x: Tensor) -> Tensor:
+    return x * 2
+
+
+@twice.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class CustomOperator(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + twice(x)  # here
+
+
+def attempt(model: nn.Module, loss: object = lambda output, targets: output.mean()) -> str:
+    with pytest.raises(CaptureError) as caught:
+        capture(model, {"inputs": torch.randn(2, 4), "targets": torch.zeros(2, 4)}, loss)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (Branch, "torch.where"),
+        (Item, "depends on a tensor's values|tensor's value"),
+        (Nonzero, "shape depends on values"),
+        (MaskedSelect, "shape depends on values"),
+        (BooleanIndex, "shape depends on values"),
+        (Complex, "complex"),
+        (Sparse, "sparse"),
+        (Strided, "as_strided"),
+        (ControlFlow, "torch.cond"),
+        (WrongShape, "reduction dim"),
+        (Raises, "my own complaint"),
+        (WritesParameter, "parameter linear.weight in place"),
+        (WritesData, "register_buffer"),
+        (WritesAttribute, "register_buffer"),
+        (Generator, "torch.Generator"),
+        (CustomFunction, "Twice is a custom torch.autograd.Function"),
+        (TensorHook, "hooks the gradient"),
+        (Reentrant, "use_reentrant=False"),
+        (InferenceMode, "torch.no_grad"),
+        (CustomOperator, "fusion_test.twice.default"),
+    ],
+)
+def test_error_names_the_line_and_what_to_change(model: type[nn.Module], says: str) -> None:
+    message = attempt(model())
+    assert re.search(says, message), message
+    place = re.match(r"(.+):(\d+): ", message)
+    assert place, message
+    assert place[1] == __file__
+    with open(__file__) as source:
+        line = source.read().splitlines()[int(place[2]) - 1]
+    assert line.endswith("# here"), f"{message}\npoints at: {line}"
+
+
+def test_nothing_to_train() -> None:
+    assert "no parameter" in attempt(nn.Linear(4, 4).requires_grad_(False))
+
+
+def test_loss_without_gradient() -> None:
+    assert "does not depend on any parameter" in attempt(nn.Linear(4, 4), lambda output, targets: output.detach().sum())
+
+
+def test_loss_that_is_no_scalar() -> None:
+    assert "shape [2, 4]" in attempt(nn.Linear(4, 4), lambda output, targets: output - targets)
+
+
+def test_loss_that_is_no_tensor() -> None:
+    assert "type tuple" in attempt(nn.Linear(4, 4), lambda output, targets: (output, targets))
+
+
+def test_loss_that_is_an_integer() -> None:
+    assert "int64" in attempt(nn.Linear(4, 4), lambda output, targets: output.argmax())
+
+
+def test_unknown_loss() -> None:
+    assert "cross_entropy" in attempt(nn.Linear(4, 4), "crossentropy")
+
+
+def test_mse_refuses_to_broadcast() -> None:
+    assert "[2, 3]" in attempt(nn.Linear(4, 3), "mse")
+
+
+def test_model_loss_without_a_loss() -> None:
+    class Pair(Base):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"output": self.linear(x)}
+
+    with pytest.raises(CaptureError, match="without a loss"):
+        capture(Pair(), {"inputs": torch.randn(2, 4)}, "model")
+
+
+def test_missing_targets() -> None:
+    with pytest.raises(CaptureError, match="no 'targets'"):
+        capture(nn.Linear(4, 4), {"inputs": torch.randn(2, 4)}, "mse")
+
+
+def test_forward_wants_an_argument_that_the_data_lacks() -> None:
+    class Masked(Base):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.linear(x) * mask
+
+    message = attempt(Masked())
+    assert "mask" in message
+    assert message.startswith(f"{__file__}:")
+
+
+def test_parameter_hook() -> None:
+    model = nn.Linear(4, 4)
+    model.weight.register_hook(lambda gradient: gradient * 2)
+    assert "weight has a gradient hook" in attempt(model)
+
+
+def test_backward_hook_of_a_module() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0].register_full_backward_hook(lambda module, before, after: None)
+    assert "module 0 has a backward hook" in attempt(model)
+
+
+def test_recurrent_layers_are_refused_under_autocast() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lstm(x)[0].mean()  # type: ignore[no-any-return]
+
+    with pytest.raises(CaptureError, match="enabled=False"):
+        capture(Recurrent(), {"inputs": torch.randn(2, 3, 4)}, "model", autocast="bfloat16")
+
+
+def test_unknown_autocast() -> None:
+    with pytest.raises(CaptureError, match="bfloat16"):
+        capture(nn.Linear(4, 4), {"inputs": torch.randn(2, 4)}, "model", autocast="float8")
+
+
+def test_capture_leaves_torch_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    apply, hook = torch.autograd.Function.apply, torch.Tensor.register_hook
+    attempt(Branch())
+    assert torch.autograd.Function.apply == apply
+    assert torch.Tensor.register_hook is hook
+    assert capsys.readouterr() == ("", "")
