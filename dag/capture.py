@@ -129,12 +129,14 @@ def _simplified(
             where = drafts[error.op].where
             raise CaptureError(f"{where + ': ' if where else ''}this model can't be captured: {error}") from error
 
-    first = observed(drafts, costs=False)
-    refuse_lost_writes(drafts, first)
-    drafts = without_dead_code(drafts, first, drafts[-1])
-    drafts = make_functional(drafts, observed(drafts, costs=False))
-    drafts = without_dead_code(drafts, observed(drafts, costs=False), drafts[-1])
-    return drafts, observed(drafts, costs=True)
+    first = dict(zip(drafts, observed(drafts, costs=False), strict=True))
+    refuse_lost_writes(drafts, list(first.values()))
+    drafts = without_dead_code(drafts, list(first.values()), drafts[-1])
+    drafts = make_functional(drafts, [first[draft] for draft in drafts])
+    observations = observed(drafts, costs=True)
+    # A write that nobody reads is dead only now that it is functional.
+    kept = without_dead_code(drafts, observations, drafts[-1])
+    return kept, observations if len(kept) == len(drafts) else observed(kept, costs=True)
 
 
 def _leaf_meta(draft: Draft, names: Names, example: Mapping[str, torch.Tensor]) -> TensorMeta | None:
