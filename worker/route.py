@@ -6,6 +6,7 @@ copies from a device that are under way, are left to the encoder thread.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections import Counter
@@ -54,7 +55,7 @@ class Peer:
             try:
                 self.socket.disconnect(self.address.endpoint)
             except zmq.ZMQError as error:
-                if error.errno != zmq.ENOENT:  # ZeroMQ may have given the endpoint up by itself
+                if error.errno != errno.ENOENT:  # ZeroMQ may have given the endpoint up by itself
                     raise
             self.socket.connect(self.address.endpoint)
 

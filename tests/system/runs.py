@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from cases import Case
 from safetensors.torch import load_file
 from torch import Tensor
@@ -80,3 +81,9 @@ def weights(pool: LocalPool, job: str, step: int) -> dict[str, Tensor]:
     with pool.client() as client:
         client.download_checkpoint(job, step, "model", target)
     return load_file(target)
+
+
+def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different

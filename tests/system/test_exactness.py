@@ -8,17 +8,11 @@ import pytest
 import torch
 from cases import Case, all_cases, as_tensors
 from plain import train
-from runs import GLOBAL_BATCH, MICRO_BATCH, SEED, STEPS, Outcome, captured, replanned, run
+from runs import GLOBAL_BATCH, MICRO_BATCH, SEED, STEPS, Outcome, assert_same_bits, captured, replanned, run
 
 from fusion.local import LocalPool
 
 pytestmark = pytest.mark.system
-
-
-def assert_same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    different = [name for name in one if not torch.equal(one[name], other[name])]
-    assert not different
 
 
 @pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
