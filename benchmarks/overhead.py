@@ -6,7 +6,6 @@ is that of its process, with everything a daemon needs; the loop's is that of a 
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from functools import partial
@@ -19,6 +18,7 @@ from benchmarks.common import (
     OurRun,
     Sample,
     Workload,
+    arguments,
     interleave,
     machine,
     ratios,
@@ -40,9 +40,8 @@ def plain(workload: Workload, text: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    parser = arguments(__doc__)
+    options = parser.parse_args()
     about = machine()
     rows: list[list[str]] = []
     results: list[dict[str, object]] = []
@@ -50,7 +49,7 @@ def main() -> None:
         text = write_text(Path(folder))
         for workload in WORKLOADS:
             variants = {"ours": partial(run_ours, workload, text, 1), "plain": partial(plain, workload, text)}
-            runs: dict[str, list[Any]] = interleave(variants, arguments.rounds)
+            runs, disturbed = interleave(variants, options.rounds, options.repeats)
             ours: list[OurRun] = runs["ours"]
             our_seconds = Sample(tuple(seconds_per_step(run.step_seconds, workload) for run in ours))
             plain_seconds = Sample(tuple(seconds_per_step(run["step_seconds"], workload) for run in runs["plain"]))
@@ -79,6 +78,7 @@ def main() -> None:
             results.append(
                 {
                     "workload": workload.describe(),
+                    "cores_taken_by_others": disturbed,
                     "ours_seconds": our_seconds.values,
                     "plain_seconds": plain_seconds.values,
                     "time_ratio": time_ratio.median,

@@ -6,7 +6,6 @@ schedules; the better one counts. Ours plans by itself and may not leave a worke
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from functools import partial
@@ -19,6 +18,7 @@ from benchmarks.common import (
     OurRun,
     Sample,
     Workload,
+    arguments,
     interleave,
     machine,
     ratios,
@@ -39,10 +39,9 @@ def theirs(workload: Workload, text: Path, processes: int, schedule: str) -> flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = arguments(__doc__)
     parser.add_argument("--policy", default="op-fence")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     about = machine()
     rows: list[list[str]] = []
     results: list[dict[str, object]] = []
@@ -50,11 +49,11 @@ def main() -> None:
         text = write_text(Path(folder))
         for workload, processes in SETTINGS:
             variants: dict[str, Any] = {
-                "ours": partial(run_ours, workload, text, processes, policy=arguments.policy, fragments=processes),
+                "ours": partial(run_ours, workload, text, processes, policy=options.policy, fragments=processes),
                 "GPipe": partial(theirs, workload, text, processes, "gpipe"),
                 "1F1B": partial(theirs, workload, text, processes, "1f1b"),
             }
-            runs = interleave(variants, arguments.rounds)
+            runs, disturbed = interleave(variants, options.rounds, options.repeats)
             our_runs: list[OurRun] = runs["ours"]
             ours = Sample(tuple(seconds_per_step(run.step_seconds, workload) for run in our_runs))
             schedules = {name: Sample(tuple(runs[name])) for name in ("GPipe", "1F1B")}
@@ -72,6 +71,7 @@ def main() -> None:
             results.append(
                 {
                     "workload": workload.describe(),
+                    "cores_taken_by_others": disturbed,
                     "processes": processes,
                     "ours_seconds": ours.values,
                     **{f"{name}_seconds": sample.values for name, sample in schedules.items()},

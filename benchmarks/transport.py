@@ -7,7 +7,6 @@ hands over frames as they come, ours checks each header against a plan and deliv
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import ONE_THREAD, Sample, interleave, machine, ratios, report
+from benchmarks.common import ONE_THREAD, Sample, arguments, interleave, machine, ratios, report
 
 os.environ.update(ONE_THREAD)
 
@@ -235,10 +234,9 @@ class Pair:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser = arguments(__doc__)
     parser.add_argument("--bytes", type=int, default=256 * 2**20, help="bytes of each transfer")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     about = machine()
     rows: list[list[str]] = []
     results: list[dict[str, object]] = []
@@ -246,12 +244,14 @@ def main() -> None:
         pairs = {"ours": Pair(True, secure), "raw": Pair(False, secure)}
         try:
             for edge, size in enumerate(SIZES):
-                count = min(max(arguments.bytes // size, 4 * WINDOW), 2048) // WINDOW * WINDOW
+                count = min(max(options.bytes // size, 4 * WINDOW), 2048) // WINDOW * WINDOW
 
                 for pair in pairs.values():
                     pair.rate(edge, 2 * WINDOW)
-                rates = interleave(
-                    {name: partial(pair.rate, edge, count) for name, pair in pairs.items()}, arguments.rounds
+                rates, disturbed = interleave(
+                    {name: partial(pair.rate, edge, count) for name, pair in pairs.items()},
+                    options.rounds,
+                    options.repeats,
                 )
                 ours, raw = Sample(tuple(rates["ours"])), Sample(tuple(rates["raw"]))
                 ratio = ratios(ours.values, raw.values)
@@ -267,6 +267,7 @@ def main() -> None:
                 results.append(
                     {
                         "secure": secure,
+                        "cores_taken_by_others": disturbed,
                         "bytes": size,
                         "messages": count,
                         "ours": ours.values,

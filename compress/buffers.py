@@ -20,7 +20,13 @@ def flatten(tensor: Tensor) -> Tensor:
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The tensor's memory, row-major. Shares memory with a contiguous CPU tensor; don't write to it until it is sent."""
-    return flatten(tensor).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
+    return _octets(tensor.detach().to("cpu").contiguous()) if tensor.numel() else memoryview(b"")
+
+
+def _octets(dense: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor that is not empty."""
+    # numpy knows no bfloat16.
+    return (dense.view(torch.int16) if dense.dtype == torch.bfloat16 else dense).numpy().data.cast("B")
 
 
 class _Borrowed:
@@ -54,5 +60,5 @@ def tensor_of(payload: Payload, shape: tuple[int, ...], dtype: str) -> Tensor:
     """
     out = torch.empty(shape, dtype=getattr(torch, dtype))
     if out.numel():
-        out.view(-1).view(torch.uint8).numpy()[:] = np.frombuffer(payload, dtype=np.uint8)
+        _octets(out)[:] = payload
     return out
