@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NoReturn
 
 import msgpack
 
@@ -34,6 +34,10 @@ class FrameKind(IntEnum):
     """Please send again what (edge, step, micro_batch, wanted kind) names; `codec` holds the wanted kind's name."""
     DONE = 5
     """The edge's target fragment has used everything of `step`: a source that no gradient comes back to is paced by this."""
+
+
+_KINDS = {int(kind): kind for kind in FrameKind}
+_INTEGERS = frozenset({int})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +94,29 @@ def decode_header(data: bytes | memoryview) -> Header:
     if len(fields) != 10:
         raise FrameError(f"header has {len(fields)} fields, expected 10")
     _, job, epoch, kind, edge, step, micro_batch, codec, dtype, shape = fields
+    # Every message passes here, most of them well-formed: one test for those, and the reason only for the others.
+    if not (
+        type(job) is type(codec) is type(dtype) is str
+        and type(epoch) is type(kind) is type(edge) is type(step) is type(micro_batch) is int
+        and min(epoch, kind, edge, step, micro_batch) >= 0
+        and type(shape) is tuple
+        and _INTEGERS.issuperset(map(type, shape))
+        and min(shape, default=0) >= 0
+    ):
+        _explain(fields)
+    frame_kind = _KINDS.get(kind)
+    if frame_kind is None:
+        raise FrameError(f"unknown message kind {kind}")
+    return Header(job, epoch, frame_kind, edge, step, micro_batch, codec, dtype, shape)
+
+
+def _explain(fields: tuple[Any, ...]) -> NoReturn:
+    """Say which field is not what it must be."""
+    _, job, epoch, kind, edge, step, micro_batch, codec, dtype, _ = fields
     for name, value in (("job", job), ("codec", codec), ("dtype", dtype)):
         if not isinstance(value, str):
             raise FrameError(f"header field {name} is not a string")
     for name, value in (("epoch", epoch), ("kind", kind), ("edge", edge), ("step", step), ("micro_batch", micro_batch)):
         if type(value) is not int or value < 0:
             raise FrameError(f"header field {name} is not a natural number")
-    if not isinstance(shape, tuple) or any(type(size) is not int or size < 0 for size in shape):
-        raise FrameError("header field shape is not a list of natural numbers")
-    try:
-        frame_kind = FrameKind(kind)
-    except ValueError:
-        raise FrameError(f"unknown message kind {kind}") from None
-    return Header(job, epoch, frame_kind, edge, step, micro_batch, codec, dtype, shape)
+    raise FrameError("header field shape is not a list of natural numbers")

@@ -23,6 +23,8 @@ from fusion.messages import MAX_MESSAGE_BYTES, Heartbeat, JoinResponse, Leaving,
 from fusion.sockets import KeyPair, keep_alive, secure_client
 
 _REPEAT_SECONDS = 20.0
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_AGAIN_SECONDS = 0.5
 _LOST = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 
 log = logging.getLogger("fusion.worker")
@@ -66,7 +68,7 @@ class Control:
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         keep_alive(socket, max(2.0, 4 * answer.heartbeat_seconds))
         secure_client(socket, self._keys, answer.control_public_key)
-        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _LOST)
+        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED | _LOST)
         socket.connect(answer.control_endpoint)
         self._socket = socket
         self._tasks = [
@@ -126,12 +128,23 @@ class Control:
                 event = (await recv_monitor_message(monitor))["event"]
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self._back()
+                elif event == _REFUSED:
+                    # A coordinator that has just started may not know its workers yet. ZeroMQ itself gives up here.
+                    asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._connect_again, self._socket)
                 elif event & _LOST and self.connected:
                     self.connected = False
                     self.lost_at = monotonic()
                     self._on_connection(False)
         finally:
             monitor.close(0)
+
+    def _connect_again(self, socket: zmq.asyncio.Socket | None) -> None:
+        if socket is None or socket is not self._socket or self.connected or self._answer is None:
+            return
+        endpoint = self._answer.control_endpoint
+        with contextlib.suppress(zmq.ZMQError):  # It may have given the endpoint up by itself.
+            socket.disconnect(endpoint)
+        socket.connect(endpoint)
 
     def _back(self) -> None:
         assert self._answer is not None

@@ -58,7 +58,8 @@ class Feed:
         self, sources: Mapping[str, Source], tensors: Mapping[str, Tensor], manifest: DataManifest, train: TrainConfig
     ) -> None:
         self._sources = sources
-        self._tensors = tensors
+        # Source -> its samples along the first axis; samples of tokens are views.
+        self._samples: dict[Source, Tensor] = {}
         self._manifest = manifest
         self._train = train
         self._order = SampleOrder(train.seed, manifest.train_samples, train.micro_batches, train.micro_batch_size)
@@ -73,6 +74,10 @@ class Feed:
                 raise DataError(f"samples of {key!r} have shape {list(sample)}, captured were {list(source.shape[1:])}")
             if held < manifest.samples:
                 raise DataError(f"{key!r} has {held} samples, the job says {manifest.samples}")
+            if source.role != "array":
+                first = 1 if source.role == "targets" else 0
+                tensor = tensor[first : first + held * length].view(held, length)
+            self._samples[source] = tensor
         if train.eval_every is not None:
             whole = evaluation_batches(manifest.samples, manifest.train_samples, train.micro_batch_size)
             if whole < train.eval_batches:
@@ -91,18 +96,8 @@ class Feed:
         return self._gather(torch.from_numpy(evaluation_batch(batch, self._manifest.train_samples, size)), keys)
 
     def _gather(self, samples: Tensor, keys: Iterable[str]) -> dict[str, Tensor]:
-        return {key: self._values(self._sources[key], samples) for key in keys}
-
-    def _values(self, source: Source, samples: Tensor) -> Tensor:
-        tensor = self._tensors[source.tensor]
-        if source.role == "array":
-            values = tensor.index_select(0, samples)
-        else:
-            length = self._manifest.sequence_length or 0
-            shift = 1 if source.role == "targets" else 0
-            positions = (samples * length).unsqueeze(1) + torch.arange(shift, length + shift)
-            values = tensor[positions]
-        return values.to(source.dtype)
+        chosen = {key: self._sources[key] for key in keys}
+        return {key: self._samples[source].index_select(0, samples).to(source.dtype) for key, source in chosen.items()}
 
 
 async def load_feed(

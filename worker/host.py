@@ -11,18 +11,21 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from time import monotonic, perf_counter
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from dag.cut import Partition
 from dag.graph import TensorMeta
 from executor.board import TaskBoard
 from executor.ordering import Task, TaskKind
 from executor.staging import Stager, ToDevice
 from fusion.errors import FusionError, PlanError
 from fusion.messages import Failure, Finished, Warned
+from fusion.plan import CodecChoice, Plan
 from fusion.units import format_bytes, format_seconds
 from fusion.wire import FrameKind, Header
 from worker.accounts import Accounts
@@ -58,6 +61,8 @@ class JobHost:
     ) -> None:
         self.assembly = assembly
         self._prepare = assembly.prepare
+        self.job = assembly.prepare.job
+        self.epoch = assembly.prepare.plan.epoch
         self._train = assembly.prepare.train
         self._plan = assembly.prepare.plan
         self._worker = assembly.worker
@@ -88,20 +93,13 @@ class JobHost:
             eval_batches=train.eval_batches,
         )
         hosted = tuple(self._programs)
+        self._ways = _ways(plan, self._partition)
         self._accounts = Accounts(self.job, self.epoch, hosted, train)
         self._pacing = Pacing(self._partition, hosted, self._first)
         # The first step that each fragment is not through with.
         self._floor = dict.fromkeys(hosted, self._first)
         self._patience = Patience(self._prepare.failure_timeout)
         self._uploads: list[Future[None]] = []
-
-    @property
-    def job(self) -> str:
-        return self._prepare.job
-
-    @property
-    def epoch(self) -> int:
-        return self._plan.epoch
 
     def deliver(self, header: Header, value: Tensor | None) -> None:
         """A message for this job has arrived and was admitted; from any thread."""
@@ -233,27 +231,20 @@ class JobHost:
 
     def _pass_on(self, kind: FrameKind, edge: int, step: int, micro_batch: int, value: Tensor | None) -> None:
         """Give an edge's value to its other end, here or on another worker."""
-        ends = self._partition.edges[edge]
-        receiver = ends.source if kind is FrameKind.GRADIENT else ends.target
-        if value is not None:
-            _check(value, ends.meta, kind, edge)
-        choice = self._plan.codecs.get(edge)
-        codec = "none"
-        if choice is not None and value is not None:
-            codec = choice.backward if kind is FrameKind.GRADIENT else choice.forward
-        header = (
-            Header(self.job, self.epoch, kind, edge, step, micro_batch)
-            if value is None
-            else Header(self.job, self.epoch, kind, edge, step, micro_batch, codec, ends.meta.dtype, ends.meta.shape)
-        )
+        way = self._ways[kind is FrameKind.GRADIENT, edge]
         assert self._route is not None
-        to = self._plan.placement[receiver]
-        options = dict(choice.options) if choice is not None else {}
-        if to != self._worker:
+        if value is None:
+            header = Header(self.job, self.epoch, kind, edge, step, micro_batch)
+        else:
+            if value.dtype is not way.dtype or value.shape != way.meta.shape:
+                raise _misfit(value, way.meta, kind, edge)
+            codec, dtype, shape = way.codec, way.meta.dtype, way.meta.shape
+            header = Header(self.job, self.epoch, kind, edge, step, micro_batch, codec, dtype, shape)
+        if way.to != self._worker:
             staged = value if value is None or self._stager is None else self._stager.to_host(value)
-            self._route.send(to, header, staged, options)
-        elif value is not None and codec != "none":
-            self._accept(header, self._route.encoded(header, value, options))
+            self._route.send(way.to, header, staged, way.options)
+        elif value is not None and way.codec != "none":
+            self._accept(header, self._route.encoded(header, value, way.options))
         else:
             self._accept(header, value)
 
@@ -402,10 +393,32 @@ def _settled(upload: Future[None]) -> bool:
     return True
 
 
-def _check(value: Tensor, meta: TensorMeta, kind: FrameKind, edge: int) -> None:
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Where the values of one edge go in one direction, and how."""
+
+    to: str
+    meta: TensorMeta
+    dtype: torch.dtype
+    codec: str
+    options: dict[str, float]
+
+
+def _ways(plan: Plan, partition: Partition) -> dict[tuple[bool, int], _Way]:
+    """(backward, edge) -> way."""
+    found: dict[tuple[bool, int], _Way] = {}
+    for edge in partition.edges:
+        choice = plan.codecs.get(edge.index, CodecChoice())
+        dtype = getattr(torch, edge.meta.dtype)
+        for backward, end, codec in ((False, edge.target, choice.forward), (True, edge.source, choice.backward)):
+            way = _Way(plan.placement[end], edge.meta, dtype, codec, dict(choice.options))
+            found[backward, edge.index] = way
+    return found
+
+
+def _misfit(value: Tensor, meta: TensorMeta, kind: FrameKind, edge: int) -> PlanError:
     """A value that is not what the OP-DAG says would be refused at its other end: fail here, where the reason is."""
-    if tuple(value.shape) != meta.shape or value.dtype != getattr(torch, meta.dtype):
-        raise PlanError(
-            f"{kind.name.lower()} of edge {edge} came out as {value.dtype}{list(value.shape)}, "
-            f"the OP-DAG says {meta.dtype}{list(meta.shape)} ({format_bytes(meta.nbytes)})"
-        )
+    return PlanError(
+        f"{kind.name.lower()} of edge {edge} came out as {value.dtype}{list(value.shape)}, "
+        f"the OP-DAG says {meta.dtype}{list(meta.shape)} ({format_bytes(meta.nbytes)})"
+    )

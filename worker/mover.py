@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
+import torch
 import zmq
 from torch import Tensor
 from zmq.utils.monitor import recv_monitor_message
@@ -22,13 +23,11 @@ from fusion.errors import FrameError, UnreachableError, VersionError
 from fusion.messages import PeerAddress
 from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, keep_alive, secure_client, secure_server, sender_key
 from fusion.wire import FrameKind, decode_header
-from worker.admission import Admission, Refused
+from worker.admission import Admission, Layout, Refused
 from worker.route import Deliver, Peer, Route
 
 DOMAIN = "data"
 _POLL_MILLISECONDS = 200
-# Below this size copying a payload is cheaper than pyzmq's bookkeeping for memory that it borrows.
-_COPY_THRESHOLD = 256 * 1024
 # Expected after a restart or a stop, while a peer has not heard of it yet: counted and logged here, not reported.
 _QUIET = frozenset({"other epoch", "stopped job"})
 
@@ -109,7 +108,6 @@ class Mover:
             for address in peers:
                 socket = self._context.socket(zmq.DEALER)
                 socket.setsockopt(zmq.SNDHWM, 0)
-                socket.copy_threshold = _COPY_THRESHOLD
                 socket.setsockopt(zmq.LINGER, 0)
                 keep_alive(socket, max(silence, 2.0))
                 socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
@@ -193,7 +191,7 @@ class Mover:
             return
         value: Tensor | None = None
         if layout is not None and payloads:
-            value = codec(layout.codec).decode(payloads[0].buffer, layout.shape, layout.dtype)
+            value = _decode(payloads[0], layout)
         route.deliver(header, value)
 
     def _refuse(self, category: str, frames: list[zmq.Frame], why: str) -> None:
@@ -213,6 +211,18 @@ class Mover:
         """A connection with a key that is not of this job: a late peer of an earlier job, or somebody else."""
         self.refused["unknown key holder"] += 1
         log.info("refused a connection from %s with unknown key %s…", address, key[:8])
+
+
+def _decode(payload: zmq.Frame, layout: Layout) -> Tensor:
+    """The value, in memory of its own. Raises `FrameError`.
+
+    Plain values take a short way: a copy, because a frame may start at any address, and matrix kernels may give other
+    bits for memory that is not aligned as torch's own is.
+    """
+    if layout.codec == "none" and layout.exact_bytes:
+        received = torch.frombuffer(payload.buffer, dtype=getattr(torch, layout.dtype))
+        return received.view(layout.shape).clone()
+    return codec(layout.codec).decode(payload.buffer, layout.shape, layout.dtype)
 
 
 def _close_monitors(connections: dict[str, Peer], monitors: dict[str, zmq.Socket[bytes]]) -> None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
 import zmq
 from torch import Tensor
 
@@ -25,7 +26,8 @@ from worker.replay_log import ReplayLog, Sent
 
 log = logging.getLogger("fusion.worker")
 
-_RAW = codec("none")
+# Below this size copying a payload is cheaper than pyzmq's bookkeeping for memory that it borrows.
+_COPY_BYTES = 256 * 1024
 
 Deliver = Callable[[Header, Tensor | None], None]
 
@@ -46,7 +48,7 @@ class Peer:
                 self.socket.send(header)
                 return len(header)
             self.socket.send(header, zmq.SNDMORE)
-            self.socket.send(payload, copy=False)
+            self.socket.send(payload, 0, copy=payload.nbytes < _COPY_BYTES)
             return len(header) + payload.nbytes
 
     def connect_again(self) -> None:
@@ -107,7 +109,7 @@ class Route:
         A codec other than `none`, and a copy from a device that is under way, are left to the encoder thread.
         """
         if value is None or (header.codec == "none" and isinstance(value, Tensor)):
-            self._send_encoded(to, header, None if value is None else _RAW.encode(value))
+            self._send_encoded(to, header, None if value is None else _bytes_of(value))
         else:
             self._encoder.submit(self._encode_and_send, to, header, value, options or {})
 
@@ -167,3 +169,11 @@ class Route:
     def _codec_seed(self, header: Header) -> int:
         backward = header.kind is FrameKind.GRADIENT
         return edge_seed(self._seed, header.step, header.micro_batch, header.edge, gradient=backward)
+
+
+def _bytes_of(value: Tensor) -> memoryview:
+    """The value's memory; the short way for what most values are."""
+    if value.dtype is torch.float32 and value.is_contiguous() and value.device.type == "cpu":
+        array: memoryview = value.detach().numpy().data
+        return array
+    return codec("none").encode(value)

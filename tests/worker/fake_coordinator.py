@@ -36,12 +36,12 @@ class FakeCoordinator:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}?token={TOKEN}"
 
-    async def start(self) -> None:
+    async def start(self, *, knows_its_workers: bool = True) -> None:
         """Start, or start again on the same ports with the same keys."""
         self.control = Control(self.keys, self._on_message)
         self._control_port = self.control.start("127.0.0.1", self._control_port)
-        for request in self.joined:
-            self.control.admit(request.public_key, self.incarnations[request.name])
+        if knows_its_workers:
+            self.admit_again()
         app = web.Application(client_max_size=2**26)
         app.router.add_post("/api/v1/workers", self._join)
         app.router.add_get("/healthz", self._health)
@@ -51,6 +51,19 @@ class FakeCoordinator:
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
         self.port = self._runner.addresses[0][1]
+
+    def admit_again(self) -> None:
+        """Let the workers that joined before connect."""
+        assert self.control is not None
+        for request in self.joined:
+            self.control.admit(request.public_key, self.incarnations[request.name])
+
+    async def refusal(self) -> None:
+        """Wait until a connection to the control channel was refused."""
+        assert self.control is not None
+        loop, refused = asyncio.get_running_loop(), asyncio.Event()
+        self.control._gatekeeper._on_refused = lambda *_: loop.call_soon_threadsafe(refused.set)
+        await asyncio.wait_for(refused.wait(), 60)
 
     async def stop(self) -> None:
         if self._runner is not None:

@@ -157,6 +157,18 @@ async def test_training_goes_on_while_the_coordinator_is_away(coordinator: FakeC
         assert len(coordinator.joined) == 2
 
 
+async def test_a_coordinator_that_starts_again_may_refuse_its_workers_at_first(coordinator: FakeCoordinator) -> None:
+    """Without trying again by ourselves this would end in joining anew, and the job would start again."""
+    async with pool(coordinator, "a") as (a,):
+        await coordinator.stop()
+        await a.said.until("lost the coordinator")
+        await coordinator.start(knows_its_workers=False)
+        await coordinator.refusal()
+        coordinator.admit_again()
+        await a.said.until("the coordinator is back")
+        assert len(coordinator.joined) == 1
+
+
 async def test_an_upload_that_fails_is_a_warning_and_training_goes_on(coordinator: FakeCoordinator) -> None:
     coordinator.refuse_uploads = True
     async with pool(coordinator, "a"):
