@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from fusion.errors import UserError
 
@@ -38,9 +38,15 @@ class WorkerConfig:
     """Larger blobs are not fetched."""
 
     @property
+    def _join_url(self) -> SplitResult:
+        # A URL copied with the quotes that shield its `?` from the shell still means the same.
+        url = self.join.strip().strip("'\"")
+        return urlsplit(url if "//" in url else f"http://{url}")
+
+    @property
     def coordinator(self) -> str:
         """Base URL without token. Raises `UserError`."""
-        parts = urlsplit(self.join if "//" in self.join else f"http://{self.join}")
+        parts = self._join_url
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(
                 f"--join {self.join!r} is not a coordinator's address; it looks like http://HOST:PORT?token=..."
@@ -50,7 +56,7 @@ class WorkerConfig:
     @property
     def bearer(self) -> str | None:
         """The pool's token: from the join URL, else `token`."""
-        parts = urlsplit(self.join if "//" in self.join else f"http://{self.join}")
+        parts = self._join_url
         return parse_qs(parts.query).get("token", [self.token])[0]
 
     @property

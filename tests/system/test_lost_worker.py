@@ -7,12 +7,12 @@ import signal
 from pathlib import Path
 
 import pytest
-
 from cases import all_cases
+from runs import assert_same_bits, captured, replanned, run, weights
+
 from fusion.client import StreamItem
 from fusion.local import LocalPool, LocalWorker, check_done
 from fusion.submit import submit
-from runs import assert_same_bits, captured, replanned, run, weights
 
 pytestmark = pytest.mark.system
 
