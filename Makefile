@@ -1,7 +1,8 @@
 # Targets of a few lines; `make help` lists them. Everything happens in .venv, made from pyproject.toml and constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST_ARGS ?=
+# Two processes: most tests wait for other processes now and then. A file stays in one, so that it starts its pool once.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 DEMO_ARGS ?=
 # A package index to ask besides pip's own, for instance PyTorch's index of CPU builds.
 TORCH_INDEX ?=
