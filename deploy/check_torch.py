@@ -1,13 +1,13 @@
-"""Stops an install that would bring several gigabytes of CUDA libraries to a Linux machine without an NVIDIA GPU.
+"""Warns of an install that brings several gigabytes of CUDA libraries to a Linux machine without an NVIDIA GPU.
 
 pip's default build of torch for Linux depends on them. Asks pip what it would install for the torch of constraints.txt,
-with the same index options as the install that follows, and says what to do instead. Needs nothing but pip.
+with the same index options as the install that follows, and says how to avoid it. It never stops the install: `make demo`
+must work on the first try. Needs nothing but pip.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -34,24 +34,26 @@ def cuda_packages(index_options: list[str]) -> list[str]:
     return sorted(name for name in names if name.startswith(("nvidia-", "cuda-")))
 
 
-def main() -> int:
+def main() -> None:
     try:
         metadata.version("torch")
-        return 0  # what is there was somebody's choice; pip keeps it if it fits the constraints
+        return  # what is there was somebody's choice; pip keeps it if it fits the constraints
     except metadata.PackageNotFoundError:
         pass
-    if not sys.platform.startswith("linux") or shutil.which("nvidia-smi") or os.environ.get("ALLOW_CUDA"):
-        return 0
-    if found := cuda_packages(sys.argv[1:]):
+    if not sys.platform.startswith("linux") or shutil.which("nvidia-smi"):
+        return
+    try:
+        found = cuda_packages(sys.argv[1:])
+    except (subprocess.CalledProcessError, ValueError, KeyError):
+        return  # the install that follows says what is wrong
+    if found:
         print(
-            f"pip would install a torch that needs {len(found)} CUDA packages, and this machine has no NVIDIA GPU. "
-            "Give the index of PyTorch's CPU builds (see PyTorch's page 'Get started') with `make TORCH_INDEX=URL ...`, "
-            "or install torch 2.13.0 into .venv yourself, or set ALLOW_CUDA=1 to go on.",
+            f"note: pip's build of torch brings {len(found)} CUDA packages of several gigabytes, and this machine has no "
+            "NVIDIA GPU. To do without them, stop here (Ctrl-C) and give the index of PyTorch's CPU builds (see PyTorch's "
+            "page 'Get started'): make TORCH_INDEX=URL ...",
             file=sys.stderr,
         )
-        return 1
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -20,7 +20,7 @@ def workers(coordinator: CoordinatorOption = None, token: TokenOption = None, as
     if as_json:
         print_json(found)
     elif not found:
-        out(f"no workers; join one with `fusion worker --join {url}`")
+        out(f"no workers; the command that joins one, token included, is what `fusion coordinator` printed for {url}")
     else:
         columns = ("name", "state", "job", "fragments", "device", "threads", "memory", "endpoint")
         show(table(None, columns, [_row(worker) for worker in found], right=("threads", "memory")))
