@@ -11,31 +11,29 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from time import monotonic, perf_counter
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from dag.cut import Partition
-from dag.graph import TensorMeta
 from executor.board import TaskBoard
 from executor.ordering import Task, TaskKind
 from executor.staging import Stager, ToDevice
-from fusion.errors import FusionError, PlanError
+from fusion.errors import FusionError
 from fusion.messages import Failure, Finished, Warned
-from fusion.plan import CodecChoice, Plan
-from fusion.units import format_bytes, format_seconds
+from fusion.units import format_seconds
 from fusion.wire import FrameKind, Header
 from worker.accounts import Accounts
 from worker.assembly import Assembly
+from worker.explain import explain
 from worker.inbox import Inbox
 from worker.memory import MemoryGuard
 from worker.pacing import Pacing
 from worker.replay_log import Key
 from worker.route import Route
 from worker.waiting import Patience
+from worker.ways import misfit, ways
 
 Report = Callable[[BaseModel], None]
 Upload = Callable[[int, int, dict[str, Tensor]], "Future[None]"]
@@ -93,7 +91,7 @@ class JobHost:
             eval_batches=train.eval_batches,
         )
         hosted = tuple(self._programs)
-        self._ways = _ways(plan, self._partition)
+        self._ways = ways(plan, self._partition)
         self._accounts = Accounts(self.job, self.epoch, hosted, train)
         self._pacing = Pacing(self._partition, hosted, self._first)
         # The first step that each fragment is not through with.
@@ -237,7 +235,7 @@ class JobHost:
             header = Header(self.job, self.epoch, kind, edge, step, micro_batch)
         else:
             if value.dtype is not way.dtype or value.shape != way.meta.shape:
-                raise _misfit(value, way.meta, kind, edge)
+                raise misfit(value, way.meta, kind, edge)
             codec, dtype, shape = way.codec, way.meta.dtype, way.meta.shape
             header = Header(self.job, self.epoch, kind, edge, step, micro_batch, codec, dtype, shape)
         if way.to != self._worker:
@@ -367,19 +365,6 @@ class JobHost:
             self._memory.check(used)
 
 
-def explain(error: BaseException) -> str:
-    """One line for a person."""
-    text = " ".join(str(error).split())
-    if isinstance(error, FusionError):
-        return text
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
-        return (
-            "the machine ran out of memory; use more workers, a smaller micro_batch, or train.recompute: true "
-            f"({type(error).__name__})"
-        )
-    return f"{type(error).__name__}: {text[:500]}"
-
-
 def _on_device(arrival: Arrival) -> Tensor | None:
     """On the device, for the thread that computes."""
     return arrival.take() if isinstance(arrival, ToDevice) else arrival
@@ -391,34 +376,3 @@ def _settled(upload: Future[None]) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """Where the values of one edge go in one direction, and how."""
-
-    to: str
-    meta: TensorMeta
-    dtype: torch.dtype
-    codec: str
-    options: dict[str, float]
-
-
-def _ways(plan: Plan, partition: Partition) -> dict[tuple[bool, int], _Way]:
-    """(backward, edge) -> way."""
-    found: dict[tuple[bool, int], _Way] = {}
-    for edge in partition.edges:
-        choice = plan.codecs.get(edge.index, CodecChoice())
-        dtype = getattr(torch, edge.meta.dtype)
-        for backward, end, codec in ((False, edge.target, choice.forward), (True, edge.source, choice.backward)):
-            way = _Way(plan.placement[end], edge.meta, dtype, codec, dict(choice.options))
-            found[backward, edge.index] = way
-    return found
-
-
-def _misfit(value: Tensor, meta: TensorMeta, kind: FrameKind, edge: int) -> PlanError:
-    """A value that is not what the OP-DAG says would be refused at its other end: fail here, where the reason is."""
-    return PlanError(
-        f"{kind.name.lower()} of edge {edge} came out as {value.dtype}{list(value.shape)}, "
-        f"the OP-DAG says {meta.dtype}{list(meta.shape)} ({format_bytes(meta.nbytes)})"
-    )

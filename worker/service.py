@@ -48,8 +48,9 @@ from worker.assembly import assemble
 from worker.config import WorkerConfig
 from worker.control import Control
 from worker.device import measure
+from worker.explain import explain
 from worker.fetch import Fetcher
-from worker.host import JobHost, explain
+from worker.host import JobHost
 from worker.joining import address_towards, join
 from worker.memory import MemoryGuard
 from worker.mover import Mover

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,8 +35,9 @@ from fusion.plan import CodecChoice
 from fusion.sampling import SampleOrder
 from fusion.sockets import new_keys
 from worker.assembly import assemble
+from worker.explain import explain
 from worker.fetch import Fetcher
-from worker.host import JobHost, explain
+from worker.host import JobHost
 from worker.memory import MemoryGuard
 from worker.mover import Mover
 from worker.route import Route
@@ -379,3 +381,14 @@ def test_stopping_ends_a_host_that_waits() -> None:
         made.hosts["a"].stop()
         made.hosts["a"].stop()
         assert not made.reports["a"].of(Failure)
+
+
+def test_a_value_that_is_not_what_the_dag_says_fails_where_it_is_made() -> None:
+    case = make_case(steps=2)
+    with crew(case, ("a", "b")) as made:
+        host = made.hosts["a"]
+        way = next(iter(host._ways.values()))
+        host._ways = dict.fromkeys(host._ways, replace(way, meta=replace(way.meta, shape=(1, 2))))
+        made.start()
+        failure = made.reports["a"].wait(Failure)
+    assert "came out as torch.float32[2, 6], the OP-DAG says float32[1, 2]" in failure.message
