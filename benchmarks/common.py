@@ -137,6 +137,8 @@ class OurRun:
 
     step_seconds: tuple[float, ...]
     losses: tuple[float, ...]
+    cpu_seconds: float
+    """Processor time of a counted step, all processes of the pool together."""
     peak_bytes: dict[str, int]
     """Peak memory of each worker process."""
     plan: dict[str, Any]
@@ -150,10 +152,15 @@ def run_ours(workload: Workload, text: Path, workers: int, **plan: object) -> Ou
     os.environ.update(ONE_THREAD)
     spec, base = read_job(workload.job(text, workers=workers, **plan))
     metrics: dict[int, dict[str, Any]] = {}
+    processor: dict[int, float] = {}
 
     def take(item: Any) -> None:
         if item.kind == "metrics":
-            metrics[item.data["step"]] = item.data
+            step = item.data["step"]
+            metrics[step] = item.data
+            if step in (workload.warm_up, workload.steps):
+                times = [psutil.Process(pid).cpu_times() for pid in pool.process_ids().values()]
+                processor[step] = sum(time.user + time.system for time in times)
 
     with tempfile.TemporaryDirectory() as folder:
         names = [LocalWorker(f"worker-{index}") for index in range(workers)]
@@ -170,6 +177,7 @@ def run_ours(workload: Workload, text: Path, workers: int, **plan: object) -> Ou
     return OurRun(
         tuple(step["step_seconds"] for step in steps),
         tuple(step["loss"] for step in steps),
+        (processor[workload.steps] - processor[workload.warm_up]) / (workload.steps - workload.warm_up),
         peaks,
         dict(final["plan"]),
     )
@@ -307,7 +315,7 @@ def report(
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(data, indent=2) + "\n")

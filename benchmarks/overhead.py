@@ -1,7 +1,8 @@
 """A GPT step through one worker over the same step in a plain PyTorch loop: time and peak memory.
 
 `python benchmarks/overhead.py`. Both sides are a fresh process with one thread per run, runs alternate. The worker's peak memory
-is that of its process, with everything a daemon needs; the loop's is that of a process which imports torch alone.
+is that of its process, with everything a daemon needs; the loop's is that of a process which imports torch alone. Processor time counts
+the coordinator too.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ def main() -> None:
             our_peak = Sample(tuple(float(max(run.peak_bytes.values())) for run in ours))
             plain_peak = Sample(tuple(float(run["peak_bytes"]) for run in runs["plain"]))
             time_ratio = ratios(our_seconds.values, plain_seconds.values)
+            our_cpu = Sample(tuple(run.cpu_seconds for run in ours))
+            plain_cpu = Sample(tuple(float(run["cpu_seconds"]) for run in runs["plain"]))
+            cpu_ratio = ratios(our_cpu.values, plain_cpu.values)
             memory_ratio = ratios(our_peak.values, plain_peak.values)
             rows += [
                 [
@@ -65,6 +69,14 @@ def main() -> None:
                     f"{plain_seconds.median * 1e3:.1f}",
                     f"{time_ratio.median:.3f}",
                     time_ratio.spread(digits=3),
+                ],
+                [
+                    "",
+                    "processor ms/step",
+                    f"{our_cpu.median * 1e3:.1f}",
+                    f"{plain_cpu.median * 1e3:.1f}",
+                    f"{cpu_ratio.median:.3f}",
+                    cpu_ratio.spread(digits=3),
                 ],
                 [
                     "",
@@ -82,6 +94,8 @@ def main() -> None:
                     "ours_seconds": our_seconds.values,
                     "plain_seconds": plain_seconds.values,
                     "time_ratio": time_ratio.median,
+                    "ours_processor_seconds": our_cpu.values,
+                    "plain_processor_seconds": plain_cpu.values,
                     "ours_peak_bytes": our_peak.values,
                     "plain_peak_bytes": plain_peak.values,
                     "memory_ratio": memory_ratio.median,

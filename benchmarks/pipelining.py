@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import (
-    OurRun,
     Sample,
     Workload,
     arguments,
@@ -33,58 +34,72 @@ YARDSTICK = Workload(vocabulary=512, sequence_length=128, micro_batches=8, micro
 SETTINGS = ((Workload(), 2), (Workload(), 4), (YARDSTICK, 4))
 
 
-def theirs(workload: Workload, text: Path, processes: int, schedule: str) -> float:
+@dataclass(frozen=True)
+class Run:
+    seconds: float
+    """Mean step time."""
+    cpu_seconds: float
+    """Processor time per step of all processes."""
+    plan: dict[str, Any]
+
+
+def ours(workload: Workload, text: Path, processes: int, policy: str) -> Run:
+    run = run_ours(workload, text, processes, policy=policy, fragments=processes)
+    return Run(seconds_per_step(run.step_seconds, workload), run.cpu_seconds, run.plan)
+
+
+def theirs(workload: Workload, text: Path, processes: int, schedule: str) -> Run:
     run = run_child("torch_pipeline.py", workload.to_json(), str(text), str(processes), schedule)
-    return seconds_per_step(run["step_seconds"], workload)
+    return Run(seconds_per_step(run["step_seconds"], workload), run["cpu_seconds"], {})
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--policy", default="op-fence")
+    parser.add_argument("--setting", type=int, choices=range(len(SETTINGS)), help="only this one of the settings")
     options = parser.parse_args()
     about = machine()
     rows: list[list[str]] = []
     results: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         text = write_text(Path(folder))
-        for workload, processes in SETTINGS:
-            variants: dict[str, Any] = {
-                "ours": partial(run_ours, workload, text, processes, policy=options.policy, fragments=processes),
+        for workload, processes in SETTINGS if options.setting is None else [SETTINGS[options.setting]]:
+            variants: dict[str, Callable[[], Run]] = {
+                "ours": partial(ours, workload, text, processes, options.policy),
                 "GPipe": partial(theirs, workload, text, processes, "gpipe"),
                 "1F1B": partial(theirs, workload, text, processes, "1f1b"),
             }
             runs, disturbed = interleave(variants, options.rounds, options.repeats)
-            our_runs: list[OurRun] = runs["ours"]
-            ours = Sample(tuple(seconds_per_step(run.step_seconds, workload) for run in our_runs))
-            schedules = {name: Sample(tuple(runs[name])) for name in ("GPipe", "1F1B")}
-            better = min(schedules, key=lambda name: schedules[name].median)
-            ratio = ratios(ours.values, schedules[better].values)
-            rows.append(
-                [
-                    f"{workload.describe()}, {processes} processes",
-                    f"{ours.median * 1e3:.1f}",
-                    *(f"{sample.median * 1e3:.1f}" for sample in schedules.values()),
-                    f"{ratio.median:.2f}",
-                    ratio.spread(digits=2),
-                ]
-            )
+            seconds = {name: Sample(tuple(run.seconds for run in taken)) for name, taken in runs.items()}
+            processor = {name: Sample(tuple(run.cpu_seconds for run in taken)) for name, taken in runs.items()}
+            better = min(("GPipe", "1F1B"), key=lambda name: seconds[name].median)
+            for figure, samples in (("ms/step", seconds), ("processor ms/step", processor)):
+                ratio = ratios(samples["ours"].values, samples[better].values)
+                rows.append(
+                    [
+                        f"{workload.describe()}, {processes} processes" if samples is seconds else "",
+                        figure,
+                        *(f"{samples[name].median * 1e3:.1f}" for name in variants),
+                        f"{ratio.median:.2f}",
+                        ratio.spread(digits=2),
+                    ]
+                )
             results.append(
                 {
                     "workload": workload.describe(),
                     "cores_taken_by_others": disturbed,
                     "processes": processes,
-                    "ours_seconds": ours.values,
-                    **{f"{name}_seconds": sample.values for name, sample in schedules.items()},
+                    "seconds": {name: sample.values for name, sample in seconds.items()},
+                    "processor_seconds": {name: sample.values for name, sample in processor.items()},
                     "better_schedule": better,
-                    "ratio": ratio.median,
-                    "ratios": ratio.values,
-                    "plan": our_runs[-1].plan,
+                    "ratio": ratios(seconds["ours"].values, seconds[better].values).median,
+                    "plan": runs["ours"][-1].plan,
                 }
             )
     report(
         "pipelining",
-        "A step over torch.distributed.pipelining (ms)",
-        ["setting", "ours", "torch GPipe", "torch 1F1B", "ratio to the better", "spread"],
+        "A step over torch.distributed.pipelining",
+        ["setting", "figure", "ours", "torch GPipe", "torch 1F1B", "ratio to the better", "spread"],
         rows,
         {"machine": about, "target": "ratio <= 0.9", "results": results},
     )

@@ -1,7 +1,7 @@
 """Helper of `pipelining.py`: torch.distributed.pipelining over gloo, one process a stage, equal split by blocks.
 
 `python torch_pipeline.py WORKLOAD_JSON TEXT STAGES gpipe|1f1b` starts the ranks and prints JSON: step times of the last
-rank, which computes the loss, and the losses.
+rank, which computes the loss, the losses, and the processor time per step of all ranks together.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def rank_main(workload: Workload, text: Path, schedule_name: str) -> dict[str, o
     schedule = make(stage, n_microbatches=workload.micro_batches, loss_fn=gpt.loss)
     optimizer = torch.optim.AdamW(stage.submod.parameters(), lr=3e-4)
     last = rank == stages - 1
-    times, losses = [], []
+    times, losses, processor = [], [], []
     before = time.perf_counter()
     for inputs, targets in batches(workload, text):
         step_losses: list[torch.Tensor] = []
@@ -56,10 +56,12 @@ def rank_main(workload: Workload, text: Path, schedule_name: str) -> dict[str, o
             losses.append(sum(loss.item() for loss in step_losses) / workload.micro_batches)
         now = time.perf_counter()
         times.append(now - before)
+        processor.append(time.process_time())
         before = now
-    dist.barrier()
+    spent = torch.tensor((processor[-1] - processor[workload.warm_up - 1]) / (workload.steps - workload.warm_up))
+    dist.all_reduce(spent)
     dist.destroy_process_group()
-    return {"step_seconds": times, "losses": losses} if last else None
+    return {"step_seconds": times, "losses": losses, "cpu_seconds": spent.item()} if last else None
 
 
 def free_port() -> int:
