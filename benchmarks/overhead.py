@@ -42,13 +42,14 @@ def plain(workload: Workload, text: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = arguments(__doc__)
+    parser.add_argument("--setting", type=int, choices=range(len(WORKLOADS)), help="only this one of the settings")
     options = parser.parse_args()
     about = machine()
     rows: list[list[str]] = []
     results: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         text = write_text(Path(folder))
-        for workload in WORKLOADS:
+        for workload in WORKLOADS if options.setting is None else [WORKLOADS[options.setting]]:
             variants = {"ours": partial(run_ours, workload, text, 1), "plain": partial(plain, workload, text)}
             runs, disturbed = interleave(variants, options.rounds, options.repeats)
             ours: list[OurRun] = runs["ours"]
