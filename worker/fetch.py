@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import struct
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from fusion.errors import BlobError, CoordinatorError, UnreachableError
 from fusion.messages import BlobRef
 from fusion.units import format_bytes
+from worker.state_blob import StateBlob
 
 MAX_HEADER_BYTES = 64 * 2**20
 MAX_RANK = 16
@@ -190,10 +191,10 @@ class Fetcher:
             return torch.empty(0, dtype=torch.uint8)
         return await self._retrying(lambda: self._read_range(ref, begin, end))
 
-    async def upload(self, data: bytes) -> BlobRef:
+    async def upload(self, blob: StateBlob) -> BlobRef:
         """Put a blob; free when the coordinator has it already."""
-        ref = BlobRef(digest=await asyncio.to_thread(_digest, data), size=len(data))
-        await self._retrying(lambda: self._put(ref, data))
+        ref = await asyncio.to_thread(blob.ref)
+        await self._retrying(lambda: self._put(ref, blob))
         return ref
 
     async def _read_range(self, ref: BlobRef, begin: int, end: int) -> Tensor:
@@ -216,9 +217,15 @@ class Fetcher:
         self.fetched_bytes += filled
         return buffer
 
-    async def _put(self, ref: BlobRef, data: bytes) -> None:
+    async def _put(self, ref: BlobRef, blob: StateBlob) -> None:
         url = f"{self._url}/api/v1/blobs/{ref.digest}"
-        async with self._session.put(url, headers=self._headers, data=data) as answer:
+        headers = {**self._headers, "Content-Length": str(ref.size)}
+
+        async def body() -> AsyncIterator[bytes | memoryview]:
+            for piece in blob.pieces():
+                yield piece
+
+        async with self._session.put(url, headers=headers, data=body()) as answer:
             if answer.status >= 300:
                 raise CoordinatorError(await _problem(answer, "upload"), answer.status)
 
@@ -234,10 +241,6 @@ class Fetcher:
                     ) from None
             await asyncio.sleep(delay)
             attempt, delay = attempt + 1, min(delay * 2, 5.0)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 async def _problem(answer: aiohttp.ClientResponse, what: str) -> str:

@@ -20,7 +20,6 @@ from time import monotonic
 from typing import Any
 
 import aiohttp
-import safetensors.torch
 import torch
 from pydantic import BaseModel
 from torch import Tensor
@@ -55,6 +54,7 @@ from worker.joining import address_towards, join
 from worker.memory import MemoryGuard
 from worker.mover import Mover
 from worker.route import Route
+from worker.state_blob import StateBlob
 
 # The coordinator lets a leaving worker wait for the next checkpoint for a minute at most.
 _LEAVE_PATIENCE = 90.0
@@ -338,9 +338,7 @@ class Service:
 
     async def _upload_part(self, prepare: Prepare, step: int, fragment: int, state: dict[str, Tensor]) -> None:
         try:
-            data = await asyncio.to_thread(safetensors.torch.save, state)
-            state.clear()
-            blob = await self._fetcher.upload(data)
+            blob = await self._fetcher.upload(StateBlob(state))
         except Exception as error:
             self._control.send(
                 Warned(

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from fusion.errors import BlobError, CoordinatorError, UnreachableError
 from fusion.messages import BlobRef
 from worker.fetch import Fetcher, TensorEntry, coalesce, read_entries
+from worker.state_blob import StateBlob
 
 TOKEN = "secret"
 
@@ -119,9 +120,9 @@ async def test_errors_of_the_coordinator_are_one_line(server: Server, fetcher: F
     with pytest.raises(CoordinatorError, match=r"no such blob \(404\)"):
         await fetcher.whole(ref(b"unknown"), 100)
     with pytest.raises(CoordinatorError, match="the disk is full") as full:
-        await fetcher.upload(b"x" * 2000)
+        await fetcher.upload(StateBlob({"x": torch.zeros(500)}))
     assert full.value.status == 507
-    assert (await fetcher.upload(b"small")).digest in server.blobs
+    assert (await fetcher.upload(StateBlob({"x": torch.zeros(5)}))).digest in server.blobs
     async with aiohttp.ClientSession() as session:
         nowhere = Fetcher(session, "http://127.0.0.1:1", TOKEN, attempts=1)
         with pytest.raises(UnreachableError, match="does not answer"):
