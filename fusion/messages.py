@@ -122,6 +122,60 @@ class Prepare(_Message):
     peers: list[PeerAddress]
     resume: Resume | None = None
     failure_timeout: float = 5.0
+    backups: dict[int, str] = Field(default_factory=dict)
+    """Fragment -> the worker that is to take it over if its host is lost; it builds the fragment ahead of need."""
+    log_bytes: int = Field(default=0, ge=0)
+    """What the replay log may hold before no further step is begun; 0: nothing is kept for replay."""
+
+
+class Backup(_Message):
+    """Coordinator -> host: after the update of `step`, send each fragment's snapshot to its backup worker.
+
+    With `hold`, begin no step after that one until an `Adopt` comes, and say `Paused` when everything of `step` is done.
+    """
+
+    type: Literal["backup"] = "backup"
+    job: str
+    epoch: int
+    step: int = Field(ge=1)
+    backups: dict[int, str]
+    hold: bool = False
+
+
+class Commit(_Message):
+    """Coordinator -> worker: every fragment's snapshot of `step` is held, and everybody is through with that step.
+
+    Older snapshots and what was sent up to `step` will not be asked for any more.
+    """
+
+    type: Literal["commit"] = "commit"
+    job: str
+    epoch: int
+    step: int
+
+
+class Adopt(_Message):
+    """Coordinator -> worker: from now on this plan holds (same cuts and codecs, other placement).
+
+    Fragments that are new here go on after `step`, the common snapshot, and replay what followed; those that stay are
+    not disturbed; those that are no longer here are forgotten. Ends a hold.
+    """
+
+    type: Literal["adopt"] = "adopt"
+    job: str
+    plan: Plan
+    step: int = Field(ge=0)
+    peers: list[PeerAddress]
+    """All workers of the plan and all backup workers."""
+    backups: dict[int, str] = Field(default_factory=dict)
+
+
+class Connect(_Message):
+    """Coordinator -> worker: admit and connect to these workers too, they may get fragments soon."""
+
+    type: Literal["connect"] = "connect"
+    job: str
+    peers: list[PeerAddress]
 
 
 class Start(_Message):
@@ -188,6 +242,8 @@ class StepReport(_Message):
     sent_to: dict[str, int] = Field(default_factory=dict)
     wait_seconds: float = 0.0
     memory_used_bytes: int = 0
+    log_bytes: int = 0
+    """Held in the replay log after the step."""
 
 
 class EvaluationReport(_Message):
@@ -223,6 +279,83 @@ class Finished(_Message):
     epoch: int
 
 
+class Holding(_Message):
+    """Backup worker -> coordinator: this fragment's snapshot after `step` is here, whole and verified."""
+
+    type: Literal["holding"] = "holding"
+    job: str
+    epoch: int
+    step: int
+    fragment: int
+    bytes: int = 0
+
+
+class BackupFailed(_Message):
+    """Worker -> coordinator: the snapshot after `step` can't be taken or kept (`passed` when the order came too late)."""
+
+    type: Literal["backup-failed"] = "backup-failed"
+    job: str
+    epoch: int
+    step: int
+    fragment: int
+    cause: Literal["passed", "corrupt", "memory"]
+    message: str = ""
+
+
+class Paused(_Message):
+    """Host -> coordinator: everything of `step` is done here and nothing after it will begin."""
+
+    type: Literal["paused"] = "paused"
+    job: str
+    epoch: int
+    step: int
+
+
+class Adopted(_Message):
+    """Worker -> coordinator: I follow the plan of this epoch; `fragments` were installed here for it."""
+
+    type: Literal["adopted"] = "adopted"
+    job: str
+    epoch: int
+    fragments: list[int] = Field(default_factory=list)
+
+
+class CantAdopt(_Message):
+    """Worker -> coordinator: I can't take over a fragment that the plan of this epoch gives me."""
+
+    type: Literal["cant-adopt"] = "cant-adopt"
+    job: str
+    epoch: int
+    message: str
+
+
+class CaughtUp(_Message):
+    """Worker -> coordinator: the fragments adopted in this epoch have replayed `steps` steps and stand where the others do."""
+
+    type: Literal["caught-up"] = "caught-up"
+    job: str
+    epoch: int
+    fragments: list[int]
+    steps: int
+    seconds: float
+
+
+class PeerLost(_Message):
+    """Worker -> coordinator: the connection to this peer has just been closed from the other side."""
+
+    type: Literal["peer-lost"] = "peer-lost"
+    job: str
+    peer: str
+
+
+class Connected(_Message):
+    """Worker -> coordinator: `Connect` is done for these workers."""
+
+    type: Literal["connected"] = "connected"
+    job: str
+    peers: list[str]
+
+
 class Failure(_Message):
     """Worker -> coordinator: I can't go on with this job."""
 
@@ -248,9 +381,26 @@ class Leaving(_Message):
     reason: str
 
 
-ToWorker = Annotated[Prepare | Start | Stop | Shutdown, Field(discriminator="type")]
+ToWorker = Annotated[
+    Prepare | Start | Backup | Commit | Adopt | Connect | Stop | Shutdown, Field(discriminator="type")
+]
+JobMessage = (
+    Ready
+    | StepReport
+    | EvaluationReport
+    | CheckpointPart
+    | Holding
+    | BackupFailed
+    | Paused
+    | Adopted
+    | CantAdopt
+    | CaughtUp
+    | Finished
+    | Failure
+)
+"""What workers say of one job at one plan epoch."""
 ToCoordinator = Annotated[
-    Heartbeat | Ready | StepReport | EvaluationReport | CheckpointPart | Finished | Failure | Warned | Leaving,
+    Heartbeat | JobMessage | PeerLost | Connected | Warned | Leaving,
     Field(discriminator="type"),
 ]
 _to_worker: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)

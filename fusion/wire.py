@@ -34,6 +34,12 @@ class FrameKind(IntEnum):
     """Please send again what (edge, step, micro_batch, wanted kind) names; `codec` holds the wanted kind's name."""
     DONE = 5
     """The edge's target fragment has used everything of `step`: a source that no gradient comes back to is paced by this."""
+    SWITCHED = 6
+    """The sender follows plan epoch `epoch` now; fragments that it has kept still need everything from `step` on."""
+    SNAPSHOT = 7
+    """Piece `micro_batch` (from 1) of fragment `edge`'s snapshot after `step`; piece 0 announces size and hash."""
+    SNAPSHOT_WANT = 8
+    """Please send piece `micro_batch` of fragment `edge`'s snapshot after `step`."""
 
 
 _KINDS = {int(kind): kind for kind in FrameKind}
