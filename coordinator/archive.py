@@ -6,13 +6,16 @@ Everything here runs on the event loop's thread, except `weights_after`, which b
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from coordinator.blobs import BlobStore
 from coordinator.checkpoints import Checkpoint, Checkpoints
 from coordinator.jobs import Job
 from coordinator.store import Store
+from coordinator.submission import ResumePoint
+from coordinator.views import ResumeFromBlobs, ResumeFromCheckpoint
 from dag.graph import OpDag
+from fusion.errors import BlobError
 from fusion.messages import BlobRef
 
 _MERCY_SECONDS = 30.0
@@ -114,3 +117,24 @@ class Archive:
     def job_ended(self, job: str) -> None:
         """The blobs that were made for going on are needed no more."""
         self.drop(self._merged.pop(key).digest for key in list(self._merged) if key[0] == job)
+
+    def resume_point(
+        self, resume: ResumeFromCheckpoint | ResumeFromBlobs | None, jobs: Container[str]
+    ) -> ResumePoint | None:
+        """What a submission wants to start from, of these jobs. Raises `BlobError`."""
+        if isinstance(resume, ResumeFromCheckpoint):
+            job, _, step = resume.checkpoint.partition("@")
+            found = self.find(job, int(step))
+            if found is None:
+                known = [str(item["step"]) for item in self._store.checkpoints(job)]
+                there = f"it has {', '.join(known)}" if known else "it has none"
+                if job not in jobs:
+                    there = "there is no such job"
+                raise BlobError(f"no checkpoint {resume.checkpoint}: {there}")
+            return ResumePoint(found.step, found.model, found.optimizer)
+        if isinstance(resume, ResumeFromBlobs):
+            self._blobs.require(resume.model, "resume.model")
+            if resume.optimizer is not None:
+                self._blobs.require(resume.optimizer, "resume.optimizer")
+            return ResumePoint(resume.step, resume.model, resume.optimizer)
+        return None

@@ -8,56 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-import threading
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from coordinator import events as ev
+from coordinator import probing
 from coordinator.archive import Archive
 from coordinator.blobs import BlobStore
 from coordinator.checkpoints import Checkpoints
+from coordinator.clock import Clock
 from coordinator.config import CoordinatorConfig
 from coordinator.control import Control
-from coordinator.jobs import FragmentSummary, Job
+from coordinator.dags import Dags
+from coordinator.entrance import admit
+from coordinator.jobs import Job
 from coordinator.lifecycle import Lifecycle
-from coordinator.planning import Candidate, Planner, summarize
+from coordinator.planning import Candidate, Planner, answer
 from coordinator.pool import Member
 from coordinator.publisher import Item, Publisher
 from coordinator.store import Store
-from coordinator.submission import ResumePoint, accept, read_dag
-from coordinator.views import ResumeFromBlobs, ResumeFromCheckpoint, Submission, job_view, worker_view
+from coordinator.submission import accept
+from coordinator.views import Submission, job_view, worker_view
 from dag.graph import OpDag
 from fusion.errors import BlobError, FusionError
-from fusion.messages import (
-    CheckpointPart,
-    JoinRequest,
-    Prepare,
-    Resume,
-    ToCoordinator,
-)
-from fusion.plan import Plan
+from fusion.messages import CheckpointPart, JoinRequest, Prepare, Resume, ToCoordinator
 
 logger = logging.getLogger(__name__)
 
-_DAGS_KEPT = 8
 TICK_SECONDS = 0.1
-
-
-class Clock:
-    """Seconds since the epoch that never go back: the wall clock at the start, the monotonic one from then on."""
-
-    def __init__(self) -> None:
-        self._offset = time.time() - time.monotonic()
-
-    def __call__(self) -> float:
-        return self._offset + time.monotonic()
-
-
-class NameTakenError(FusionError):
-    """A worker that wants to join has a name or key that is in use."""
 
 
 class Engine:
@@ -83,8 +61,8 @@ class Engine:
         self.started_at = self.clock()
         self._planner = planner
         self._control: Control | None = None
-        self._dags: OrderedDict[str, OpDag] = OrderedDict()
-        self._dags_lock = threading.Lock()
+        self._dags = Dags(blobs, config.max_dag_bytes)
+        self._unsaved: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         # Checkpoints of one job are written one after the other, so that pruning sees them in order.
@@ -114,12 +92,14 @@ class Engine:
             await self._control.close()
         self._closed = True
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._save_what_waits()
         self.store.close()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self.post(ev.ClockTicked(self.clock()))
+            self._save_what_waits()
             self.archive.collect()
 
     def _awaited(self, digest: str) -> bool:
@@ -148,34 +128,15 @@ class Engine:
     def join(self, request: JoinRequest) -> Member:
         """Admit a worker; returns its record. Raises `NameTakenError`."""
         now = self.clock()
-        for other in self.lifecycle.pool.live():
-            same_name, same_key = other.name == request.name, other.public_key == request.public_key
-            # A name whose worker has gone quiet is free: most likely its process was killed and started again.
-            quiet = now - other.last_heard > self.lifecycle.failure_timeout(other) / 3
-            if same_key and not same_name:
-                raise NameTakenError(f"worker {other.name} joined with the same key; start the process again")
-            if same_name and not same_key and not quiet:
-                raise NameTakenError(
-                    f"a worker named {other.name} is in the pool (heard {now - other.last_heard:.1f} s ago); "
-                    "choose another --name, or stop that worker first"
-                )
-        member = Member(
-            name=request.name,
-            incarnation=secrets.token_hex(8),
-            device=request.device,
-            endpoint=request.data_endpoint,
-            public_key=request.public_key,
-            fusion_version=request.fusion_version,
-            torch_version=request.torch_version,
-        )
+        member = admit(self.lifecycle, request, now)
         self.control.admit(member.public_key, member.incarnation)
-        self.post(ev.WorkerJoined(self.clock(), member))
+        self.post(ev.WorkerJoined(now, member))
         return member
 
     async def submit(self, submission: Submission) -> Job:
         """Check and queue a job. Raises what `submission.accept` raises."""
         async with self._submitting:
-            resume = self._resume_point(submission)
+            resume = self.archive.resume_point(submission.resume, self.lifecycle.jobs)
             number = max((job.number for job in self.lifecycle.jobs.values()), default=0) + 1
             job, dag = await asyncio.to_thread(
                 accept,
@@ -189,7 +150,7 @@ class Engine:
                 max_dag_bytes=self.config.max_dag_bytes,
                 heartbeat_seconds=self.config.heartbeat_seconds,
             )
-            self._keep_dag(job.dag.digest, dag)
+            self._dags.keep(job, dag)
             digests = [job.dag.digest, job.weights.digest, job.data.blob.digest]
             if job.origin_optimizer is not None:
                 digests.append(job.origin_optimizer.digest)
@@ -200,49 +161,51 @@ class Engine:
     def _new_id(self, name: str, number: int) -> str:
         return f"{name[:40]}-{number}"
 
-    def _resume_point(self, submission: Submission) -> ResumePoint | None:
-        resume = submission.resume
-        if isinstance(resume, ResumeFromCheckpoint):
-            job, _, step = resume.checkpoint.partition("@")
-            found = self.archive.find(job, int(step))
-            if found is None:
-                known = [str(item["step"]) for item in self.store.checkpoints(job)]
-                there = f"it has {', '.join(known)}" if known else "it has none"
-                if job not in self.lifecycle.jobs:
-                    there = "there is no such job"
-                raise BlobError(f"no checkpoint {resume.checkpoint}: {there}")
-            return ResumePoint(found.step, found.model, found.optimizer)
-        if isinstance(resume, ResumeFromBlobs):
-            self.blobs.require(resume.model, "resume.model")
-            if resume.optimizer is not None:
-                self.blobs.require(resume.optimizer, "resume.optimizer")
-            return ResumePoint(resume.step, resume.model, resume.optimizer)
-        return None
-
     # Instructions out ---------------------------------------------------------------------------------------------
 
     def _carry_out(self, instructions: list[ev.Instruction]) -> None:
+        """Write everything down first: what a worker is told must be known to a coordinator that starts again."""
+        saved: set[str] = set()
         for instruction in instructions:
-            self._do(instruction)
+            if isinstance(instruction, ev.SaveJob):
+                self._save_job(instruction, saved)
+            elif not isinstance(instruction, ev.Send):
+                self._do(instruction)
+        self.store.commit()
+        for instruction in instructions:
+            if isinstance(instruction, ev.Send):
+                self.control.send(instruction.incarnation, instruction.message)
+
+    def _save_job(self, asked: ev.SaveJob, saved: set[str]) -> None:
+        """Write a job's record once for all instructions of one event; one that may wait is written at the next tick."""
+        job = self.lifecycle.jobs[asked.job]
+        if asked.soon and job.id not in saved:
+            self._unsaved.add(job.id)
+        elif job.id not in saved:
+            saved.add(job.id)
+            self._unsaved.discard(job.id)
+            self.store.save_job(job)
+            if job.terminal:
+                self.archive.job_ended(job.id)
+        if asked.announce:
+            self.publisher.publish(Item("job", job.id, job_view(job)))
+
+    def _save_what_waits(self) -> None:
+        for job in self._unsaved:
+            self.store.save_job(self.lifecycle.jobs[job])
+        self._unsaved.clear()
         self.store.commit()
 
     def _do(self, instruction: ev.Instruction) -> None:
         match instruction:
-            case ev.Send(incarnation, message):
-                self.control.send(incarnation, message)
             case ev.MakePlan():
                 self._spawn(self._make_plan(instruction), f"plan {instruction.job}")
             case ev.PrepareWorkers():
                 self._spawn(self._prepare(instruction), f"prepare {instruction.job}")
+            case ev.ProbeWorker():
+                self._spawn(self._probe(instruction), f"probe {instruction.worker}")
             case ev.WriteCheckpoint():
                 self._spawn(self._write_checkpoint(instruction), f"checkpoint {instruction.job}@{instruction.step}")
-            case ev.SaveJob(job_id, announce):
-                job = self.lifecycle.jobs[job_id]
-                self.store.save_job(job)
-                if job.terminal:
-                    self.archive.job_ended(job_id)
-                if announce:
-                    self.publisher.publish(Item("job", job_id, job_view(job)))
             case ev.SavePlan(job_id, plan):
                 self.store.save_plan(job_id, plan)
             case ev.SaveWorker(name):
@@ -289,10 +252,14 @@ class Engine:
     async def _make_plan(self, asked: ev.MakePlan) -> None:
         job = self.lifecycle.jobs[asked.job]
         members = [self.lifecycle.pool.get(name) for name in asked.workers]
-        candidates = [Candidate(member.name, member.device) for member in members if member is not None]
+        candidates = [
+            Candidate(member.name, member.device, asked.slower.get(member.name, 1.0))
+            for member in members
+            if member is not None
+        ]
         event: ev.Event
         try:
-            plan, fragments = await asyncio.to_thread(self._plan, job, candidates, asked.previous)
+            plan, fragments, current = await asyncio.to_thread(answer, self._planner, self.dag, job, candidates, asked)
         except FusionError as error:
             event = ev.PlanRefused(self.clock(), asked.job, asked.attempt, str(error))
         except Exception as error:
@@ -301,30 +268,12 @@ class Engine:
                 self.clock(), asked.job, asked.attempt, f"the scheduler failed: {type(error).__name__}: {error}", True
             )
         else:
-            event = ev.PlanMade(self.clock(), asked.job, asked.attempt, plan, fragments)
+            event = ev.PlanMade(self.clock(), asked.job, asked.attempt, plan, fragments, current)
         self._post_late(event)
 
-    def _plan(
-        self, job: Job, candidates: list[Candidate], previous: Plan | None
-    ) -> tuple[Plan, tuple[FragmentSummary, ...]]:
-        dag = self.dag(job)
-        plan = self._planner(dag, candidates, job.spec, job.train, previous)
-        return plan, summarize(dag, plan)
-
     def dag(self, job: Job) -> OpDag:
-        """The job's OP-DAG, from a small cache. Blocks. Raises `FusionError` when its blob is gone or damaged."""
-        with self._dags_lock:
-            dag = self._dags.get(job.dag.digest)
-        if dag is None:
-            dag = read_dag(self.blobs, job.dag, self.config.max_dag_bytes)
-            self._keep_dag(job.dag.digest, dag)
-        return dag
-
-    def _keep_dag(self, digest: str, dag: OpDag) -> None:
-        with self._dags_lock:
-            self._dags[digest] = dag
-            while len(self._dags) > _DAGS_KEPT:
-                self._dags.popitem(last=False)
+        """The job's OP-DAG. Blocks. Raises `FusionError` when its blob is gone or damaged."""
+        return self._dags.of(job)
 
     async def _prepare(self, asked: ev.PrepareWorkers) -> None:
         job = self.lifecycle.jobs[asked.job]
@@ -342,7 +291,7 @@ class Engine:
                 self._post_late(ev.PreparationFailed(self.clock(), job.id, asked.epoch, reason))
                 return
             resume = Resume(step=found.step, optimizer=found.optimizer)
-        if job.state != "preparing" or job.epoch != asked.epoch or self._closed:
+        if job.state != ("running" if asked.joining else "preparing") or job.epoch != asked.epoch or self._closed:
             return
         message = Prepare(
             job=job.id,
@@ -354,9 +303,15 @@ class Engine:
             peers=list(asked.peers),
             resume=resume,
             failure_timeout=job.spec.fault_tolerance.failure_timeout,
+            backups=asked.backups,
+            log_bytes=job.spec.fault_tolerance.log_memory,
         )
         for incarnation in asked.hosts:
             self.control.send(incarnation, message)
+
+    async def _probe(self, asked: ev.ProbeWorker) -> None:
+        if await probing.refuses(asked.endpoint):
+            self._post_late(ev.WorkerUnreachable(self.clock(), asked.incarnation))
 
     def _reason(self, error: Exception) -> str:
         """The reason in words; what nobody foresaw goes to the log with its traceback."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from coordinator.jobs import FragmentSummary, Job, Metric
 from coordinator.pool import Member
-from fusion.messages import BlobRef, PeerAddress, Shutdown, Start, Stop, ToCoordinator
+from fusion.messages import BlobRef, PeerAddress, ToCoordinator, ToWorker
 from fusion.plan import Plan
 
 # Events -----------------------------------------------------------------------------------------------------------
@@ -61,6 +61,8 @@ class PlanMade:
     attempt: int
     plan: Plan
     fragments: tuple[FragmentSummary, ...]
+    current_seconds: float | None = None
+    """Predicted step time of the placement that a running job has, by the same cost model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,14 @@ class CheckpointFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerUnreachable:
+    """The worker's data endpoint refuses connections: its process is gone."""
+
+    time: float
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClockTicked:
     time: float
 
@@ -116,6 +126,7 @@ Event = (
     | PreparationFailed
     | CheckpointWritten
     | CheckpointFailed
+    | WorkerUnreachable
     | ClockTicked
 )
 
@@ -127,7 +138,7 @@ class Send:
     """Send this to the worker's incarnation."""
 
     incarnation: str
-    message: Start | Stop | Shutdown
+    message: ToWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +150,15 @@ class MakePlan:
     workers: tuple[str, ...]
     previous: Plan | None
     """The plan whose cuts and codecs are kept when the job has run before: they decide the bits."""
+    slower: dict[str, float] = field(default_factory=dict)
+    """Worker -> how many times slower it has become than it was."""
+    price: bool = False
+    """Also predict the step time of `previous`."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareWorkers:
-    """Send `Prepare` to every host of the plan, to go on after `step` (a checkpoint of this job, unless None)."""
+    """Send `Prepare` to these hosts, to go on after `checkpoint` (a step of this job; None: from its own weights)."""
 
     job: str
     epoch: int
@@ -152,6 +167,18 @@ class PrepareWorkers:
     hosts: tuple[str, ...]
     """Incarnations."""
     checkpoint: int | None
+    backups: dict[int, str]
+    joining: bool = False
+    """They join a running job and have no fragments yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeWorker:
+    """Find out whether the worker still listens; answer with `WorkerUnreachable` if connections are refused."""
+
+    worker: str
+    incarnation: str
+    endpoint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +196,8 @@ class SaveJob:
     job: str
     announce: bool = True
     """Whether watchers want to hear of it (progress of a step is announced by its metric)."""
+    soon: bool = False
+    """It may wait for the next tick: workers say again what a coordinator that dies meanwhile has heard last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +245,7 @@ Instruction = (
     Send
     | MakePlan
     | PrepareWorkers
+    | ProbeWorker
     | WriteCheckpoint
     | SaveJob
     | SavePlan

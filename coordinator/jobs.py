@@ -1,8 +1,8 @@
 """One job as the coordinator knows it: what was asked, where it stands, and what its workers have said so far.
 
-States: `queued` (with a reason in words) -> `preparing` -> `running` -> `done` | `failed` | `cancelled`; a job whose worker
-leaves goes back to `queued` and on from its last checkpoint. The record is a pydantic model, so that a restart of the
-coordinator finds everything again, half-reported steps and half-collected checkpoints included.
+States: `queued` (with a reason in words) -> `preparing` -> `running` -> `done` | `failed` | `cancelled`; a job that loses
+a worker goes on with the others, or back to `queued` and on from its last checkpoint. The record is a pydantic model, so
+that a restart of the coordinator finds everything again, half-reported steps and half-collected checkpoints included.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from coordinator.run import Run
 from fusion.messages import BlobRef, DataManifest, TrainConfig
 from fusion.plan import Plan
 from fusion.spec import JobSpec
@@ -32,9 +33,9 @@ class FragmentSummary(BaseModel):
 
 
 class PartialStep(BaseModel):
-    """A step that some of the job's workers have finished."""
+    """A step that some of the job's fragments have finished."""
 
-    reported: list[str] = Field(default_factory=list)
+    fragments: list[int] = Field(default_factory=list)
     loss: float | None = None
     gradient_norm: float | None = None
     eval_loss: float | None = None
@@ -96,7 +97,7 @@ class Job(BaseModel):
     refused_reason: str = ""
 
     hosts: dict[str, str] = Field(default_factory=dict)
-    """Worker name -> incarnation, of the workers that are taken by this job."""
+    """Worker name -> incarnation, of the workers that take part in this job."""
     ready: list[str] = Field(default_factory=list)
     finished: list[str] = Field(default_factory=list)
     partial: dict[int, PartialStep] = Field(default_factory=dict)
@@ -104,6 +105,14 @@ class Job(BaseModel):
     """Step -> fragment -> its uploaded state, of checkpoints that are not written yet."""
     writing: list[int] = Field(default_factory=list)
     last_completion: float | None = None
+
+    run: Run | None = None
+    recoveries: int = 0
+    """Losses of workers after which the others went on."""
+    restarts: int = 0
+    """Times that the job went back to a checkpoint or to its start."""
+    commits: int = 0
+    """Common snapshots that were complete."""
 
     @property
     def terminal(self) -> bool:
@@ -133,3 +142,4 @@ class Job(BaseModel):
         self.parts = {step: parts for step, parts in self.parts.items() if step in self.writing}
         self.last_completion = None
         self.planning = False
+        self.run = None

@@ -1,72 +1,100 @@
 """The coordinator's core as one state machine: pool membership and job life cycle; events in, instructions out.
 
 No clock, socket, thread or file is used here: every event carries its time, and what must be done comes back as
-instructions, in order. `coordinator.pool` draws the states of a worker, `coordinator.jobs` those of a job.
+instructions, in order. `coordinator.pool` draws the states of a worker, `coordinator.jobs` those of a job. This class says
+whom an event concerns; the rules are in `membership` (workers), `course` (jobs), `recovery` (losses) and `collecting`
+(checkpoints).
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
 from coordinator import events as ev
-from coordinator import progress, queueing
-from coordinator.jobs import Job, Metric
-from coordinator.membership import Membership, Timing
-from coordinator.pool import Member
+from coordinator import progress, queueing, slowness
+from coordinator.books import Books, Timing
+from coordinator.collecting import Collecting
+from coordinator.course import Course
+from coordinator.jobs import Job
+from coordinator.membership import Membership
+from coordinator.pool import Member, Pool
+from coordinator.recovery import Recovery, RecoveryMessage
 from fusion.messages import (
     CheckpointPart,
+    Connected,
     EvaluationReport,
     Failure,
     Finished,
     Heartbeat,
+    JobMessage,
     Leaving,
-    PeerAddress,
+    PeerLost,
     Ready,
-    Start,
     StepReport,
     Warned,
 )
-from fusion.units import format_bytes, format_seconds
 
 
-class Lifecycle(Membership):
+class Lifecycle:
     """The pool and all jobs. `handle` is the only way in; reading `pool` and `jobs` is free."""
 
     def __init__(self, timing: Timing | None = None) -> None:
-        super().__init__(timing)
+        self._books = Books(timing)
+        self._recovery = Recovery(self._books, self.go_back)
+        self._course = Course(self._books, self._recovery.backups)
+        self._collecting = Collecting(self._books)
+        self._membership = Membership(self._books, self)
         self._warned: deque[tuple[str, Warned]] = deque(maxlen=200)
+
+    @property
+    def pool(self) -> Pool:
+        return self._books.pool
+
+    @property
+    def jobs(self) -> dict[str, Job]:
+        return self._books.jobs
+
+    def failure_timeout(self, member: Member) -> float:
+        """Seconds of silence after which `member` counts as lost."""
+        return self._membership.failure_timeout(member)
 
     # Entry points -------------------------------------------------------------------------------------------------
 
     def restore(self, jobs: Iterable[Job], members: Iterable[Member], now: float) -> list[ev.Instruction]:
         """Take up what an earlier process recorded; silence counts from now on, after a grace."""
-        self.jobs = {job.id: job for job in jobs}
+        self.jobs.update({job.id: job for job in jobs})
         for member in members:
             if member.live:
-                member.last_heard = now + self.timing.restart_grace
+                member.last_heard = now + self._books.timing.restart_grace
             self.pool.put(member)
         for job in self.jobs.values():
             if job.state == "preparing":
-                self._restart(job, now, "the coordinator was restarted while the job was being prepared")
+                self._course.restart(job, now, "the coordinator was restarted while the job was being prepared")
             elif job.state == "running":
-                self._story(
+                self._books.story(
                     job, "coordinator-restarted", "coordinator restarted; the workers train on and report to it"
                 )
+                self._recovery.restore(job, now)
             for step in job.writing:
-                self._do(ev.WriteCheckpoint(job.id, step, job.parts.get(step, {}), job.spec.checkpoint.keep))
-        self._schedule(now)
-        return self._taken()
+                self._books.do(ev.WriteCheckpoint(job.id, step, job.parts.get(step, {}), job.spec.checkpoint.keep))
+        self._schedule()
+        return self._books.taken()
 
     def handle(self, event: ev.Event) -> list[ev.Instruction]:
         """Take in one event and return what must be done, in order."""
         match event:
             case ev.ClockTicked():
-                self._tick(event.time)
+                self._membership.tick(event.time)
+                self._recovery.notice_idle(event.time)
+                for job in self.jobs.values():
+                    self._recovery.advance(job, event.time)
             case ev.WorkerJoined():
-                self._joined(event)
+                self._membership.joined(event)
+            case ev.WorkerUnreachable():
+                member = self.pool.of_incarnation(event.incarnation)
+                if member is not None and member.live:
+                    self._membership.lose([(member, "connection closed")], event.time)
             case ev.Reported():
                 self._reported(event)
             case ev.DrainRequested():
@@ -75,22 +103,30 @@ class Lifecycle(Membership):
                     self._drain(member, event.time, "asked to leave")
             case ev.JobSubmitted():
                 self.jobs[event.job.id] = event.job
-                self._story(event.job, "submitted", f"job {event.job.spec.name} was submitted")
-                self._do(ev.SaveJob(event.job.id))
+                self._books.story(event.job, "submitted", f"job {event.job.spec.name} was submitted")
+                self._books.save(event.job)
             case ev.CancelRequested():
-                job = self.jobs.get(event.job)
-                if job is not None and not job.terminal:
-                    self._end(job, event.time, "cancelled", f"cancelled on request at step {job.step}")
+                if (asked := self.jobs.get(event.job)) is not None and not asked.terminal:
+                    self._course.end(asked, event.time, "cancelled", f"cancelled on request at step {asked.step}")
             case ev.PlanMade() | ev.PlanRefused():
                 self._planned(event)
             case ev.PreparationFailed():
-                job = self.jobs.get(event.job)
-                if job is not None and job.state == "preparing" and job.epoch == event.epoch:
-                    self._end(job, event.time, "failed", event.reason)
+                self._preparation_failed(event)
             case ev.CheckpointWritten() | ev.CheckpointFailed():
                 self._checkpoint_over(event)
-        self._schedule(event.time)
-        return self._taken()
+        self._schedule()
+        return self._books.taken()
+
+    # What becomes of a job when its workers go (`membership.Consequences`) -----------------------------------------
+
+    def lost(self, job: Job, members: Sequence[Member], now: float) -> None:
+        self._recovery.lost(job, members, now)
+
+    def move_off(self, job: Job, member: Member) -> bool:
+        return self._recovery.moves.possible(job)
+
+    def go_back(self, job: Job, now: float, cause: str) -> None:
+        self._course.restart(job, now, cause)
 
     # Messages of workers ------------------------------------------------------------------------------------------
 
@@ -98,12 +134,12 @@ class Lifecycle(Membership):
         member = self.pool.of_incarnation(event.incarnation)
         if member is None or not member.live:
             if member is None or member.state == "lost":
-                self._evict(event)
+                self._membership.evict(event)
             return
         member.last_heard = max(member.last_heard, event.time)
         if member.state == "joined":
             member.state = "idle"
-            self._do(ev.SaveWorker(member.name))
+            self._books.do(ev.SaveWorker(member.name))
         message = event.message
         match message:
             case Heartbeat():
@@ -115,127 +151,76 @@ class Lifecycle(Membership):
                     return  # Said again after a broken connection.
                 self._warned.append((event.incarnation, message))
                 job = self.jobs.get(message.job) if message.job else None
-                self._do(ev.RecordLog(job.id if job else None, member.name, message.message))
-                self._story(job, "warning", f"worker {member.name}: {message.message}", worker=member.name)
+                self._books.do(ev.RecordLog(job.id if job else None, member.name, message.message))
+                self._books.story(job, "warning", f"worker {member.name}: {message.message}", worker=member.name)
+            case PeerLost() | Connected():
+                job = self._job_of(message.job, member)
+                if job is not None:
+                    if isinstance(message, PeerLost):
+                        self._recovery.suspect(job, message, event.time)
+                    else:
+                        self._recovery.moves.connected(job, member, message)
+                        self._recovery.advance(job, event.time)
             case _:
-                job = self.jobs.get(message.job)
-                if (
-                    job is not None
-                    and not job.terminal
-                    and job.plan is not None
-                    and message.epoch == job.epoch
-                    and job.hosts.get(member.name) == member.incarnation
-                ):
+                job = self._job_of(message.job, member)
+                # A placement may change while a message is on its way: any epoch of the current run counts.
+                if job is not None and (job.run.epoch if job.run else job.epoch) <= message.epoch <= job.epoch:
                     self._job_message(job, member, message, event.time)
+                    self._recovery.advance(job, event.time)
 
-    def _job_message(
-        self,
-        job: Job,
-        member: Member,
-        message: Ready | StepReport | EvaluationReport | CheckpointPart | Finished | Failure,
-        now: float,
-    ) -> None:
+    def _job_of(self, name: str, member: Member) -> Job | None:
+        """The job, if this worker takes part in it."""
+        job = self.jobs.get(name)
+        if job is None or job.terminal or job.plan is None or job.hosts.get(member.name) != member.incarnation:
+            return None
+        return job
+
+    def _job_message(self, job: Job, member: Member, message: JobMessage, now: float) -> None:
         match message:
-            case Ready() if job.state == "preparing" and member.name not in job.ready:
-                job.ready.append(member.name)
-                self._do(ev.SaveJob(job.id, announce=False))
-                if len(job.ready) == len(job.hosts):
-                    self._start(job, now)
+            case Ready() if job.state == "preparing":
+                self._course.ready(job, member.name, now)
+            case Ready():
+                self._recovery.moves.ready(job, member, message)
             case StepReport() if job.state == "running" and message.step <= job.train.steps:
                 member.memory_used_bytes = message.memory_used_bytes or member.memory_used_bytes
-                self._metrics(job, progress.add_step(job, member.name, message, now))
+                for times in message.fragments:
+                    slowness.note(job, member.name, times)
+                self._course.publish(job, progress.add_step(job, member.name, message, now))
             case EvaluationReport() if job.state == "running":
-                self._metrics(job, progress.add_evaluation(job, message))
+                self._course.publish(job, progress.add_evaluation(job, message))
             case CheckpointPart() if job.state == "running":
-                self._part(job, member, message)
-            case Finished() if job.state == "running" and member.name not in job.finished:
-                job.finished.append(member.name)
-                self._do(ev.SaveJob(job.id, announce=False))
-                self._maybe_done(job, now)
+                self._collecting.part(job, message)
+            case Finished() if job.state == "running" and message.epoch == job.epoch:
+                if member.name not in job.finished:
+                    job.finished.append(member.name)
+                    self._books.save(job, announce=False)
+                    self._course.end_when_done(job, now)
             case Failure():
-                if message.detail:
-                    self._do(ev.RecordLog(job.id, member.name, message.detail))
-                self._end(job, now, "failed", f"worker {member.name}: {message.message}")
+                self._failed(job, member, message, now)
+            case _ if job.state == "running" and isinstance(message, RecoveryMessage):
+                self._recovery.heard(job, member, message, now)
             case _:
                 pass  # Said too early, too late or twice: it changes nothing.
 
-    def _start(self, job: Job, now: float) -> None:
-        job.state, job.reason, job.last_completion = "running", "", now
-        if job.started_at is None:
-            job.started_at = now
-        for incarnation in job.hosts.values():
-            self._do(ev.Send(incarnation, Start(job=job.id, epoch=job.epoch)))
-        count = len(job.hosts)
-        self._story(
-            job,
-            "started",
-            f"training starts {f'after step {job.restart_step} ' if job.restart_step else ''}on "
-            f"{count} worker{'s' if count > 1 else ''} ({len(job.fragments)} fragments)",
-            step=job.restart_step,
-        )
-        self._do(ev.SaveJob(job.id))
-
-    def _metrics(self, job: Job, metrics: list[Metric]) -> None:
-        for metric in metrics:
-            self._do(ev.RecordMetric(job.id, metric))
-            if metric.loss is not None and not math.isfinite(metric.loss):
-                self._story(job, "loss-not-finite", f"loss is {metric.loss} at step {metric.step}", step=metric.step)
-        self._do(ev.SaveJob(job.id, announce=False))
-
-    # Checkpoints --------------------------------------------------------------------------------------------------
-
-    def _part(self, job: Job, member: Member, part: CheckpointPart) -> None:
-        assert job.plan is not None
-        late = job.checkpoint is not None and part.step <= job.checkpoint
-        if late or part.step in job.writing or part.fragment not in job.plan.fragments_of(member.name):
-            self._do(ev.DropBlobs((part.blob.digest,)))
-            return
-        parts = job.parts.setdefault(part.step, {})
-        parts[part.fragment] = part.blob
-        if len(parts) == len(job.plan.placement):
-            job.writing.append(part.step)
-            self._do(ev.WriteCheckpoint(job.id, part.step, dict(parts), job.spec.checkpoint.keep))
-        self._do(ev.SaveJob(job.id, announce=False))
-
-    def _checkpoint_over(self, event: ev.CheckpointWritten | ev.CheckpointFailed) -> None:
-        job = self.jobs.get(event.job)
-        if job is None:
-            return
-        if event.step in job.writing:
-            job.writing.remove(event.step)
-        # With a newer checkpoint there, half-collected older ones are of no use.
-        written = isinstance(event, ev.CheckpointWritten)
-        stale = [step for step in job.parts if written and step < event.step and step not in job.writing]
-        self._do(ev.DropBlobs(tuple(ref.digest for step in stale for ref in job.parts[step].values())))
-        job.parts = {step: parts for step, parts in job.parts.items() if step not in (*stale, event.step)}
-        if isinstance(event, ev.CheckpointWritten):
-            job.checkpoint = max(event.step, job.checkpoint or 0)
-            self._story(
-                job,
-                "checkpoint",
-                f"checkpoint at step {event.step} written ({format_bytes(event.size)})",
-                step=event.step,
-                bytes=event.size,
-            )
+    def _failed(self, job: Job, member: Member, message: Failure, now: float) -> None:
+        if message.detail:
+            self._books.do(ev.RecordLog(job.id, member.name, message.detail))
+        if self._recovery.moves.is_newcomer(job, member):
+            self._recovery.moves.abandon(job, now, f"worker {member.name}: {message.message}")
         else:
-            self._story(
-                job,
-                "checkpoint-failed",
-                f"checkpoint at step {event.step} could not be written: {event.reason}; training goes on",
-                step=event.step,
-            )
-        self._do(ev.SaveJob(job.id))
-        if job.state == "running":
-            self._maybe_done(job, event.time)
-        if job.state == "running" and isinstance(event, ev.CheckpointWritten):
-            for member in self.pool.of_job(job.id):
-                if member.state == "draining":
-                    self._move_off(member, event.time)
-                    break
+            self._course.end(job, now, "failed", f"worker {member.name}: {message.message}")
 
-    # Job life cycle -----------------------------------------------------------------------------------------------
+    def _drain(self, member: Member, now: float, why: str) -> None:
+        job = self._books.job_of(member)
+        self._membership.drain(member, now, why)
+        if job is not None and job.state == "running":
+            if self._recovery.moves.is_newcomer(job, member):
+                self._recovery.moves.abandon(job, now, f"worker {member.name} leaves")
+            self._recovery.advance(job, now)
 
-    def _schedule(self, now: float) -> None:
+    # Plans --------------------------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
         """Start what can start, and say why the rest waits."""
         while True:
             queued = [job for job in self.jobs.values() if job.state == "queued"]
@@ -246,8 +231,8 @@ class Lifecycle(Membership):
                 job = self.jobs[job_id]
                 if job.reason != reason:
                     job.reason = reason
-                    self._story(job, "queued", f"job {job.id} {reason}")
-                    self._do(ev.SaveJob(job.id))
+                    self._books.story(job, "queued", f"job {job.id} {reason}")
+                    self._books.save(job)
             if decision.start is None:
                 return
             job, members = decision.start
@@ -257,96 +242,36 @@ class Lifecycle(Membership):
             job.hosts = {member.name: member.incarnation for member in members}
             for member in members:
                 member.state, member.job = "busy", job.id
-                self._do(ev.SaveWorker(member.name))
-            self._do(ev.MakePlan(job.id, job.attempt, tuple(job.hosts), job.plan))
-            self._do(ev.SaveJob(job.id))
+                self._books.do(ev.SaveWorker(member.name))
+            self._books.do(ev.MakePlan(job.id, job.attempt, tuple(job.hosts), job.plan))
+            self._books.save(job)
 
     def _planned(self, event: ev.PlanMade | ev.PlanRefused) -> None:
         job = self.jobs.get(event.job)
-        if job is None or job.state != "preparing" or not job.planning or job.attempt != event.attempt:
+        if job is None or job.attempt != event.attempt:
             return
-        job.planning = False
-        if isinstance(event, ev.PlanRefused):
-            if event.final:
-                self._end(job, event.time, "failed", event.reason)
-                return
-            job.refused_for = sorted(job.hosts.values())
-            self._release_unasked(job, keep=())
-            self._forget_run(job)
-            job.state, job.reason, job.refused_reason = "queued", event.reason, event.reason
-            self._story(job, "queued", f"job {job.id} waits: {event.reason}")
-            self._do(ev.SaveJob(job.id))
+        if job.state == "preparing" and job.planning:
+            self._course.planned(job, event)
+        elif job.state == "running" and job.run is not None and job.run.asked_for_move == event.attempt:
+            self._recovery.moves.planned(job, event)
+            self._recovery.advance(job, event.time)
+
+    # Slow work ----------------------------------------------------------------------------------------------------
+
+    def _preparation_failed(self, event: ev.PreparationFailed) -> None:
+        job = self.jobs.get(event.job)
+        if job is None or job.epoch != event.epoch:
             return
-        plan = event.plan.model_copy(update={"epoch": job.epoch})
-        if job.plan is not None:
-            # The same cuts and the same codecs: a restart must not change the bits.
-            plan = plan.model_copy(update={"codecs": job.plan.codecs})
-        job.plan, job.fragments = plan, list(event.fragments)
-        self._release_unasked(job, keep=plan.workers)
-        job.hosts = {name: job.hosts[name] for name in plan.workers}
-        job.reason = "workers build their fragments"
-        members = [member for member in self.pool.of_job(job.id) if member.name in job.hosts]
-        peers = tuple(
-            PeerAddress(worker=member.name, endpoint=member.endpoint, public_key=member.public_key)
-            for member in members
-        )
-        self._do(ev.SavePlan(job.id, plan))
-        self._do(ev.SaveJob(job.id))
-        count = len(plan.workers)
-        self._story(
-            job,
-            "planned",
-            f"plan {plan.id}: {len(plan.placement)} fragments on {count} worker{'s' if count > 1 else ''} "
-            f"({', '.join(plan.workers)})",
-            plan=plan.id,
-        )
-        self._do(ev.PrepareWorkers(job.id, job.epoch, plan, peers, tuple(job.hosts.values()), job.checkpoint))
+        if job.state == "preparing":
+            self._course.end(job, event.time, "failed", event.reason)
+        elif job.state == "running":
+            self._recovery.moves.abandon(job, event.time, event.reason)
 
-    def _restart(self, job: Job, now: float, cause: str) -> None:
-        """Back to the last checkpoint, with the same cuts, on the workers that remain."""
-        self._release(job, f"{cause}; the job starts again from step {job.restart_step}")
-        lost_steps = max(0, job.step - job.restart_step)
-        had_plan = job.plan is not None
-        self._forget_run(job)
-        job.state = "queued"
-        job.refused_for = None
-        if had_plan:
-            job.epoch += 1
-        job.reason = f"goes on from step {job.restart_step}: {cause}"
-        source = "its checkpoint" if job.checkpoint is not None else "its start"
-        self._story(
-            job,
-            "restarted",
-            f"job {job.id} goes on from {source} at step {job.restart_step} because {cause}"
-            + (f"; {lost_steps} step{'s' if lost_steps != 1 else ''} run again" if lost_steps else ""),
-            step=job.restart_step,
-        )
-        self._do(ev.SaveJob(job.id))
-
-    def _forget_run(self, job: Job) -> None:
-        """Drop what belongs to the epoch that is over, half-collected checkpoints included."""
-        stale = [ref.digest for step, parts in job.parts.items() if step not in job.writing for ref in parts.values()]
-        if stale:
-            self._do(ev.DropBlobs(tuple(stale)))
-        job.forget_run()
-
-    def _maybe_done(self, job: Job, now: float) -> None:
-        if not self.all_finished(job) or job.writing:
+    def _checkpoint_over(self, event: ev.CheckpointWritten | ev.CheckpointFailed) -> None:
+        job = self.jobs.get(event.job)
+        if job is None:
             return
-        self._metrics(job, progress.flush(job))
-        if job.checkpoint != job.train.steps:
-            self._story(job, "checkpoint-missing", f"no checkpoint of the last step {job.train.steps} could be kept")
-        self._end(job, now, "done", "")
-
-    def _end(self, job: Job, now: float, state: Literal["done", "failed", "cancelled"], reason: str) -> None:
-        self._release(job, reason or "the job is done")
-        job.state, job.reason, job.finished_at = state, reason, now
-        self._forget_run(job)
-        took = format_seconds(now - (job.started_at or job.submitted_at))
-        story = {
-            "done": f"job {job.id} is done: {job.step} steps in {took}",
-            "failed": f"job {job.id} failed: {reason}",
-            "cancelled": f"job {job.id} was {reason}",
-        }[state]
-        self._story(job, state, story, step=job.step)
-        self._do(ev.SaveJob(job.id))
+        self._collecting.over(job, event)
+        self._course.end_when_done(job, event.time)
+        if job.state == "running" and isinstance(event, ev.CheckpointWritten):
+            self._membership.leave_at_checkpoint(job, event.time)

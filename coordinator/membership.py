@@ -1,79 +1,72 @@
-"""Workers come, go silent and leave: the part of the life cycle that is about the pool's members.
+"""Workers come, go silent and leave: the part of the life cycle that is about the pool's members. Sans-I/O.
 
-What happens to a job when its worker goes is decided by `Lifecycle`, which builds on this class. Sans-I/O.
+What a loss or a departure means for a job is for others to say (`Consequences`).
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Protocol
 
 from coordinator import events as ev
+from coordinator.books import Books
 from coordinator.jobs import Job
-from coordinator.pool import Member, Pool
-from fusion.messages import Shutdown, Stop
+from coordinator.pool import Member
+from fusion.messages import Shutdown
 from fusion.units import format_bytes, format_seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Durations in seconds."""
+class Consequences(Protocol):
+    """What becomes of a job when its workers go."""
 
-    failure_timeout: float = 5.0
-    """Silence after which a worker without a job counts as lost; a busy one goes by its job's own timeout."""
-    drain_patience: float = 60.0
-    """How long a leaving worker waits for the next checkpoint of its job."""
-    restart_grace: float = 5.0
-    """After a restart of the coordinator: time for workers to connect again before silence counts."""
-    deaf_after: float = 1.5
-    """A longer gap between two ticks means that the coordinator itself was not listening."""
+    def lost(self, job: Job, members: Sequence[Member], now: float) -> None:
+        """These workers of the job are gone."""
+
+    def move_off(self, job: Job, member: Member) -> bool:
+        """A worker of the job wants to leave: whether its fragments can move to others now."""
+
+    def go_back(self, job: Job, now: float, cause: str) -> None:
+        """The job goes on from its checkpoint, without the workers that leave."""
 
 
-class Membership(ABC):
-    """The pool, the jobs by id, and the instructions that have not been handed out yet."""
+class Membership:
+    """Joining, silence, draining and leaving."""
 
-    def __init__(self, timing: Timing | None = None) -> None:
-        self.timing = timing or Timing()
-        self.pool = Pool()
-        self.jobs: dict[str, Job] = {}
+    def __init__(self, books: Books, consequences: Consequences) -> None:
+        self._books = books
+        self._consequences = consequences
         self._last_tick: float | None = None
         self._evicted: dict[str, float] = {}
-        self._out: list[ev.Instruction] = []
-
-    @abstractmethod
-    def _restart(self, job: Job, now: float, cause: str) -> None:
-        """A worker of `job` is going or gone."""
 
     def failure_timeout(self, member: Member) -> float:
         """Seconds of silence after which `member` counts as lost."""
-        job = self.jobs.get(member.job) if member.job else None
-        return job.spec.fault_tolerance.failure_timeout if job else self.timing.failure_timeout
+        job = self._books.job_of(member)
+        return job.spec.fault_tolerance.failure_timeout if job else self._books.timing.failure_timeout
 
-    def all_finished(self, job: Job) -> bool:
-        """Whether every worker has done all steps and uploaded its last state: the job no longer needs them."""
-        return job.state == "running" and bool(job.hosts) and len(job.finished) == len(job.hosts)
-
-    def _tick(self, now: float) -> None:
-        if self._last_tick is not None and now - self._last_tick > self.timing.deaf_after:
-            self.pool.excuse(now - self._last_tick)
+    def tick(self, now: float) -> None:
+        """Time has passed: who has been silent for too long is lost, whose patience is over leaves now."""
+        pool, timing = self._books.pool, self._books.timing
+        if self._last_tick is not None and now - self._last_tick > timing.deaf_after:
+            pool.excuse(now - self._last_tick)
         self._last_tick = now
-        for member in self.pool.silent(now, self.failure_timeout):
-            self._lose(member, now, f"no heartbeat for {format_seconds(self.failure_timeout(member))}")
-        for member in self.pool.live():
+        silent = pool.silent(now, self.failure_timeout)
+        self.lose(
+            [(member, f"no heartbeat for {format_seconds(self.failure_timeout(member))}") for member in silent], now
+        )
+        for member in pool.live():
             if member.state == "draining" and member.leave_by is not None and now >= member.leave_by:
-                self._move_off(member, now)
+                self._leave_now(member, now)
 
-    def _joined(self, event: ev.WorkerJoined) -> None:
-        earlier = self.pool.get(event.member.name)
+    def joined(self, event: ev.WorkerJoined) -> None:
+        earlier = self._books.pool.get(event.member.name)
         if earlier is not None and earlier.live:
-            self._lose(earlier, event.time, "its process was started again")
+            self.lose([(earlier, "its process was started again")], event.time)
         member = event.member
         member.state, member.job, member.joined_at, member.last_heard = "joined", None, event.time, event.time
-        self.pool.put(member)
+        self._books.pool.put(member)
         device = member.device
-        self._do(ev.SaveWorker(member.name))
-        self._story(
+        self._books.do(ev.SaveWorker(member.name))
+        self._books.story(
             None,
             "worker-joined",
             f"worker {member.name} joined ({device.kind}, {device.threads} thread{'s' if device.threads != 1 else ''}, "
@@ -81,99 +74,79 @@ class Membership(ABC):
             worker=member.name,
         )
 
-    def _lose(self, member: Member, now: float, why: str) -> None:
-        job = self.jobs.get(member.job) if member.job else None
-        where = f" at step {job.step}" if job is not None and job.state == "running" else ""
-        member.state, member.job, member.leave_by = "lost", None, None
-        self._do(ev.SaveWorker(member.name))
-        self._story(job, "worker-lost", f"worker {member.name} lost{where} ({why})", worker=member.name)
-        if job is not None and member.name in job.hosts and not self.all_finished(job):
-            self._restart(job, now, f"worker {member.name} was lost")
+    def lose(self, gone: Sequence[tuple[Member, str]], now: float) -> None:
+        """These workers are lost, for these reasons; a job that loses several at once deals with all of them at once."""
+        losses: dict[str, list[Member]] = {}
+        for member, why in gone:
+            job = self._books.job_of(member)
+            where = f" at step {job.step}" if job is not None and job.state == "running" else ""
+            member.state, member.job, member.leave_by = "lost", None, None
+            self._books.do(ev.SaveWorker(member.name))
+            self._books.story(job, "worker-lost", f"worker {member.name} lost{where} ({why})", worker=member.name)
+            if job is not None and job.hosts.get(member.name) == member.incarnation:
+                losses.setdefault(job.id, []).append(member)
+        for name, members in losses.items():
+            self._consequences.lost(self._books.jobs[name], members, now)
 
-    def _drain(self, member: Member, now: float, why: str) -> None:
+    # Leaving ------------------------------------------------------------------------------------------------------
+
+    def drain(self, member: Member, now: float, why: str) -> None:
+        """Let a worker leave in good order: its fragments move first, or its job comes to a checkpoint."""
         if member.state == "draining":
             return
-        job = self.jobs.get(member.job) if member.job else None
+        job = self._books.job_of(member)
         if job is None:
-            self._leave(member, why)
+            self._books.leave(member, why)
             return
-        member.state = "draining"
-        wait = self._seconds_to_checkpoint(job)
-        planned = wait is not None and wait <= self.timing.drain_patience
-        member.leave_by = now + self.timing.drain_patience if planned else now
-        self._do(ev.SaveWorker(member.name))
-        when = "at its next checkpoint" if planned else "now"
-        self._story(
-            job,
-            "worker-draining",
-            f"worker {member.name} leaves ({why}); job {job.id} goes on without it {when}",
-            worker=member.name,
-        )
-        if not planned:
-            self._move_off(member, now)
+        patience = self._books.timing.drain_patience
+        member.state, member.leave_by = "draining", now + patience
+        if self._consequences.move_off(job, member):
+            when = "its fragments move to other workers first"
+        else:
+            wait = _seconds_to_checkpoint(job)
+            planned = wait is not None and wait <= patience
+            if not planned:
+                member.leave_by = now
+            when = f"job {job.id} goes on without it {'at its next checkpoint' if planned else 'now'}"
+        self._books.do(ev.SaveWorker(member.name))
+        self._books.story(job, "worker-draining", f"worker {member.name} leaves ({why}); {when}", worker=member.name)
+        if member.leave_by is not None and member.leave_by <= now:
+            self._leave_now(member, now)
 
-    def _seconds_to_checkpoint(self, job: Job) -> float | None:
-        """Predicted seconds until the next checkpoint (there is one at the end at the latest); None when unknown."""
-        if job.state != "running" or job.step_seconds is None:
-            return None
-        every = job.train.checkpoint_every
-        left = job.train.steps - job.step
-        if every:
-            left = min(left, every - job.step % every)
-        return left * job.step_seconds
+    def leave_at_checkpoint(self, job: Job, now: float) -> None:
+        """A checkpoint was written: workers that waited for it may go."""
+        for member in self._books.pool.of_job(job.id):
+            if member.state == "draining" and not self._consequences.move_off(job, member):
+                self._leave_now(member, now)
+                return
 
-    def _move_off(self, member: Member, now: float) -> None:
+    def _leave_now(self, member: Member, now: float) -> None:
         """The draining member's job goes on without it; then it may go."""
-        job = self.jobs.get(member.job) if member.job else None
-        if job is not None and not self.all_finished(job):
-            self._restart(job, now, f"worker {member.name} leaves")
-        elif job is None:
-            self._leave(member, "drained")
+        job = self._books.job_of(member)
+        if job is None:
+            self._books.leave(member, "drained")
+        elif not all_finished(job):
+            self._consequences.go_back(job, now, f"worker {member.name} leaves")
 
-    def _leave(self, member: Member, why: str) -> None:
-        member.state, member.job, member.leave_by = "left", None, None
-        self._do(ev.Send(member.incarnation, Shutdown(reason=why)))
-        self._do(ev.SaveWorker(member.name))
-        self._story(None, "worker-left", f"worker {member.name} left ({why})", worker=member.name)
-
-    def _release(self, job: Job, reason: str) -> None:
-        """Free all workers of a job, and tell them to forget it."""
-        for member in self.pool.of_job(job.id):
-            self._do(ev.Send(member.incarnation, Stop(job=job.id, reason=reason)))
-            member.job = None
-            if member.state == "draining":
-                self._leave(member, "drained")
-            else:
-                member.state = "idle"
-                self._do(ev.SaveWorker(member.name))
-
-    def _release_unasked(self, job: Job, keep: Iterable[str]) -> None:
-        """Free the workers that were taken for a plan but have not heard of the job yet."""
-        kept = set(keep)
-        for member in self.pool.of_job(job.id):
-            if member.name not in kept:
-                member.job = None
-                if member.state == "draining":
-                    self._leave(member, "drained")
-                else:
-                    member.state = "idle"
-                    self._do(ev.SaveWorker(member.name))
-
-    def _evict(self, event: ev.Reported) -> None:
+    def evict(self, event: ev.Reported) -> None:
         """Tell a worker that was declared lost to join again; not at each heartbeat that is still on its way."""
         told = self._evicted.get(event.incarnation)
-        if told is None or event.time - told >= self.timing.failure_timeout:
+        if told is None or event.time - told >= self._books.timing.failure_timeout:
             self._evicted[event.incarnation] = event.time
-            self._do(ev.Send(event.incarnation, Shutdown(reason="declared lost; join again", evicted=True)))
+            self._books.do(ev.Send(event.incarnation, Shutdown(reason="declared lost; join again", evicted=True)))
 
-    # Instructions -------------------------------------------------------------------------------------------------
 
-    def _do(self, instruction: ev.Instruction) -> None:
-        self._out.append(instruction)
+def all_finished(job: Job) -> bool:
+    """Whether every fragment is through with all steps and its last state is uploaded: the job needs no worker more."""
+    return job.state == "running" and job.plan is not None and set(job.finished) >= set(job.plan.workers)
 
-    def _story(self, job: Job | None, event: str, message: str, **fields: str | int | float | None) -> None:
-        self._do(ev.RecordEvent(job.id if job else None, event, message, fields))
 
-    def _taken(self) -> list[ev.Instruction]:
-        taken, self._out = self._out, []
-        return taken
+def _seconds_to_checkpoint(job: Job) -> float | None:
+    """Predicted seconds until the next checkpoint (there is one at the end at the latest); None when unknown."""
+    if job.state != "running" or job.step_seconds is None:
+        return None
+    every = job.train.checkpoint_every
+    left = job.train.steps - job.step
+    if every:
+        left = min(left, every - job.step % every)
+    return left * job.step_seconds

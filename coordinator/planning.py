@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from coordinator.jobs import FragmentSummary
+from coordinator.events import MakePlan
+from coordinator.jobs import FragmentSummary, Job
 from dag.cut import Fragment, cut
 from dag.graph import OpDag
 from fusion.messages import Device, TrainConfig
@@ -21,6 +22,8 @@ class Candidate:
 
     name: str
     device: Device
+    slower: float = 1.0
+    """How many times slower it has become than it measured on joining."""
 
 
 class Planner(Protocol):
@@ -37,6 +40,31 @@ class Planner(Protocol):
         train: TrainConfig,
         previous: Plan | None,
     ) -> Plan: ...
+
+
+@runtime_checkable
+class Pricing(Protocol):
+    """A planner that can tell how long a step takes under a plan that it did not just make."""
+
+    def price(
+        self, dag: OpDag, candidates: Sequence[Candidate], spec: JobSpec, train: TrainConfig, plan: Plan
+    ) -> float | None:
+        """Predicted seconds per step; None when the plan uses other workers."""
+
+
+def answer(
+    planner: Planner, dag_of: Callable[[Job], OpDag], job: Job, candidates: Sequence[Candidate], asked: MakePlan
+) -> tuple[Plan, tuple[FragmentSummary, ...], float | None]:
+    """A plan, what people see of it, and the predicted step time of the placement that the job has. Blocks.
+
+    Raises what the planner raises.
+    """
+    dag = dag_of(job)
+    plan = planner(dag, candidates, job.spec, job.train, asked.previous)
+    current = None
+    if asked.price and asked.previous is not None and isinstance(planner, Pricing):
+        current = planner.price(dag, candidates, job.spec, job.train, asked.previous)
+    return plan, summarize(dag, plan), current
 
 
 def summarize(dag: OpDag, plan: Plan) -> tuple[FragmentSummary, ...]:

@@ -40,7 +40,7 @@ class Member(BaseModel):
     last_heard: float = 0.0
     memory_used_bytes: int = 0
     leave_by: float | None = None
-    """A draining member's job moves at its next checkpoint, or at this time if none has come."""
+    """A draining member's job goes back to its checkpoint at this time, if its fragments have not moved before."""
 
     @property
     def live(self) -> bool:

@@ -1,7 +1,8 @@
-"""Puts the step reports of a job's workers together: a step counts when all its workers have finished it, once.
+"""Puts the step reports of a job's workers together: a step counts when all its fragments have finished it, once.
 
-A metric is given out in step order. A step after which an evaluation is due waits for the evaluation's report; it waits no
-longer than until all workers have finished the next step, because a worker evaluates before it goes on.
+A fragment may be reported by several workers in turn: one that adopts it runs its last steps again. A metric is given out
+in step order. A step after which an evaluation is due waits for the evaluation's report; it waits no longer than until all
+fragments have finished the next step, because a worker evaluates before it goes on.
 """
 
 from __future__ import annotations
@@ -9,27 +10,40 @@ from __future__ import annotations
 from coordinator.jobs import Job, Metric, PartialStep
 from fusion.messages import EvaluationReport, StepReport
 
+_STEADY = 0.8
+_OUTLIER = 3.0
+
 
 def add_step(job: Job, worker: str, report: StepReport, now: float) -> list[Metric]:
     """Take in a worker's report; return the metrics of steps that are complete now."""
+    assert job.plan is not None
+    count = len(job.plan.placement)
+    fragments = [times.fragment for times in report.fragments if 0 <= times.fragment < count]
+    run = job.run
+    if run is not None:
+        run.highest = max(run.highest, report.step)
+        run.log_bytes[worker] = report.log_bytes
+        for fragment in fragments:
+            run.reached[fragment] = max(report.step, run.reached.get(fragment, run.start))
     if report.step > job.step:
         partial = job.partial.setdefault(report.step, PartialStep())
-        if worker in partial.reported:
+        fresh = [fragment for fragment in fragments if fragment not in partial.fragments]
+        if not fresh:
             return []
-        partial.reported.append(worker)
+        partial.fragments.extend(fresh)
         partial.sent_bytes += report.sent_bytes
         if report.loss is not None:
             partial.loss = report.loss
         if report.gradient_norm is not None:
             partial.gradient_norm = report.gradient_norm
-        if len(partial.reported) == len(job.hosts):
+        if len(partial.fragments) == count:
             partial.completed_at = now
-            # Reports of one worker come in order, so whatever is missing of earlier steps was lost on the way
+            # Reports of one fragment come in order, so whatever is missing of earlier steps was lost on the way
             # (a coordinator that was killed, say): those steps are complete too.
             for step, earlier in job.partial.items():
                 if step < report.step and earlier.completed_at is None:
                     earlier.completed_at = now
-    elif report.step == job.step:
+    elif run is None or report.step == job.step == run.again_until:
         job.last_completion = now  # Run again after a restart: the next step's time begins here.
     return _complete(job)
 
@@ -42,7 +56,7 @@ def add_evaluation(job: Job, report: EvaluationReport) -> list[Metric]:
 
 
 def flush(job: Job) -> list[Metric]:
-    """All workers are finished: what is complete waits for no evaluation any more."""
+    """All fragments are finished: what is complete waits for no evaluation any more."""
     return _complete(job, wait_for_evaluation=False)
 
 
@@ -72,6 +86,8 @@ def _metric(job: Job, step: int, partial: PartialStep, completed_at: float) -> M
     job.last_completion = completed_at
     job.step = step
     job.step_seconds = seconds
+    if job.run is not None:
+        job.run.pace = _average(job.run.pace, seconds)
     job.sent_bytes += partial.sent_bytes
     if partial.loss is not None:
         job.loss = partial.loss
@@ -89,3 +105,8 @@ def _metric(job: Job, step: int, partial: PartialStep, completed_at: float) -> M
         gradient_norm=partial.gradient_norm,
         eval_loss=partial.eval_loss,
     )
+
+
+def _average(before: float, seconds: float) -> float:
+    """Over the last few steps; a step that a recovery fell into counts little."""
+    return _STEADY * before + (1 - _STEADY) * min(seconds, _OUTLIER * before) if before else seconds

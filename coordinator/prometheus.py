@@ -70,9 +70,21 @@ class EngineCollector(Collector):
         sent = CounterMetricFamily(
             "fusion_job_sent_bytes_total", "Bytes that the job's workers sent to each other.", labels=labels
         )
+        recoveries = CounterMetricFamily(
+            "fusion_job_recoveries_total", "Losses of workers after which the others went on.", labels=labels
+        )
+        restarts = CounterMetricFamily(
+            "fusion_job_restarts_total", "Times that the job went back to its checkpoint.", labels=labels
+        )
+        commits = CounterMetricFamily(
+            "fusion_job_snapshots_committed_total", "Common snapshots that other workers hold.", labels=labels
+        )
         for job in jobs:
             values = [job.id, job.spec.name]
             sent.add_metric(values, job.sent_bytes)
+            recoveries.add_metric(values, job.recoveries)
+            restarts.add_metric(values, job.restarts)
+            commits.add_metric(values, job.commits)
             if job.terminal:
                 continue
             step.add_metric(values, job.step)
@@ -81,7 +93,7 @@ class EngineCollector(Collector):
                 loss.add_metric(values, job.loss)
             if job.step_seconds is not None:
                 seconds.add_metric(values, job.step_seconds)
-        yield from (step, loss, seconds, epoch, sent)
+        yield from (step, loss, seconds, epoch, sent, recoveries, restarts, commits)
 
 
 def page(engine: Engine) -> bytes:

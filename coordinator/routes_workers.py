@@ -8,7 +8,7 @@ from aiohttp import web
 
 from coordinator import events as ev
 from coordinator.bodies import read_body
-from coordinator.engine import NameTakenError
+from coordinator.entrance import NameTakenError
 from coordinator.routing import ENGINE, Answer, HttpError, Parameter, Route
 from coordinator.views import ErrorView, WorkerList, WorkerView, worker_view
 from fusion import __version__

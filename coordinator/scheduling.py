@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import scheduler
 from coordinator.planning import Candidate, Planner
 from dag.graph import OpDag
+from fusion.errors import PlanError
 from fusion.messages import TrainConfig
 from fusion.plan import Plan
 from fusion.spec import JobSpec
@@ -15,21 +17,28 @@ from fusion.topology import Topology
 
 def scheduler_planner(topology: Topology | None = None) -> Planner:
     """A planner for a pool; `topology` names the links between its workers (all alike without it)."""
-    known, network = scheduler.from_topology(topology) if topology is not None else ((), scheduler.Network())
-    described = {device.name: device for device in known}
+    return SchedulerPlanner(topology)
 
-    def plan(
+
+class SchedulerPlanner:
+    """Makes plans, and prices them."""
+
+    def __init__(self, topology: Topology | None = None) -> None:
+        known, self._network = scheduler.from_topology(topology) if topology is not None else ((), scheduler.Network())
+        self._described = {device.name: device for device in known}
+
+    def __call__(
+        self,
         dag: OpDag,
         candidates: Sequence[Candidate],
         spec: JobSpec,
         train: TrainConfig,
         previous: Plan | None,
     ) -> Plan:
-        devices = [described.get(candidate.name) or _device(candidate) for candidate in candidates]
         return scheduler.plan_job(
             dag,
-            devices,
-            network,
+            self._devices(candidates),
+            self._network,
             policy=spec.plan.policy,
             schedule=spec.plan.schedule,
             micro_batches=train.micro_batches,
@@ -44,10 +53,32 @@ def scheduler_planner(topology: Topology | None = None) -> Planner:
             seed=train.seed,
         )
 
-    return plan
+    def price(
+        self, dag: OpDag, candidates: Sequence[Candidate], spec: JobSpec, train: TrainConfig, plan: Plan
+    ) -> float | None:
+        """The simulated step time of `plan`; None when one of its workers is not a candidate."""
+        training = scheduler.Training(
+            micro_batches=train.micro_batches,
+            schedule=plan.schedule,
+            optimizer=train.optimizer,
+            recompute=train.recompute,
+            clip=train.clip_grad_norm is not None,
+        )
+        try:
+            played = scheduler.simulate_plan(dag, plan, self._devices(candidates), self._network, training)
+        except PlanError:
+            return None
+        return played.step_seconds
+
+    def _devices(self, candidates: Sequence[Candidate]) -> list[scheduler.Device]:
+        return [self._device(candidate) for candidate in candidates]
+
+    def _device(self, candidate: Candidate) -> scheduler.Device:
+        device = self._described.get(candidate.name) or _measured(candidate)
+        return replace(device, flops_per_second=device.flops_per_second / candidate.slower)
 
 
-def _device(candidate: Candidate) -> scheduler.Device:
+def _measured(candidate: Candidate) -> scheduler.Device:
     """What the worker measured; 0 means that it did not, and then the scheduler's default or no limit holds."""
     said = candidate.device
     memory = said.memory_bytes or None

@@ -36,6 +36,12 @@ class JobView(BaseModel):
     workers: list[str]
     fragments: list[FragmentSummary]
     checkpoint: int | None = Field(description="Step of the latest checkpoint.")
+    common_step: int | None = Field(
+        description="Step whose state other workers hold: from there a lost worker's fragments go on. Null between runs."
+    )
+    backups: dict[int, str] = Field(description="Fragment -> the worker that takes it over if its host is lost.")
+    recoveries: int = Field(description="Losses of workers that cost no step.")
+    restarts: int = Field(description="Times that the job went back to its checkpoint.")
 
 
 class WorkerView(BaseModel):
@@ -190,6 +196,10 @@ def job_view(job: Job) -> dict[str, Any]:
         workers=list(job.plan.workers) if job.plan else list(job.hosts),
         fragments=job.fragments,
         checkpoint=job.checkpoint,
+        common_step=job.run.common_step if job.run else None,
+        backups=job.run.backups if job.run else {},
+        recoveries=job.recoveries,
+        restarts=job.restarts,
     )
     shown: dict[str, Any] = json.loads(view.model_dump_json())  # JSON has no NaN: a lost loss is shown as null.
     return shown

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from fusion.plan import ScheduleName
-from fusion.units import Seconds
+from fusion.units import ByteCount, Seconds
 
 
 class _Section(BaseModel):
@@ -203,7 +203,14 @@ class CompressionSpec(_Section):
 
 class FaultToleranceSpec(_Section):
     failure_timeout: Seconds = Field(5.0, gt=0, description="Silence after which a worker counts as lost.")
-    backup_every: Literal["auto"] | Annotated[int, Field(gt=0)] = Field("auto", description="Steps between snapshots.")
+    backup_every: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
+        "auto", description="Steps between snapshots that backup workers hold; `auto`: as often as costs little."
+    )
+    log_memory: ByteCount = Field(
+        256 * 2**20,
+        gt=0,
+        description="What a worker keeps for replay at most; a full log waits for the next snapshot.",
+    )
 
 
 class CheckpointSpec(_Section):

@@ -9,7 +9,8 @@ import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import aiohttp
 import zmq
@@ -19,24 +20,34 @@ from aiohttp import web
 from coordinator import access as access_module
 from coordinator.access import Access
 from coordinator.api import make_app
+from coordinator.books import Timing
 from coordinator.config import CoordinatorConfig
 from coordinator.control import Control
 from coordinator.daemon import make_engine
 from coordinator.engine import Engine
-from coordinator.membership import Timing
 from coordinator.planning import Candidate
 from dag.cut import cut_points
 from dag.graph import Op, OpDag, Parameter, Ref, TensorMeta
 from dag.serialize import dumps
 from fusion.errors import PlanError
 from fusion.messages import (
+    Adopt,
+    Adopted,
+    Backup,
+    BackupFailed,
     BlobRef,
+    CantAdopt,
+    CaughtUp,
     CheckpointPart,
+    Connect,
+    Connected,
     Device,
     EvaluationReport,
     Finished,
     FragmentTimes,
     Heartbeat,
+    Holding,
+    Paused,
     Prepare,
     Ready,
     Shutdown,
@@ -254,12 +265,18 @@ async def serving(
 
 
 class FakeWorker:
-    """Speaks the control protocol; trains by making numbers up. Loss after step s is 1/s."""
+    """Speaks the control protocol; trains by making numbers up. Loss after step s is 1/s.
+
+    Snapshots go from one fake worker to another without a network: `peers` are all of a server, by name.
+    """
+
+    peers: ClassVar[WeakKeyDictionary[Server, dict[str, FakeWorker]]] = WeakKeyDictionary()
 
     def __init__(self, server: Server, name: str, memory: int = 0) -> None:
         self.server = server
         self.name = name
         self.memory = memory
+        self.endpoint = "tcp://127.0.0.1:1"
         self.keys = new_keys()
         self.incarnation = ""
         self.received: list[ToWorker] = []
@@ -267,12 +284,34 @@ class FakeWorker:
         """The weights blob of the last job it prepared."""
         self.evicted = asyncio.Event()
         self.stopped = asyncio.Event()
-        self.pause_after: int | None = None
-        """Stop reporting steps after this one."""
+        self.cant_adopt = False
+        self.deaf_to_backups = False
+        """Holds no snapshots and says nothing of them."""
+        self.held: dict[int, int] = {}
+        """Fragment -> step of the snapshot that was sent here last."""
+        self._pause_after: int | None = None
+        self._changed = asyncio.Event()
+        self._prepared: Prepare | None = None
+        self._plan: Plan | None = None
+        self._done: dict[int, int] = {}
+        """Fragment hosted here -> the last step that it has finished."""
+        self._order: Backup | None = None
+        self._finished_epoch = -1
+        self._adopted: list[int] = []
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._tasks: list[asyncio.Task[None]] = []
         self._training: asyncio.Task[None] | None = None
+
+    @property
+    def pause_after(self) -> int | None:
+        """Report no step after this one."""
+        return self._pause_after
+
+    @pause_after.setter
+    def pause_after(self, step: int | None) -> None:
+        self._pause_after = step
+        self._changed.set()
 
     def join_body(self, **changes: Any) -> dict[str, Any]:
         return {
@@ -281,7 +320,7 @@ class FakeWorker:
             "fusion_version": "0",
             "torch_version": "2",
             "device": Device(memory_bytes=self.memory, flops_per_second=1e9).model_dump(),
-            "data_endpoint": "tcp://127.0.0.1:1",
+            "data_endpoint": self.endpoint,
             "public_key": self.keys.public,
             **changes,
         }
@@ -290,6 +329,7 @@ class FakeWorker:
         status, answer = await self.server.call("POST", "/api/v1/workers", "join", json=self.join_body())
         assert status == 201, answer
         self.incarnation = answer["incarnation"]
+        self.peers.setdefault(self.server, {})[self.name] = self
         secure_client(self._socket, self.keys, answer["control_public_key"])
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
         self._socket.connect(answer["control_endpoint"])
@@ -304,6 +344,7 @@ class FakeWorker:
 
     async def die(self) -> None:
         """Go silent, as if killed."""
+        self.peers.get(self.server, {}).pop(self.name, None)
         tasks = [*self._tasks, *([self._training] if self._training else [])]
         for task in tasks:
             task.cancel()
@@ -322,61 +363,139 @@ class FakeWorker:
             await asyncio.sleep(seconds)
 
     async def _listen(self) -> None:
-        prepared: Prepare | None = None
         while True:
             message = decode_to_worker(await self._socket.recv())
             self.received.append(message)
             match message:
                 case Prepare():
-                    prepared = message
-                    status, self.weights = await self.server.call(
-                        "GET", f"/api/v1/blobs/{message.weights.digest}", "join"
-                    )
-                    assert status == 200
-                    await self.say(Ready(job=message.job, epoch=message.plan.epoch))
+                    await self._prepare(message)
                 case Start():
-                    assert prepared is not None
-                    self._training = asyncio.create_task(self._train(prepared))
+                    self._training = asyncio.create_task(self._train())
+                case Backup():
+                    await self._ordered(message)
+                case Adopt():
+                    await self._adopt(message)
+                case Connect():
+                    await self.say(Connected(job=message.job, peers=[peer.worker for peer in message.peers]))
                 case Stop():
                     if self._training is not None:
                         self._training.cancel()
                         self._training = None
+                    self._done, self._order, self.held = {}, None, {}
                     self.stopped.set()
                 case Shutdown():
                     self.evicted.set()
+            self._changed.set()
 
-    async def _train(self, prepared: Prepare) -> None:
-        plan, train, job = prepared.plan, prepared.train, prepared.job
-        mine = plan.fragments_of(self.name)
-        has_loss = len(plan.placement) - 1 in mine
-        for step in range(prepared.resume.step + 1 if prepared.resume else 1, train.steps + 1):
-            if self.pause_after is not None and step > self.pause_after:
-                await asyncio.Event().wait()
-            times = [FragmentTimes(fragment=index, forward=0, backward=0, update=0) for index in mine]
+    async def _prepare(self, message: Prepare) -> None:
+        self._prepared, self._plan = message, message.plan
+        first = message.resume.step if message.resume else 0
+        self._done = dict.fromkeys(message.plan.fragments_of(self.name), first)
+        self._finished_epoch = -1
+        status, self.weights = await self.server.call("GET", f"/api/v1/blobs/{message.weights.digest}", "join")
+        assert status == 200
+        await self.say(Ready(job=message.job, epoch=message.plan.epoch))
+
+    async def _ordered(self, order: Backup) -> None:
+        if self._done and max(self._done.values()) >= order.step:
+            fragment = next(iter(self._done))
             await self.say(
-                StepReport(
-                    job=job,
-                    epoch=plan.epoch,
-                    step=step,
-                    fragments=times,
-                    loss=1 / step if has_loss else None,
-                    sent_bytes=100,
-                )
+                BackupFailed(job=order.job, epoch=order.epoch, step=order.step, fragment=fragment, cause="passed")
             )
-            if has_loss and train.eval_every and train.eval_batches and step % train.eval_every == 0:
-                await self.say(EvaluationReport(job=job, epoch=plan.epoch, step=step, loss=2 / step, batches=1))
-            if step == train.steps or (train.checkpoint_every and step % train.checkpoint_every == 0):
-                for index in mine:
-                    await self._upload_part(prepared, index, step)
-        await self.say(Finished(job=job, epoch=plan.epoch))
+        else:
+            self._order = order
+
+    async def take_snapshot(self, order: Backup, fragment: int) -> None:
+        """A host has sent a fragment's snapshot here."""
+        if self.deaf_to_backups:
+            return
+        self.held[fragment] = order.step
+        await self.say(Holding(job=order.job, epoch=order.epoch, step=order.step, fragment=fragment, bytes=8))
+
+    async def _adopt(self, message: Adopt) -> None:
+        if self.cant_adopt:
+            await self.say(CantAdopt(job=message.job, epoch=message.plan.epoch, message="out of memory"))
+            return
+        mine = message.plan.fragments_of(self.name)
+        fresh = [fragment for fragment in mine if fragment not in self._done]
+        started = self._prepared is not None and self._prepared.resume is not None and self._prepared.resume.step
+        for fragment in fresh:
+            assert message.step == (started or 0) or self.held.get(fragment) == message.step
+        self._done = {fragment: self._done.get(fragment, message.step) for fragment in mine}
+        self._plan, self._order, self._adopted = message.plan, None, fresh
+        if self._training is None:
+            self._training = asyncio.create_task(self._train())
+        await self.say(Adopted(job=message.job, epoch=message.plan.epoch, fragments=fresh))
+
+    async def _train(self) -> None:
+        assert self._prepared is not None
+        train = self._prepared.train
+        while True:
+            self._changed.clear()
+            step = min(self._done.values(), default=train.steps) + 1
+            order = self._order
+            if self._adopted and step > max(self._done.values()):
+                await self._caught_up()
+            if order is not None and step > order.step:
+                if not order.hold:
+                    self._order = None
+            elif step <= train.steps and (self.pause_after is None or step <= self.pause_after):
+                await self._step(self._prepared, step)
+                continue
+            elif step > train.steps and self._done and self._plan and self._finished_epoch != self._plan.epoch:
+                self._finished_epoch = self._plan.epoch
+                await self.say(Finished(job=self._prepared.job, epoch=self._plan.epoch))
+            if order is None or self._order is not None:
+                await self._changed.wait()
+
+    async def _caught_up(self) -> None:
+        assert self._prepared is not None
+        assert self._plan is not None
+        fragments, self._adopted = self._adopted, []
+        await self.say(
+            CaughtUp(job=self._prepared.job, epoch=self._plan.epoch, fragments=fragments, steps=1, seconds=0.01)
+        )
+
+    async def _step(self, prepared: Prepare, step: int) -> None:
+        """One step of those fragments here that are at it."""
+        plan, train, job = self._plan, prepared.train, prepared.job
+        assert plan is not None
+        mine = [fragment for fragment, done in self._done.items() if done == step - 1]
+        has_loss = len(plan.placement) - 1 in mine
+        for fragment in mine:
+            self._done[fragment] = step
+        times = [FragmentTimes(fragment=index, forward=0, backward=0, update=0) for index in mine]
+        await self.say(
+            StepReport(
+                job=job,
+                epoch=plan.epoch,
+                step=step,
+                fragments=times,
+                loss=1 / step if has_loss else None,
+                sent_bytes=100,
+            )
+        )
+        if has_loss and train.eval_every and train.eval_batches and step % train.eval_every == 0:
+            await self.say(EvaluationReport(job=job, epoch=plan.epoch, step=step, loss=2 / step, batches=1))
+        if step == train.steps or (train.checkpoint_every and step % train.checkpoint_every == 0):
+            for index in mine:
+                await self._upload_part(prepared, index, step)
+        if (order := self._order) is not None and order.step == step:
+            for index in mine:
+                holder = self.peers[self.server].get(order.backups.get(index, ""))
+                if holder is not None:
+                    await holder.take_snapshot(order, index)
+            if order.hold:
+                await self.say(Paused(job=job, epoch=order.epoch, step=step))
 
     async def _upload_part(self, prepared: Prepare, fragment: int, step: int) -> None:
+        assert self._plan is not None
         content = part_blob(fragment, len(prepared.plan.placement), step)
         ref = ref_of(content)
         status, _ = await self.server.call("PUT", f"/api/v1/blobs/{ref.digest}", "join", data=content)
         if status in (200, 201):
             await self.say(
-                CheckpointPart(job=prepared.job, epoch=prepared.plan.epoch, step=step, fragment=fragment, blob=ref)
+                CheckpointPart(job=prepared.job, epoch=self._plan.epoch, step=step, fragment=fragment, blob=ref)
             )
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load
 
 from coordinator.events import ClockTicked
 from coordinator.tensorfile import StoredTensor, read_header
-from fusion.messages import Failure, FragmentTimes, Leaving, Prepare, Shutdown, StepReport
+from fusion.messages import Backup, Failure, FragmentTimes, Leaving, Prepare, Shutdown, StepReport
 
 
 async def test_a_job_trains_on_two_workers(server: Server) -> None:
@@ -96,9 +96,10 @@ async def test_a_model_that_does_not_fit_waits_for_memory(server: Server) -> Non
             await server.until_state(job["id"], "done")
 
 
-async def test_a_lost_worker_restarts_the_job_from_its_checkpoint(server: Server, tmp_path: Path) -> None:
+async def test_a_worker_that_cant_adopt_sends_the_job_back_to_its_checkpoint(server: Server, tmp_path: Path) -> None:
     async with FakeWorker(server, "a") as a:
         b = FakeWorker(server, "b")
+        a.cant_adopt = True
         async with b:
             b.pause_after = a.pause_after = 5
             job = await server.submit(checkpoint={"every": 2}, plan={"workers": 2})
@@ -107,13 +108,13 @@ async def test_a_lost_worker_restarts_the_job_from_its_checkpoint(server: Server
             a.pause_after = None
             await b.die()
             done = await server.until_state(job["id"], "done")
-        assert done["epoch"] == 1
+        assert (done["epoch"], done["recoveries"], done["restarts"]) == (2, 1, 1)
         assert done["workers"] == ["a"]
         assert done["plan"]["cuts"] == before["plan"]["cuts"]
         assert [fragment["worker"] for fragment in done["fragments"]] == ["a", "a"]
         _, metrics = await server.call("GET", f"/api/v1/jobs/{job['id']}/metrics")
         assert [(item["step"], item["epoch"]) for item in metrics["metrics"]] == [
-            (step, step // 6) for step in range(1, 7)
+            (step, step // 6 * 2) for step in range(1, 7)
         ]
         _, events = await server.call("GET", f"/api/v1/jobs/{job['id']}/events")
         stories = [item["message"] for item in events["events"]]
@@ -157,20 +158,40 @@ async def test_a_lost_worker_that_comes_back_is_told_to_join_again(server: Serve
         assert message.evicted
 
 
-async def test_draining_waits_for_the_next_checkpoint(server: Server) -> None:
+async def test_a_draining_worker_hands_its_fragments_over_and_goes(server: Server) -> None:
     async with FakeWorker(server, "a") as a, FakeWorker(server, "b") as b:
         a.pause_after = b.pause_after = 3
-        job = await server.submit(checkpoint={"every": 2}, plan={"workers": 2})
-        await server.until(job["id"], lambda shown: shown["step"] == 3 and shown["checkpoint"] == 2)
-        a.pause_after = None
+        job = await server.submit(train={"steps": 40}, plan={"workers": 2})
+        await server.until(job["id"], lambda shown: shown["step"] == 3)
         await b.say(Leaving(reason="SIGTERM"))
-        # Nothing comes of the checkpoint at step 4, as both are paused: the drain's patience ends the wait.
+        async with asyncio.timeout(10):
+            while not any(isinstance(message, Backup) and message.hold for message in a.received):
+                a.pause_after = b.pause_after = (b.pause_after or 0) + 1
+                await server.until(job["id"], lambda shown: shown["step"] == b.pause_after)
+        a.pause_after = b.pause_after = None
         done = await server.until_state(job["id"], "done")
         async with asyncio.timeout(10):
             await b.evicted.wait()
         assert isinstance(b.received[-1], Shutdown)
         assert not b.received[-1].evicted
-        assert done["workers"] == ["a"]
+        assert (done["workers"], done["recoveries"], done["restarts"], done["epoch"]) == (["a"], 0, 0, 1)
+        _, metrics = await server.call("GET", f"/api/v1/jobs/{job['id']}/metrics")
+        assert [item["step"] for item in metrics["metrics"]] == list(range(1, 41))
+        assert sum(item["sent_bytes"] for item in metrics["metrics"]) <= 200 * 40  # Nothing was run again.
+
+
+async def test_a_worker_that_nobody_can_take_over_from_leaves_at_its_next_checkpoint(server: Server) -> None:
+    async with FakeWorker(server, "a") as a:
+        a.pause_after = 3
+        job = await server.submit(checkpoint={"every": 2})
+        await server.until(job["id"], lambda shown: shown["step"] == 3 and shown["checkpoint"] == 2)
+        await a.say(Leaving(reason="SIGTERM"))
+        await server.until(job["id"], lambda shown: shown["state"] == "running")
+        a.pause_after = 4
+        shown = await server.until_state(job["id"], "queued")
+        async with asyncio.timeout(10):
+            await a.evicted.wait()
+        assert (shown["checkpoint"], shown["restarts"]) == (4, 1)
 
 
 async def test_a_job_resumes_a_checkpoint_on_other_workers(server: Server) -> None:

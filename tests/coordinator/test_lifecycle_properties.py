@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from coordinator import events as ev
+from coordinator.books import Timing
 from coordinator.jobs import Job
 from coordinator.lifecycle import Lifecycle
-from coordinator.membership import Timing
+from coordinator.membership import all_finished
 from coordinator.pool import Member
 from fusion.messages import (
     CheckpointPart,
@@ -258,7 +259,7 @@ class PoolMachine(RuleBasedStateMachine):
     def an_active_job_has_live_workers_only(self) -> None:
         live = {member.incarnation for member in self.lifecycle.pool.live()}
         for job in self.lifecycle.jobs.values():
-            if job.state in ("preparing", "running") and not self.lifecycle.all_finished(job):
+            if job.state in ("preparing", "running") and not all_finished(job):
                 assert job.hosts
                 assert set(job.hosts.values()) <= live
             if job.state not in ("preparing", "running"):

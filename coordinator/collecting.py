@@ -1,0 +1,60 @@
+"""Collects the parts of checkpoints from the workers and has a checkpoint written when it is whole. Sans-I/O."""
+
+from __future__ import annotations
+
+from coordinator import events as ev
+from coordinator.books import Books
+from coordinator.jobs import Job
+from fusion.messages import CheckpointPart
+from fusion.units import format_bytes
+
+
+class Collecting:
+    """Half-collected checkpoints of all jobs."""
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+
+    def part(self, job: Job, part: CheckpointPart) -> None:
+        """A fragment's state is uploaded; by more than one worker when one of them adopted the fragment."""
+        assert job.plan is not None
+        parts = job.parts.get(part.step, {})
+        late = job.checkpoint is not None and part.step <= job.checkpoint
+        if late or part.step in job.writing or part.fragment >= len(job.plan.placement):
+            if part.blob not in parts.values():
+                self._books.do(ev.DropBlobs((part.blob.digest,)))
+            return
+        job.parts.setdefault(part.step, parts)[part.fragment] = part.blob
+        if len(parts) == len(job.plan.placement):
+            job.writing.append(part.step)
+            self._books.do(ev.WriteCheckpoint(job.id, part.step, dict(parts), job.spec.checkpoint.keep))
+        self._books.save(job, announce=False)
+
+    def over(self, job: Job, event: ev.CheckpointWritten | ev.CheckpointFailed) -> None:
+        """A checkpoint is written, or could not be."""
+        if event.step in job.writing:
+            job.writing.remove(event.step)
+        # With a newer checkpoint there, half-collected older ones are of no use.
+        written = isinstance(event, ev.CheckpointWritten)
+        stale = [step for step in job.parts if written and step < event.step and step not in job.writing]
+        self._books.do(ev.DropBlobs(tuple(ref.digest for step in stale for ref in job.parts[step].values())))
+        job.parts = {step: parts for step, parts in job.parts.items() if step not in (*stale, event.step)}
+        if isinstance(event, ev.CheckpointWritten):
+            job.checkpoint = max(event.step, job.checkpoint or 0)
+            if job.run is not None:
+                job.run.checkpoints += 1
+            self._books.story(
+                job,
+                "checkpoint",
+                f"checkpoint at step {event.step} written ({format_bytes(event.size)})",
+                step=event.step,
+                bytes=event.size,
+            )
+        else:
+            self._books.story(
+                job,
+                "checkpoint-failed",
+                f"checkpoint at step {event.step} could not be written: {event.reason}; training goes on",
+                step=event.step,
+            )
+        self._books.save(job)

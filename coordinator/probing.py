@@ -1,0 +1,43 @@
+"""Knocks at a worker's door: refused connections mean that its process is gone, whatever else means nothing.
+
+A stalled process or a dead machine does not refuse, so they are for the heartbeats to decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import urlsplit
+
+PATIENCE = 1.0
+_KNOCKS = 20
+_PAUSE = 0.02
+
+
+async def refuses(endpoint: str, patience: float = PATIENCE) -> bool:
+    """Whether nobody listens at `endpoint` (`tcp://host:port`)."""
+    address = urlsplit(endpoint)
+    if address.hostname is None or address.port is None:
+        return False
+    try:
+        async with asyncio.timeout(patience):
+            # Accepted and closed again: a process that is just being taken down, or one that sends us away.
+            for _ in range(_KNOCKS):
+                if await _greets(address.hostname, address.port):
+                    return False
+                await asyncio.sleep(_PAUSE)
+    except ConnectionRefusedError:
+        return True
+    except (OSError, TimeoutError):
+        return False
+    return False
+
+
+async def _greets(host: str, port: int) -> bool:
+    """Whether ZeroMQ's greeting comes before the connection ends. Raises `OSError`."""
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        return bool(await reader.read(1))
+    except ConnectionResetError:
+        return False
+    finally:
+        writer.close()
