@@ -1,39 +1,29 @@
-"""Who may do what: the operator's token, the join token, and the coordinator's CURVE keys, made at the first start.
+"""The coordinator's own secrets: a token for each role and the CURVE keys, made at the first start.
 
-All are files in the state folder that only their owner can read.
+All are files in the state folder that only their owner can read. `coordinator.guard` decides what a token opens.
 """
 
 from __future__ import annotations
 
-import hmac
 import json
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from fusion.errors import ServiceError
 from fusion.sockets import KeyPair, new_keys
-
-Right = Literal["operator", "member"]
-"""`operator`: everything. `member`: join the pool, and read and write blobs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
     """The secrets of one coordinator."""
 
-    operator_token: str
-    join_token: str
+    operator_token: str = field(repr=False)
+    join_token: str = field(repr=False)
+    viewer_token: str = field(repr=False)
     keys: KeyPair
-
-    def allows(self, token: str, right: Right) -> bool:
-        """Whether `token` gives `right`; takes the same time whatever the token."""
-        operator = hmac.compare_digest(token.encode(), self.operator_token.encode())
-        member = hmac.compare_digest(token.encode(), self.join_token.encode())
-        return operator or (member and right == "member")
 
 
 def load(state: Path, token: str | None = None) -> Access:
@@ -43,6 +33,7 @@ def load(state: Path, token: str | None = None) -> Access:
     """
     operator = token or _read_or_make(state / "operator.token", lambda: secrets.token_urlsafe(24))
     join = _read_or_make(state / "join.token", lambda: secrets.token_urlsafe(24))
+    viewer = _read_or_make(state / "viewer.token", lambda: secrets.token_urlsafe(24))
     path = state / "control.keys"
     text = _read_or_make(path, _fresh_keys)
     try:
@@ -50,7 +41,7 @@ def load(state: Path, token: str | None = None) -> Access:
         keys = KeyPair(str(stored["public"]), str(stored["secret"]))
     except (ValueError, KeyError, TypeError):
         raise ServiceError(f"{path} is damaged; remove it (workers then have to join again)") from None
-    return Access(operator, join, keys)
+    return Access(operator, join, viewer, keys)
 
 
 def _fresh_keys() -> str:

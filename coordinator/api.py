@@ -7,11 +7,14 @@ import logging
 
 from aiohttp import web
 
-from coordinator import routes_blobs, routes_jobs, routes_pool, routes_workers, streams
+from coordinator import routes_blobs, routes_jobs, routes_pool, routes_tokens, routes_workers, streams
 from coordinator.access import Access
 from coordinator.engine import Engine
+from coordinator.guard import Guard
 from coordinator.openapi import document
-from coordinator.routing import ACCESS, ENGINE, Handler, HttpError, Route
+from coordinator.routing import ENGINE, GUARD, PUBLIC_HOST, Handler, HttpError, Route
+from coordinator.tokens import DeniedError
+from fusion.addresses import reachable_host
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +26,7 @@ def all_routes(dashboard: bool = True) -> tuple[Route, ...]:
         *routes_workers.ROUTES,
         *routes_blobs.ROUTES,
         *routes_jobs.ROUTES,
+        *routes_tokens.ROUTES,
         *streams.ROUTES,
     )
     return (*routes, *routes_pool.DASHBOARD_ROUTES) if dashboard else routes
@@ -32,7 +36,8 @@ def make_app(engine: Engine, access: Access, dashboard: bool = True) -> web.Appl
     """The aiohttp application over a started or soon started `engine`."""
     app = web.Application(middlewares=[_errors], client_max_size=engine.config.max_body_bytes)
     app[ENGINE] = engine
-    app[ACCESS] = access
+    app[GUARD] = Guard(access, engine)
+    app[PUBLIC_HOST] = reachable_host(engine.config.host)
     routes = all_routes(dashboard)
     app[routes_pool.DOCUMENT] = json.dumps(document(routes)).encode()
     for route in routes:
@@ -47,22 +52,19 @@ def _guarded(route: Route) -> Handler:
         return route.handler
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        access = request.app[ACCESS]
-        if scheme.lower() != "bearer" or not access.allows(token.strip(), right):
-            # The body of a refused upload is not read: the connection can't be used again.
-            headers = {"WWW-Authenticate": 'Bearer realm="fusion"', "Connection": "close"}
-            raise HttpError(401, _advice(request, access, token.strip()), headers)
+        request.app[GUARD].admit(request, right)
         return await route.handler(request)
 
     return handler
 
 
-def _advice(request: web.Request, access: Access, token: str) -> str:
-    if token and access.allows(token, "member"):
-        return "this needs the operator's token, not the join token; `fusion coordinator` prints where it is"
-    what = "the bearer token is wrong" if token else f"{request.method} {request.path} needs a bearer token"
-    return f"{what}; give --token (or set FUSION_TOKEN): the coordinator prints it at its start"
+def _refusal(denial: DeniedError) -> web.Response:
+    """401 asks for another token, 403 says that this one is not for that. The body of a refused upload is not read, so
+    the connection can't be used again.
+    """
+    if denial.kind == "role":
+        return _answer(403, str(denial), {"Connection": "close"})
+    return _answer(401, str(denial), {"WWW-Authenticate": 'Bearer realm="fusion"', "Connection": "close"})
 
 
 @web.middleware
@@ -71,6 +73,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except HttpError as error:
         return _answer(error.status, str(error), error.headers)
+    except DeniedError as denial:
+        return _refusal(denial)
     except web.HTTPNotFound:
         return _answer(404, f"nothing is at {request.path[:200]}; see /api/v1/openapi.json")
     except web.HTTPMethodNotAllowed as error:

@@ -29,6 +29,8 @@ class CoordinatorConfig:
     exit_on_stdin_close: bool = False
     """Stop when standard input is closed: local mode's way to never leave a coordinator behind."""
     no_dashboard: bool = False
+    require_token: bool = False
+    """Reads need a token on loopback too: for a machine of several people, or behind a proxy."""
     topology: Topology | None = None
     """Speeds and links of the workers by name, for the scheduler; without it they go by what they measured."""
     heartbeat_seconds: float = 0.25

@@ -29,11 +29,10 @@ from coordinator.engine import Engine
 from coordinator.planning import Planner
 from coordinator.store import Store
 from fusion import credentials
+from fusion.addresses import reachable_host
 from fusion.errors import FusionError, ServiceError
 
 logger = logging.getLogger(__name__)
-
-_WILDCARDS = ("", "*", "0.0.0.0", "::")
 
 
 def run_coordinator(config: CoordinatorConfig, planner: Planner | None = None) -> int:
@@ -167,16 +166,6 @@ def announce(config: CoordinatorConfig, access: Access, http_port: int, control_
     print(f"  client      fusion submit JOB  (address and token are in {written})")
     print(f"  state       {config.state}")
     print("Ctrl-C stops it; workers train on, and report to it when it is started again.", flush=True)
-
-
-def reachable_host(bound: str) -> str:
-    """What other machines may call us: the bound address, or for all addresses the one that routes outwards."""
-    if bound not in _WILDCARDS:
-        return bound
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # Nothing is sent: it only asks for the route (TEST-NET-1).
-        return str(probe.getsockname()[0])
-    return socket.gethostname()
 
 
 def _follow_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -29,15 +29,17 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         "info": {
             "title": "Fusion coordinator",
             "version": __version__,
-            "description": "Jobs, workers, blobs and live data of one pool. Changing anything needs a bearer token.",
+            "description": "Jobs, workers, blobs and live data of one pool. A bearer token has a role: viewer, operator or join.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
         "components": {
             "schemas": schemas["$defs"],
             "securitySchemes": {
-                "operator": {"type": "http", "scheme": "bearer", "description": "The operator's token."},
-                "member": {"type": "http", "scheme": "bearer", "description": "The join token or the operator's."},
+                "viewer": _scheme("A viewer's or operator's; none while the coordinator listens on loopback only."),
+                "operator": _scheme("An operator's."),
+                "join": _scheme("A join token or an operator's."),
+                "member": _scheme("A join token of a worker that has joined, or an operator's."),
             },
         },
     }
@@ -48,11 +50,12 @@ def _operation(route: Route, names: Any) -> dict[str, Any]:
     if route.right is not None:
         content = "" if route.method == "HEAD" else "application/json"
         model = None if route.method == "HEAD" else ErrorView
-        answers.append(Answer(401, "The bearer token is missing or wrong.", model, content))
+        answers.append(Answer(401, "The bearer token is missing, wrong, expired, used up or revoked.", model, content))
+        answers.append(Answer(403, "The token's role does not give this right.", model, content))
     operation: dict[str, Any] = {
         "operationId": f"{route.method.lower()}_{route.path.strip('/').replace('/', '_').translate(_SAFE) or 'root'}",
         "summary": route.summary,
-        "security": [{route.right: []}] if route.right else [],
+        "security": _security(route),
         "responses": {str(answer.status): _answer(answer, names) for answer in answers},
     }
     if route.parameters:
@@ -74,6 +77,17 @@ def _operation(route: Route, names: Any) -> dict[str, Any]:
     elif route.method == "PUT":
         operation["requestBody"] = {"required": True, "content": {route.body_content_type: {}}}
     return operation
+
+
+def _scheme(description: str) -> dict[str, str]:
+    return {"type": "http", "scheme": "bearer", "description": description}
+
+
+def _security(route: Route) -> list[dict[str, list[str]]]:
+    if route.right is None:
+        return []
+    optional: list[dict[str, list[str]]] = [{}] if route.right == "viewer" else []
+    return [*optional, {route.right: []}]
 
 
 _SAFE = str.maketrans({"{": "", "}": "", ".": "_", "-": "_"})

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from coordinator.engine import Engine
+from coordinator.tokens import Denial
 from fusion import __version__
 from fusion.wire import PROTOCOL_VERSION
 
 _WORKER_STATES = ("joined", "idle", "busy", "draining", "lost")
+_DENIALS = get_args(Denial)
 _JOB_STATES = ("queued", "preparing", "running", "done", "failed", "cancelled")
 
 
 class EngineCollector(Collector):
     """All of a coordinator's metrics."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, denied: Mapping[str, int]) -> None:
         self._engine = engine
+        self._denied = denied
 
     def collect(self) -> Iterator[Metric]:
         engine = self._engine
@@ -54,6 +58,12 @@ class EngineCollector(Collector):
             "Control messages that were not understood.",
             value=engine.control.refused,
         )
+        denied = CounterMetricFamily(
+            "fusion_coordinator_http_denied_total", "HTTP requests that their token did not allow.", labels=["reason"]
+        )
+        for reason in _DENIALS:
+            denied.add_metric([reason], self._denied.get(reason, 0))
+        yield denied
 
     def _jobs(self) -> Iterator[Metric]:
         jobs = self._engine.lifecycle.jobs.values()
@@ -96,8 +106,8 @@ class EngineCollector(Collector):
         yield from (step, loss, seconds, epoch, sent, recoveries, restarts, commits)
 
 
-def page(engine: Engine) -> bytes:
-    """The metrics in Prometheus' text format."""
+def page(engine: Engine, denied: Mapping[str, int]) -> bytes:
+    """The metrics in Prometheus' text format; `denied` counts refused requests by reason."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(EngineCollector(engine))
+    registry.register(EngineCollector(engine, denied))
     return generate_latest(registry)

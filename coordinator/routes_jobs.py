@@ -128,8 +128,23 @@ ROUTES = (
         body=Submission,
         right="operator",
     ),
-    Route("GET", "/api/v1/jobs", list_jobs, "All jobs, in order of submission.", (Answer(200, "Jobs.", JobList),)),
-    Route("GET", "/api/v1/jobs/{id}", get_job, "One job.", (Answer(200, "The job.", JobView), _NO_JOB), (_ID,)),
+    Route(
+        "GET",
+        "/api/v1/jobs",
+        list_jobs,
+        "All jobs, in order of submission.",
+        (Answer(200, "Jobs.", JobList),),
+        right="viewer",
+    ),
+    Route(
+        "GET",
+        "/api/v1/jobs/{id}",
+        get_job,
+        "One job.",
+        (Answer(200, "The job.", JobView), _NO_JOB),
+        (_ID,),
+        right="viewer",
+    ),
     Route(
         "POST",
         "/api/v1/jobs/{id}/cancel",
@@ -146,6 +161,7 @@ ROUTES = (
         "Finished steps (at most 10000 at once; ask again after the last).",
         (Answer(200, "Metrics by step.", MetricList), _BAD_QUERY, _NO_JOB),
         (_ID, after_parameter("steps")),
+        right="viewer",
     ),
     Route(
         "GET",
@@ -154,6 +170,7 @@ ROUTES = (
         "What happened to the job.",
         (Answer(200, "Events by number.", EventList), _BAD_QUERY, _NO_JOB),
         (_ID, after_parameter("events")),
+        right="viewer",
     ),
     Route(
         "GET",
@@ -162,6 +179,7 @@ ROUTES = (
         "What happened to the pool and all jobs.",
         (Answer(200, "Events by number.", EventList), _BAD_QUERY),
         (after_parameter("events"),),
+        right="viewer",
     ),
     Route(
         "GET",
@@ -170,6 +188,7 @@ ROUTES = (
         "What workers had to say.",
         (Answer(200, "Log lines by number.", LogList), _BAD_QUERY, _NO_JOB),
         (_ID, after_parameter("lines")),
+        right="viewer",
     ),
     Route(
         "GET",
@@ -178,6 +197,7 @@ ROUTES = (
         "The checkpoints that are kept.",
         (Answer(200, "Checkpoints by step.", CheckpointList), _NO_JOB),
         (_ID,),
+        right="viewer",
     ),
     Route(
         "GET",
@@ -195,6 +215,7 @@ ROUTES = (
             Parameter("step", "The step.", schema={"type": "integer", "minimum": 0}),
             Parameter("part", "Which file.", schema={"type": "string", "enum": ["model", "optimizer"]}),
         ),
+        right="viewer",
     ),
     Route(
         "GET",
@@ -207,5 +228,6 @@ ROUTES = (
             _NO_JOB,
         ),
         (_ID,),
+        right="viewer",
     ),
 )

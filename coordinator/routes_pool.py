@@ -8,8 +8,8 @@ from importlib.resources.abc import Traversable
 
 from aiohttp import web
 
-from coordinator import prometheus
-from coordinator.routing import ENGINE, Answer, HttpError, Parameter, Route
+from coordinator import prometheus, sign_in
+from coordinator.routing import ENGINE, GUARD, Answer, HttpError, Parameter, Route
 from coordinator.views import ErrorView, Health
 from fusion import __version__
 from fusion.wire import PROTOCOL_VERSION
@@ -42,7 +42,7 @@ async def health(request: web.Request) -> web.Response:
 
 async def metrics(request: web.Request) -> web.Response:
     return web.Response(
-        body=prometheus.page(request.app[ENGINE]),
+        body=prometheus.page(request.app[ENGINE], request.app[GUARD].denied),
         headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
     )
 
@@ -52,6 +52,9 @@ async def openapi(request: web.Request) -> web.Response:
 
 
 async def dashboard(request: web.Request) -> web.Response:
+    refused = sign_in.refusal(request)
+    if refused is not None:
+        return refused
     return await _file(resources.files("coordinator.dashboard") / "index.html", "text/html")
 
 
@@ -76,7 +79,14 @@ async def _file(path: Traversable, content_type: str) -> web.Response:
 
 ROUTES = (
     Route("GET", "/healthz", health, "Whether the coordinator lives.", (Answer(200, "It does.", Health),)),
-    Route("GET", "/metrics", metrics, "Metrics for Prometheus.", (Answer(200, "Metrics.", content_type="text/plain"),)),
+    Route(
+        "GET",
+        "/metrics",
+        metrics,
+        "Metrics for Prometheus.",
+        (Answer(200, "Metrics.", content_type="text/plain"),),
+        right="viewer",
+    ),
     Route(
         "GET",
         "/api/v1/openapi.json",
@@ -87,7 +97,18 @@ ROUTES = (
 )
 
 DASHBOARD_ROUTES = (
-    Route("GET", "/", dashboard, "The dashboard.", (Answer(200, "The page.", content_type="text/html"),)),
+    Route(
+        "GET",
+        "/",
+        dashboard,
+        "The dashboard; `?token=...` is kept as a cookie that opens reads.",
+        (
+            Answer(200, "The page.", content_type="text/html"),
+            Answer(303, "The token is good: ask again without it.", content_type=""),
+            Answer(401, "A page that asks for a token.", content_type="text/html"),
+        ),
+        (Parameter("token", "A viewer's or operator's token.", "query"),),
+    ),
     Route(
         "GET",
         "/dashboard/{file}",

@@ -9,7 +9,7 @@ from aiohttp import web
 from coordinator import events as ev
 from coordinator.bodies import read_body
 from coordinator.entrance import NameTakenError
-from coordinator.routing import ENGINE, Answer, HttpError, Parameter, Route
+from coordinator.routing import ENGINE, GUARD, Answer, HttpError, Parameter, Route
 from coordinator.views import ErrorView, WorkerList, WorkerView, worker_view
 from fusion import __version__
 from fusion.messages import JoinRequest, JoinResponse
@@ -17,12 +17,14 @@ from fusion.wire import PROTOCOL_VERSION
 
 
 async def join(request: web.Request) -> web.Response:
-    engine = request.app[ENGINE]
+    engine, guard = request.app[ENGINE], request.app[GUARD]
     asked = await read_body(request, JoinRequest, before=_check_version)
+    guard.invite(request, asked.public_key)
     try:
         member = engine.join(asked)
     except NameTakenError as error:
         raise HttpError(409, str(error)) from None
+    guard.seated(request, asked.public_key)
     control = engine.control
     answer = JoinResponse(
         worker=member.name,
@@ -99,9 +101,16 @@ ROUTES = (
             Answer(426, "Another protocol version.", ErrorView),
         ),
         body=JoinRequest,
-        right="member",
+        right="join",
     ),
-    Route("GET", "/api/v1/workers", list_workers, "The workers of the pool.", (Answer(200, "Workers.", WorkerList),)),
+    Route(
+        "GET",
+        "/api/v1/workers",
+        list_workers,
+        "The workers of the pool.",
+        (Answer(200, "Workers.", WorkerList),),
+        right="viewer",
+    ),
     Route(
         "POST",
         "/api/v1/workers/{name}/drain",

@@ -9,13 +9,15 @@ from typing import Any, Literal
 from aiohttp import web
 from pydantic import BaseModel
 
-from coordinator.access import Access, Right
 from coordinator.engine import Engine
+from coordinator.guard import Guard
+from coordinator.tokens import Right
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 ENGINE: web.AppKey[Engine] = web.AppKey("engine", Engine)
-ACCESS: web.AppKey[Access] = web.AppKey("access", Access)
+GUARD: web.AppKey[Guard] = web.AppKey("guard", Guard)
+PUBLIC_HOST: web.AppKey[str] = web.AppKey("public host", str)
 
 
 class HttpError(Exception):

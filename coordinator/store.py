@@ -1,4 +1,4 @@
-"""What survives a restart, in SQLite (WAL): jobs, plans, metrics, events, logs, checkpoints, workers seen, blob pins.
+"""What survives a restart, in SQLite (WAL): jobs, plans, metrics, events, logs, checkpoints, workers, blob pins, tokens.
 
 One connection, used from the event loop's thread only. Writes between two `commit`s are one transaction.
 """
@@ -6,6 +6,7 @@ One connection, used from the event loop's thread only. Writes between two `comm
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from coordinator.jobs import Job, Metric
 from coordinator.pool import Member
+from coordinator.tokens import Token
 from fusion.errors import ServiceError
 from fusion.plan import Plan
 
@@ -32,6 +34,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE pins (digest TEXT NOT NULL, owner TEXT NOT NULL, PRIMARY KEY (digest, owner)) WITHOUT ROWID;
     CREATE INDEX pins_by_owner ON pins (owner);
     """,
+    "CREATE TABLE tokens (id TEXT PRIMARY KEY, record TEXT NOT NULL);",
 )
 
 
@@ -44,13 +47,16 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            # SQLite gives its side files the mode of the database.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            path.chmod(0o600)
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             # WAL with NORMAL survives a crash of the process; only a power cut may lose the last commits.
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA busy_timeout=5000")
             self._migrate()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise ServiceError(f"can't open the coordinator's store {path}: {error}") from None
         self._open = False
 
@@ -172,6 +178,17 @@ class Store:
         rows = self._db.execute("SELECT record FROM workers")
         members = [Member.model_validate_json(record) for (record,) in rows]
         return sorted(members, key=lambda member: member.joined_at)
+
+    # Tokens -------------------------------------------------------------------------------------------------------
+
+    def save_token(self, token: Token) -> None:
+        """Write a token's record, which holds its hash, and commit."""
+        self._write("INSERT OR REPLACE INTO tokens VALUES (?, ?)", (token.id, token.model_dump_json()))
+        self.commit()
+
+    def tokens(self) -> list[Token]:
+        rows = self._db.execute("SELECT record FROM tokens")
+        return [Token.model_validate_json(record) for (record,) in rows]
 
     # Pins: who needs a blob ---------------------------------------------------------------------------------------
 

@@ -129,6 +129,7 @@ ROUTES = (
             Parameter("after_event", "Leave out recorded events up to this one.", "query", _NUMBER),
             Parameter("after_log", "Leave out recorded log lines up to this one.", "query", _NUMBER),
         ),
+        right="viewer",
     ),
     Route(
         "GET",
@@ -136,5 +137,6 @@ ROUTES = (
         pool_stream,
         "`worker`, `job`, `metrics`, `event` and `log` items of the whole pool: the present state, then live.",
         (Answer(200, "Server-sent events.", content_type=_STREAM),),
+        right="viewer",
     ),
 )

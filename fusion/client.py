@@ -140,6 +140,20 @@ class Client:
     def drain(self, worker: str) -> Json:
         return self._object("POST", f"/api/v1/workers/{quote(worker, safe='')}/drain", {})
 
+    # -- tokens -------------------------------------------------------------------------------------------------------
+
+    def tokens(self) -> list[Json]:
+        """The tokens that were made, without their secrets."""
+        return self._list("/api/v1/tokens", "tokens")
+
+    def create_token(self, role: str, lifetime_seconds: float | None, uses: int | None = None, note: str = "") -> Json:
+        """Make a token; `token` in the answer is shown this once."""
+        body = {"role": role, "lifetime_seconds": lifetime_seconds, "uses": uses, "note": note}
+        return self._object("POST", "/api/v1/tokens", body)
+
+    def revoke_token(self, token_id: str) -> Json:
+        return self._object("POST", f"/api/v1/tokens/{quote(token_id, safe='')}/revoke", {})
+
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def checkpoints(self, job: str) -> list[Json]:
@@ -318,9 +332,9 @@ class Client:
             message = str(json.loads(raw)["error"])
         except (ValueError, KeyError, TypeError):
             message = raw.decode("utf-8", "replace").strip().splitlines()[0][:200] if raw.strip() else ""
-        if status == 401 or (status == 403 and not message):
+        if status in (401, 403):
             advice = "its token is missing or wrong; give --token (or set FUSION_TOKEN)"
-            raise CoordinatorError(f"the coordinator at {self.url} refused: {advice}", status)
+            raise CoordinatorError(f"the coordinator at {self.url} refused: {message or advice}", status)
         if status == 426:
             raise VersionError(message or "the coordinator speaks another protocol version")
         raise CoordinatorError(message or f"the coordinator at {self.url} answered with status {status}", status)

@@ -31,7 +31,7 @@ _RATE = {
     "mb/s": 1e6,
     "gb/s": 1e9,
 }
-_TIME = {"": 1.0, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_TIME = {"": 1.0, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
 def _parse(value: object, units: dict[str, Any], what: str, example: str) -> float:

@@ -50,9 +50,10 @@ async def ask(session: aiohttp.ClientSession, url: str, token: str | None, reque
         raise CoordinatorError(f"what answers at {url} is no Fusion coordinator; check --join") from None
     if status in (401, 403):
         hint = "its token is not right" if token else "it wants a token"
-        raise CoordinatorError(
-            f"the coordinator at {url} refused this worker: {hint}; use the join command that it printed", status
-        )
+        advice = f"{hint}; use the join command that it printed, or one of `fusion token create`"
+        # An expired, used up or revoked token is named with its end.
+        told = reason if reason.startswith("token ") else advice
+        raise CoordinatorError(f"the coordinator at {url} refused this worker: {told}", status)
     if status == 426:
         raise VersionError(f"the coordinator at {url} refused this worker: {reason}")
     if status in (502, 503, 504):

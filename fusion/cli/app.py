@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fusion import __version__
-from fusion.cli import checkpoint, coordinator, dag, jobs, plan, submit, up, worker, workers
+from fusion.cli import checkpoint, coordinator, dag, jobs, plan, submit, token, up, worker, workers
 from fusion.cli.output import note, out
 from fusion.errors import FusionError
 
@@ -57,6 +57,7 @@ app.command("drain")(workers.drain)
 app.command("dag")(dag.dag)
 app.command("plan")(plan.plan)
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(token.app, name="token")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,0 +1,32 @@
+"""Addresses: which of them stay on this machine, and what others may call us."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+
+WILDCARDS = ("", "*", "0.0.0.0", "::")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what listens on `host` can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def reachable_host(bound: str) -> str:
+    """What other machines may call us: the bound address, or for all addresses the one that routes outwards."""
+    if bound not in WILDCARDS:
+        return bound
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # Nothing is sent: it only asks for the route (TEST-NET-1).
+        return str(probe.getsockname()[0])
+    return socket.gethostname()
+
+
+def bracketed(host: str) -> str:
+    """`::1` -> `[::1]`, as URLs want it."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
