@@ -96,11 +96,12 @@ class Adoption:
     def caught_up(self, job: Job, member: Member, message: CaughtUp) -> None:
         """Adopted fragments stand where the others do."""
         run = job.run
-        if run is None or run.switch is None or message.epoch != job.epoch:
+        if run is None or message.epoch != job.epoch or run.replayed.get(member.name) == job.epoch:
             return
-        mine = [fragment for fragment in message.fragments if fragment in run.switch.behind]
-        run.switch.behind = [fragment for fragment in run.switch.behind if fragment not in mine]
-        if mine and message.steps:
+        run.replayed[member.name] = job.epoch
+        if run.switch is not None:
+            run.switch.behind = [fragment for fragment in run.switch.behind if fragment not in message.fragments]
+        if message.steps:
             self._books.story(
                 job,
                 "replayed",

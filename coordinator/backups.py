@@ -113,7 +113,7 @@ class Backups:
         """Order the next round when it is time, for a step that nobody has reached."""
         run = job.run
         assert run is not None
-        if len(job.hosts) < 2:
+        if job.plan is None or len(job.plan.workers) < 2:
             return
         hurried = run.urgent or self._logs_fill(job, run)
         due = run.common_step + (1 if hurried else spacing(job.spec.fault_tolerance.backup_every, run.pace, run.cost))

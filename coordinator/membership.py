@@ -54,8 +54,8 @@ class Membership:
             [(member, f"no heartbeat for {format_seconds(self.failure_timeout(member))}") for member in silent], now
         )
         for member in pool.live():
-            if member.state == "draining" and member.leave_by is not None and now >= member.leave_by:
-                self._leave_now(member, now)
+            if member.state == "draining":
+                self._mind_leaving(member, now)
 
     def joined(self, event: ev.WorkerJoined) -> None:
         earlier = self._books.pool.get(event.member.name)
@@ -98,25 +98,44 @@ class Membership:
         if job is None:
             self._books.leave(member, why)
             return
-        patience = self._books.timing.drain_patience
-        member.state, member.leave_by = "draining", now + patience
-        if self._consequences.move_off(job, member):
-            when = "its fragments move to other workers first"
-        else:
-            wait = _seconds_to_checkpoint(job)
-            planned = wait is not None and wait <= patience
-            if not planned:
-                member.leave_by = now
-            when = f"job {job.id} goes on without it {'at its next checkpoint' if planned else 'now'}"
+        member.state, member.leave_by = "draining", now + self._books.timing.drain_patience
+        member.moving = self._consequences.move_off(job, member)
+        when = (
+            "its fragments move to other workers first"
+            if member.moving
+            else self._wait_for_checkpoint(job, member, now)
+        )
         self._books.do(ev.SaveWorker(member.name))
         self._books.story(job, "worker-draining", f"worker {member.name} leaves ({why}); {when}", worker=member.name)
-        if member.leave_by is not None and member.leave_by <= now:
+        self._mind_leaving(member, now)
+
+    def _wait_for_checkpoint(self, job: Job, member: Member, now: float) -> str:
+        """The way that is left when no fragment can move; returns when the worker goes, in words."""
+        member.moving = False
+        wait = _seconds_to_checkpoint(job)
+        planned = wait is not None and wait <= self._books.timing.drain_patience
+        if not planned:
+            member.leave_by = now
+        return f"job {job.id} goes on without it {'at its next checkpoint' if planned else 'now'}"
+
+    def _mind_leaving(self, member: Member, now: float) -> None:
+        job = self._books.job_of(member)
+        if job is not None and member.moving and not self._consequences.move_off(job, member):
+            when = self._wait_for_checkpoint(job, member, now)
+            self._books.do(ev.SaveWorker(member.name))
+            self._books.story(
+                job,
+                "worker-draining",
+                f"worker {member.name} can't hand its fragments over; {when}",
+                worker=member.name,
+            )
+        if member.leave_by is not None and now >= member.leave_by:
             self._leave_now(member, now)
 
     def leave_at_checkpoint(self, job: Job, now: float) -> None:
         """A checkpoint was written: workers that waited for it may go."""
         for member in self._books.pool.of_job(job.id):
-            if member.state == "draining" and not self._consequences.move_off(job, member):
+            if member.state == "draining" and not member.moving:
                 self._leave_now(member, now)
                 return
 

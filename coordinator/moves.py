@@ -20,6 +20,8 @@ from fusion.plan import Plan
 _GAIN = 0.9
 """A move that only makes a job faster must bring the predicted step time down to this share."""
 _STEPS_BETWEEN = 10
+_ASK_SECONDS = 5.0
+"""Between two questions to the scheduler."""
 _NEWCOMER_PATIENCE = 60.0
 _UPLOAD_PATIENCE = 60.0
 
@@ -45,9 +47,12 @@ class Moves:
 
     def possible(self, job: Job) -> bool:
         """Whether somebody could take the fragments of the workers that leave."""
-        return job.state == "running" and job.run is not None and bool(self._candidates(job))
+        run = job.run
+        if job.state != "running" or run is None or job.train.steps - run.highest <= run.margin:
+            return False
+        return not run.cant_move and bool(self.candidates(job))
 
-    def _candidates(self, job: Job) -> list[Member]:
+    def candidates(self, job: Job) -> list[Member]:
         """Workers that a new placement may use: those of the job that stay, and idle ones that nobody waits for."""
         stay = [member for member in self._books.hosts(job) if member.state != "draining"]
         if any(other.state == "queued" for other in self._books.jobs.values()):
@@ -62,7 +67,6 @@ class Moves:
         """Take the next step of a move if there is one; True when a round was ordered for it."""
         run = job.run
         assert run is not None
-        self.release_empty(job, now)
         move = run.move
         if move is None:
             self._ask_when_wanted(job, now)
@@ -77,24 +81,19 @@ class Moves:
     def _ask_when_wanted(self, job: Job, now: float) -> None:
         run = job.run
         assert run is not None
-        if run.asked_for_move is not None or not (self.leaving(job) or self._may_rebalance(job, now)):
+        leaving = self.leaving(job) if not run.cant_move else []
+        if run.asked_for_move is not None or not (leaving or self._may_rebalance(job, now)):
             return
-        candidates = self._candidates(job)
+        candidates = self.candidates(job)
         if not candidates:
             return
         job.attempt += 1
-        run.asked_for_move, run.asked_because = job.attempt, self._cause(job)
+        run.asked_for_move, run.asked_at = job.attempt, now
+        run.asked_because = f"worker {leaving[0].name} leaves" if leaving else run.reconsider
         run.reconsider = ""
-        if not self.leaving(job):
-            run.moved_at = now  # The scheduler is not asked again and again either.
         names = tuple(member.name for member in candidates)
         self._books.do(ev.MakePlan(job.id, job.attempt, names, job.plan, slowness.factors(job), price=True))
         self._books.save(job, announce=False)
-
-    def _cause(self, job: Job) -> str:
-        assert job.run is not None
-        leaving = self.leaving(job)
-        return f"worker {leaving[0].name} leaves" if leaving else job.run.reconsider
 
     def _may_rebalance(self, job: Job, now: float) -> bool:
         run = job.run
@@ -107,6 +106,7 @@ class Moves:
         return (
             run.pace > 0
             and job.train.steps - run.highest >= _STEPS_BETWEEN
+            and (run.asked_at is None or now - run.asked_at >= _ASK_SECONDS)
             and (run.moved_at is None or now - run.moved_at >= self._books.timing.move_pause)
             and (run.moved_step is None or run.highest - run.moved_step >= _STEPS_BETWEEN)
         )
@@ -119,17 +119,16 @@ class Moves:
         assert run is not None
         assert job.plan is not None
         run.asked_for_move, cause = None, run.asked_because
-        leaving = self.leaving(job)
+        leaving, now = self.leaving(job), event.time
         if isinstance(event, ev.PlanRefused):
             if leaving:
+                run.cant_move = event.reason
                 self._books.story(job, "no-move", f"the fragments of job {job.id} can't move: {event.reason}")
-            for member in leaving:
-                member.leave_by = event.time
             return
-        placement, now = event.plan.placement, event.time
+        placement = event.plan.placement
         if placement == job.plan.placement or event.plan.cuts != job.plan.cuts:
             return
-        usable = {member.name: member for member in self._candidates(job)}
+        usable = {member.name: member for member in self.candidates(job)}
         if not set(placement) <= set(usable) or run.switch is not None:
             run.reconsider = run.reconsider or cause  # The pool has changed meanwhile.
             return
@@ -189,14 +188,18 @@ class Moves:
         """Whether the worker takes part only for a move that is not done yet."""
         return job.run is not None and job.run.move is not None and member.name in job.run.move.newcomers
 
-    def abandon(self, job: Job, now: float, why: str) -> None:
-        """Give a move up that has not been made; newcomers are free again."""
+    def abandon(self, job: Job, now: float, why: str, *, to_blame: bool = True) -> None:
+        """Give a move up that has not been made; newcomers are free again.
+
+        When the move itself is `to_blame`, the next one waits for a while and does without newcomers.
+        """
         run = job.run
         if run is None or run.move is None:
             return
         move, run.move = run.move, None
-        run.abandoned += 1
-        run.moved_at = now
+        if to_blame:
+            run.abandoned += 1
+            run.moved_at = now
         self._books.story(job, "move-given-up", f"job {job.id}: fragments don't move because {move.cause}: {why}")
         for member in self._books.hosts(job):
             if member.name in move.newcomers:

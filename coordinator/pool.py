@@ -39,6 +39,8 @@ class Member(BaseModel):
     joined_at: float = 0.0
     last_heard: float = 0.0
     memory_used_bytes: int = 0
+    moving: bool = False
+    """A draining member waits until its fragments have moved; otherwise for a checkpoint of its job."""
     leave_by: float | None = None
     """A draining member's job goes back to its checkpoint at this time, if its fragments have not moved before."""
 

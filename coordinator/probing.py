@@ -15,20 +15,18 @@ _PAUSE = 0.02
 
 async def refuses(endpoint: str, patience: float = PATIENCE) -> bool:
     """Whether nobody listens at `endpoint` (`tcp://host:port`)."""
-    address = urlsplit(endpoint)
-    if address.hostname is None or address.port is None:
-        return False
     try:
+        address = urlsplit(endpoint)
         async with asyncio.timeout(patience):
             # Accepted and closed again: a process that is just being taken down, or one that sends us away.
             for _ in range(_KNOCKS):
-                if await _greets(address.hostname, address.port):
+                if await _greets(address.hostname or "", address.port or 0):
                     return False
                 await asyncio.sleep(_PAUSE)
     except ConnectionRefusedError:
-        return True
-    except (OSError, TimeoutError):
-        return False
+        return bool(address.hostname and address.port)
+    except (OSError, TimeoutError, ValueError):
+        pass  # Out of reach, or no address at all.
     return False
 
 

@@ -49,8 +49,7 @@ class Recovery:
             return
         run.asked_for_move = None
         if run.move is not None:
-            self.moves.abandon(job, now, "the coordinator was restarted")
-            run.abandoned, run.moved_at = 0, None
+            self.moves.abandon(job, now, "the coordinator was restarted", to_blame=False)
         if run.round is not None:
             self._give_up_round(job, now)
         elif run.switch is not None:
@@ -63,6 +62,7 @@ class Recovery:
             return
         if not self.adoption.watch(job, now):
             return
+        self.moves.release_empty(job, now)
         if run.round is not None:
             if self.backups.complete(job, now):
                 if run.round.hold:
@@ -101,9 +101,8 @@ class Recovery:
         assert job.run is not None
         self.backups.assign(job, job.plan)
         if job.run.move is not None:
-            self.moves.abandon(job, now, "its new host has no room for a fragment")
-            for member in self.moves.leaving(job):
-                member.leave_by = now  # There is only the way over the checkpoint left.
+            job.run.cant_move = "its new host has no room for a fragment"
+            self.moves.abandon(job, now, job.run.cant_move)
 
     def _give_up_round(self, job: Job, now: float) -> None:
         run = job.run
@@ -122,7 +121,8 @@ class Recovery:
             member = idle[incarnation]
             what = "joined" if now - member.joined_at < _NEW_SECONDS else "is free"
             for job in self._books.jobs.values():
-                if job.state == "running" and job.run is not None and not job.run.reconsider:
+                if job.state == "running" and job.run is not None and member in self.moves.candidates(job):
+                    job.run.cant_move = ""
                     job.run.reconsider = f"worker {member.name} {what}"
         self._idle = set(idle)
 
@@ -152,8 +152,9 @@ class Recovery:
             del job.hosts[name]
             run.log_bytes.pop(name, None)
             run.left.pop(name, None)
-        self.moves.abandon(job, now, cause)
-        run.moved_at = None  # A loss is a reason to think again at once.
+        self.moves.abandon(job, now, cause, to_blame=False)
+        run.asked_at = None
+        run.cant_move = ""
         live = self._books.hosts(job)
         placement = heirs(job, live)
         if isinstance(placement, str):

@@ -109,12 +109,17 @@ class Run(BaseModel):
     log_bytes: dict[str, int] = Field(default_factory=dict)
 
     switch: Switch | None = None
+    replayed: dict[str, int] = Field(default_factory=dict)
+    """Worker -> the epoch for which people were told that it has caught up."""
     move: Move | None = None
     reconsider: str = ""
     """Why another placement may be better now; empty when nothing has changed."""
     asked_for_move: int | None = None
     """The attempt of a request to the scheduler for another placement."""
     asked_because: str = ""
+    asked_at: float | None = None
+    cant_move: str = ""
+    """Why the scheduler or a worker said that the fragments of workers that leave can't move."""
     moved_at: float | None = None
     """When fragments moved last, or would have."""
     moved_step: int | None = None

@@ -14,7 +14,7 @@ from safetensors.numpy import load
 
 from coordinator.events import ClockTicked
 from coordinator.tensorfile import StoredTensor, read_header
-from fusion.messages import Backup, Failure, FragmentTimes, Leaving, Prepare, Shutdown, StepReport
+from fusion.messages import Backup, Failure, FragmentTimes, Leaving, PeerLost, Prepare, Shutdown, StepReport
 
 
 async def test_a_job_trains_on_two_workers(server: Server) -> None:
@@ -142,6 +142,40 @@ def _saved(folder: Path, content: bytes) -> Path:
 def _floats(tensor: StoredTensor) -> list[float]:
     raw = tensor.path.read_bytes()[tensor.start : tensor.start + tensor.length]
     return list(struct.unpack(f"<{tensor.length // 4}f", raw))
+
+
+async def test_a_worker_whose_port_refuses_is_replaced_at_once(server: Server) -> None:
+    """Its failure timeout is far away; the coordinator finds nobody at its door and lets the holder adopt."""
+    async with FakeWorker(server, "a") as a, FakeWorker(server, "c") as c:
+        async with FakeWorker(server, "b") as b:
+            workers = (a, b, c)
+            for worker in workers:
+                worker.pause_after = 2
+            job = await server.submit(
+                train={"steps": 40},
+                plan={"workers": 3},
+                fault_tolerance={"failure_timeout": 60.0, "backup_every": 4},
+            )
+            while (shown := await server.job(job["id"]))["common_step"] in (None, 0):
+                for worker in workers:
+                    worker.pause_after = shown["step"] + 1
+                await server.until(job["id"], lambda shown: shown["step"] == a.pause_after)
+            placement = shown["plan"]["placement"]
+            heir = shown["backups"][str(placement.index("b"))]
+        await a.say(PeerLost(job=job["id"], peer="b"))
+        for worker in (a, c):
+            worker.pause_after = None
+        done = await server.until_state(job["id"], "done")
+    assert (done["recoveries"], done["restarts"], done["epoch"]) == (1, 0, 1)
+    assert done["plan"]["placement"] == [heir if name == "b" else name for name in placement]
+    _, metrics = await server.call("GET", f"/api/v1/jobs/{job['id']}/metrics")
+    assert [item["step"] for item in metrics["metrics"]] == list(range(1, 41))
+    _, events = await server.call("GET", f"/api/v1/jobs/{job['id']}/events")
+    stories = [item["message"] for item in events["events"]]
+    assert any("worker b lost" in story and "connection closed" in story for story in stories)
+    assert any(f"{heir} adopts fragment" in story and "from snapshot of step" in story for story in stories)
+    _, page = await server.call("GET", "/metrics")
+    assert f'fusion_job_recoveries_total{{job="{job["id"]}",name="tiny"}} 1.0' in page.decode()
 
 
 async def test_a_lost_worker_that_comes_back_is_told_to_join_again(server: Server) -> None:

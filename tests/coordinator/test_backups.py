@@ -1,0 +1,186 @@
+"""Backup rounds: who holds what, when a round is ordered, and when a common step may be relied on."""
+
+from __future__ import annotations
+
+import pytest
+from recovery_cases import Play
+
+from coordinator import events as ev
+from coordinator.backups import spacing
+from fusion.messages import Backup, BackupFailed, Commit, EvaluationReport, Holding
+from fusion.units import format_bytes
+
+
+def test_each_fragment_is_backed_up_by_the_next_worker() -> None:
+    play = Play("abc")
+    assert play.run.backups == {0: "b", 1: "c", 2: "a"}
+    prepare = next(each for each in play.out if isinstance(each, ev.PrepareWorkers))
+    assert prepare.backups == {0: "b", 1: "c", 2: "a"}
+
+
+def test_a_worker_without_room_is_passed_over() -> None:
+    # AdamW keeps two slots: a fragment takes 4 times its parameters where it is trained, 6 where two snapshots are held.
+    play = Play("abc", memory={"b": 9000, "c": 0}, fragment_bytes=1000)
+    assert play.run.backups == {0: "c", 1: "c", 2: "a"}
+
+
+def test_people_are_told_what_has_no_backup_and_why() -> None:
+    play = Play("ab", memory={"a": 9000, "b": 10_000}, fragment_bytes=1000)
+    assert play.run.backups == {0: "b"}
+    assert any(f"of fragment 1 ({format_bytes(6000)})" in story for story in play.stories())
+    assert "job job runs without a backup: one worker only" in Play("a").stories()
+
+
+def test_a_single_worker_takes_no_snapshots() -> None:
+    play = Play("a")
+    play.train(1, 50)
+    assert not play.sent(Backup)
+    assert not play.sent(Commit)
+
+
+def test_a_round_is_ordered_ahead_of_everybody() -> None:
+    play = Play("abc", backup_every=5)
+    play.train(1, 2)
+    assert not play.sent(Backup)
+    play.train(3, 3)
+    orders = play.sent(Backup)
+    assert set(orders) == {"a", "b", "c"}
+    assert orders["a"] == Backup(job="job", epoch=0, step=5, backups={0: "b", 1: "c", 2: "a"})
+
+
+def test_a_step_is_common_only_when_all_is_held_and_all_are_through() -> None:
+    play = Play("abc", backup_every=5)
+    play.train(1, 3)
+    order = play.sent(Backup)["a"]
+    play.train(4, 5)
+    play.hold_all(order, but=[1])
+    assert play.run.common_step == 0
+    play.say("a", Holding(job="job", epoch=0, step=5, fragment=1))  # Not the backup worker of that fragment.
+    play.say("c", Holding(job="job", epoch=0, step=4, fragment=1))  # Not the step.
+    assert not play.sent(Commit)
+    play.say("c", Holding(job="job", epoch=0, step=5, fragment=1))
+    assert play.run.common_step == 5
+    assert play.run.holders == {0: "b", 1: "c", 2: "a"}
+    assert set(play.sent(Commit)) == {"a", "b", "c"}
+    assert play.job.commits == 1
+
+
+def test_who_is_not_through_with_the_step_is_waited_for() -> None:
+    play = Play("abc", backup_every=5)
+    play.train(1, 4)
+    order = play.sent(Backup)["a"]
+    for name in "ab":
+        play.report(name, 5)
+    play.hold_all(order)
+    assert not play.sent(Commit)
+    play.report("c", 5)
+    assert set(play.sent(Commit)) == {"a", "b", "c"}
+
+
+def test_an_evaluation_after_the_step_is_waited_for() -> None:
+    play = Play("ab", backup_every=5, eval_every=5)
+    play.train(1, 5)
+    play.hold_all(play.sent(Backup)["a"])
+    play.say("b", EvaluationReport(job="job", epoch=0, step=5, loss=1.0, batches=1))
+    assert not play.sent(Commit)
+    play.train(6, 6)
+    assert play.sent(Commit)["a"].step == 5
+
+
+def test_the_record_is_saved_before_anybody_may_forget() -> None:
+    play = Play("ab", backup_every=5)
+    play.train(1, 5)
+    order = play.sent(Backup)["a"]
+    play.out.clear()
+    play.hold_all(order)
+    kinds = [type(each.message) if isinstance(each, ev.Send) else type(each) for each in play.out]
+    assert kinds.index(Commit) > kinds.index(ev.SaveJob)
+
+
+def test_an_order_that_came_too_late_is_given_further_ahead() -> None:
+    play = Play("ab", backup_every=5)
+    play.train(1, 3)
+    order = play.sent(Backup)["a"]
+    play.say("a", BackupFailed(job="job", epoch=0, step=order.step, fragment=0, cause="passed"))
+    assert play.sent(Backup)["b"].step == 3 + 4
+    play.say("a", BackupFailed(job="job", epoch=0, step=7, fragment=0, cause="passed"))
+    again = play.sent(Backup)["b"]
+    assert again.step == 3 + 8
+    play.train(4, 11)
+    play.hold_all(order)  # Of the round that was given up.
+    assert play.run.common_step == 0
+    play.hold_all(again)
+    assert play.run.common_step == 11
+    assert play.run.margin == 7
+
+
+def test_a_damaged_snapshot_is_taken_again() -> None:
+    play = Play("ab", backup_every=5)
+    play.train(1, 5)
+    order = play.sent(Backup)["a"]
+    play.hold_all(order, but=[0])
+    play.say("b", BackupFailed(job="job", epoch=0, step=5, fragment=0, cause="corrupt"))
+    assert play.sent(Backup)["a"].step == 7
+    assert any("fragment 0 arrived damaged at b" in story for story in play.stories())
+
+
+def test_a_worker_that_has_no_room_after_all_is_replaced() -> None:
+    play = Play("abc", backup_every=5)
+    play.train(1, 5)
+    order = play.sent(Backup)["a"]
+    play.say("b", BackupFailed(job="job", epoch=0, step=order.step, fragment=0, cause="memory", message="full"))
+    assert play.sent(Backup)["a"].backups[0] == "c"
+    play.say("c", BackupFailed(job="job", epoch=0, step=7, fragment=0, cause="memory"))
+    assert play.sent(Backup)["a"].backups == {1: "c", 2: "a"}
+    assert any("no other worker has room for the snapshot of fragment 0" in story for story in play.stories())
+
+
+def test_fragments_without_a_backup_don_t_keep_the_others_from_it() -> None:
+    play = Play("ab", memory={"a": 9000, "b": 10_000}, fragment_bytes=1000, backup_every=5)
+    step = play.backed_up()
+    assert play.run.holders == {0: "b"}
+    assert play.sent(Commit)["a"].step == step
+
+
+def test_a_filling_log_does_not_wait_for_its_turn() -> None:
+    play = Play("ab", backup_every=500, log_memory="1MiB")
+    play.train(1, 10)
+    assert not play.sent(Backup)
+    play.report("a", 11, log_bytes=2**19 + 1)
+    assert play.sent(Backup)["a"].step == 13
+
+
+def test_the_last_step_is_not_backed_up() -> None:
+    play = Play("ab", steps=6, backup_every=5)
+    play.train(1, 3)
+    assert play.sent(Backup)["a"].step == 5
+    late = Play("ab", steps=5, backup_every=5)
+    late.train(1, 5)
+    assert not late.sent(Backup)
+
+
+def test_a_round_that_got_lost_is_ordered_again() -> None:
+    play = Play("ab", backup_every=5)
+    play.train(1, 5)
+    assert play.sent(Backup)["a"].step == 5
+    play.tick(59)
+    assert not play.sent(Backup)
+    play.tick(2)
+    assert play.sent(Backup)["a"].step == 7
+
+
+@pytest.mark.parametrize(
+    ("pace", "cost", "steps"),
+    [
+        (0.0, 0.0, 10),
+        (0.1, 0.0, 10),
+        (0.1, 0.05, 10),
+        (0.1, 1.0, 100),
+        (1.0, 0.0, 5),
+        (60.0, 2.0, 1),
+        (0.005, 0.0, 50),
+    ],
+)
+def test_auto_is_often_unless_rounds_are_dear(pace: float, cost: float, steps: int) -> None:
+    assert spacing("auto", pace, cost) == steps
+    assert spacing(7, pace, cost) == 7
