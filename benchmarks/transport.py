@@ -38,6 +38,7 @@ from fusion.wire import FrameKind, Header
 from worker import mover as data_plane
 from worker.admission import Admission
 from worker.mover import Mover
+from worker.parcel import Parcel
 
 SIZES = (64 * 2**10, 256 * 2**10, 2**20, 4 * 2**20, 16 * 2**20)
 WINDOW = 8
@@ -92,19 +93,18 @@ class OurSender:
         self._answers = threading.Semaphore(0)
         admission = Admission("benchmark", PLAN, PARTITION, "sender", micro_batches=WINDOW, last_step=2**60)
         peer = PeerAddress(worker="receiver", endpoint=receiver.endpoint, public_key=receiver.public_key)
-        self._route = mover.open(admission, [peer], lambda header, value: self._answers.release(), seed=0)
+        self._route = mover.open(admission, [peer], lambda *_: self._answers.release())
         self._tensors = {size: [torch.rand(size // 4) for _ in range(4)] for size in SIZES}
         self._step = 0
 
     def send(self, edge: int, serial: int) -> None:
         if serial % WINDOW == 0:
             self._step += 1
-            self._route.forget(self._step - 2)
         shape = (SIZES[edge] // 4,)
         header = Header(
             "benchmark", 0, FrameKind.ACTIVATION, edge, self._step, serial % WINDOW, "none", "float32", shape
         )
-        self._route.send("receiver", header, self._tensors[SIZES[edge]][serial % 4])
+        self._route.send("receiver", header, Parcel(self._tensors[SIZES[edge]][serial % 4]))
 
     def await_answer(self) -> None:
         self._answers.acquire()
@@ -157,19 +157,18 @@ def serve_ours(secure: bool, pipe: Connection) -> None:
     pipe.send(Introduction(f"tcp://127.0.0.1:{port}", keys.public if secure else PEER))
     sender: Introduction = pipe.recv()
 
-    def deliver(header: Header, value: torch.Tensor | None) -> None:
+    def deliver(header: Header, _: str, value: torch.Tensor | None) -> None:
         if value is None or value.numel() * 4 != SIZES[header.edge]:
             raise SystemExit("a tensor of the wrong size")
         if header.micro_batch == WINDOW - 1:
             answer = Header("benchmark", 0, FrameKind.GRADIENT, header.edge, header.step, header.micro_batch)
-            route.send("sender", answer, None)
-            route.forget(header.step - 2)
+            route.send("sender", answer, Parcel(None))
 
     admission = Admission("benchmark", PLAN, PARTITION, "receiver", micro_batches=WINDOW, last_step=2**60)
     peer = PeerAddress(worker="sender", endpoint=sender.endpoint, public_key=sender.public_key)
     mover.admit([peer])
     pipe.send("admitted")
-    route = mover.open(admission, [peer], deliver, seed=0)
+    route = mover.open(admission, [peer], deliver)
     threading.Event().wait()
 
 

@@ -58,34 +58,22 @@ class TaskBoard:
         if len(in_flight) != count:
             raise ValueError(f"in_flight has {len(in_flight)} entries for {count} fragments")
         self._partition = partition
-        self._hosted = frozenset(hosted)
         self._steps = steps
         self._clip = clip
-        safe = safe_in_flight(partition, micro_batches, in_flight)
-        self.orders = {
-            index: TaskOrder(
-                index,
-                schedule=schedule,
-                micro_batches=micro_batches,
-                in_flight=safe[index],
-                steps=steps,
-                first_step=first_step,
-                eval_every=eval_every,
-                eval_batches=eval_batches,
-            )
-            for index in sorted(self._hosted)
-        }
-        fragments = partition.fragments
-        self._activations = {
-            f: tuple(e.index for e in fragments[f].inputs if e.kind == "activation") for f in self.orders
-        }
-        self._parameters = {
-            f: tuple(e.index for e in fragments[f].inputs if e.kind == "parameter") for f in self.orders
-        }
-        self._gradients = {f: tuple(e.index for e in fragments[f].outputs if e.gradient) for f in self.orders}
+        self._schedule = schedule
+        self._micro_batches = micro_batches
+        self._in_flight = safe_in_flight(partition, micro_batches, in_flight)
+        self._eval_every = eval_every
+        self._eval_batches = eval_batches
+        self.orders: dict[int, TaskOrder] = {}
+        self.hold_after: int | None = None
+        """No task of a later step is given out while this is set."""
+        self._activations: dict[int, tuple[int, ...]] = {}
+        self._parameters: dict[int, tuple[int, ...]] = {}
+        self._gradients: dict[int, tuple[int, ...]] = {}
         self._all_fragments = tuple(range(count))
         # How far each fragment got: the first (step, micro-batch) that it has not completed, per kind of task.
-        self._reached = {(f, kind): (first_step, 0) for f in self.orders for kind in TaskKind}
+        self._reached: dict[tuple[int, TaskKind], tuple[int, int]] = {}
         self._limits = {
             TaskKind.FORWARD: micro_batches,
             TaskKind.BACKWARD: micro_batches,
@@ -94,11 +82,44 @@ class TaskBoard:
         }
         self._here: set[Key] = set()
         # For each fragment, what its next task still waits for.
-        self._missing: dict[int, set[Key]] = {f: self._still_missing(f) for f in self.orders}
+        self._missing: dict[int, set[Key]] = {}
+        for fragment in sorted(hosted):
+            self.add(fragment, first_step)
 
     @property
     def finished(self) -> bool:
         return all(order.finished for order in self.orders.values())
+
+    def add(self, fragment: int, first_step: int) -> None:
+        """Host one more fragment, which has everything before `first_step` behind it."""
+        self.orders[fragment] = TaskOrder(
+            fragment,
+            schedule=self._schedule,
+            micro_batches=self._micro_batches,
+            in_flight=self._in_flight[fragment],
+            steps=self._steps,
+            first_step=first_step,
+            eval_every=self._eval_every,
+            eval_batches=self._eval_batches,
+        )
+        piece = self._partition.fragments[fragment]
+        self._activations[fragment] = tuple(e.index for e in piece.inputs if e.kind == "activation")
+        self._parameters[fragment] = tuple(e.index for e in piece.inputs if e.kind == "parameter")
+        self._gradients[fragment] = tuple(e.index for e in piece.outputs if e.gradient)
+        self._reached.update({(fragment, kind): (first_step, 0) for kind in TaskKind})
+        self._missing[fragment] = self._still_missing(fragment)
+
+    def drop(self, fragment: int) -> list[Key]:
+        """Host this fragment no longer; returns what had arrived for it alone."""
+        del self.orders[fragment], self._missing[fragment]
+        unwanted = [key for key in self._here if not self._awaited(key)]
+        self._here.difference_update(unwanted)
+        return unwanted
+
+    def position(self, fragment: int) -> int:
+        """The step that a hosted fragment is in; one more than the last when it has done all."""
+        task = self.orders[fragment].peek()
+        return task.step if task is not None else self._steps + 1
 
     def wants_parameters(self, step: int) -> bool:
         """Whether anybody needs the borrowed parameters' values for `step`: the steps, and one more to evaluate the last."""
@@ -119,7 +140,9 @@ class TaskBoard:
         best: Task | None = None
         for fragment, order in self.orders.items():
             task = order.peek()
-            if task is not None and not self._missing[fragment] and (best is None or _priority(task) < _priority(best)):
+            if task is None or self._missing[fragment] or (best is not None and _priority(best) <= _priority(task)):
+                continue
+            if self.hold_after is None or task.step <= self.hold_after:
                 best = task
         return best
 
@@ -136,8 +159,11 @@ class TaskBoard:
         evaluations = [(FrameKind.EVALUATION, edge, step, micro_batch) for edge in self._activations[fragment]]
         return (*evaluations, *((FrameKind.ACTIVATION, edge, step + 1, 0) for edge in self._parameters[fragment]))
 
-    def completed(self, task: Task) -> None:
-        """Note that `task` has run. Raises `ValueError` unless it is its fragment's next task."""
+    def completed(self, task: Task) -> list[Key]:
+        """Note that `task` has run; returns what several tasks used and none needs any more.
+
+        Raises `ValueError` unless it is its fragment's next task.
+        """
         order = self.orders.get(task.fragment)
         if order is None or order.peek() != task:
             raise ValueError(f"{task} is not the next task of a fragment hosted here")
@@ -147,10 +173,12 @@ class TaskBoard:
                 self._here.discard(key)
         order.advance()
         self._reached[task.fragment, task.kind] = (task.step, task.micro_batch + 1)
+        over: list[Key] = []
         if task.kind is TaskKind.UPDATE:
-            for key in [key for key in self._here if key[2] <= task.step and not self._awaited(key)]:
-                self._here.discard(key)
+            over = [key for key in self._here if key[2] <= task.step and not self._awaited(key)]
+            self._here.difference_update(over)
         self._missing[task.fragment] = self._still_missing(task.fragment)
+        return over
 
     def owed(self) -> list[Key]:
         """What the next task of each fragment waits for, without repeats: ask for it again if it is long in coming."""
@@ -196,7 +224,7 @@ class TaskBoard:
 
     def _ahead(self, fragment: int, kind: TaskKind, step: int, micro_batch: int) -> bool:
         """Whether `fragment` is hosted here and has this task still before it."""
-        if fragment not in self._hosted or not 1 <= step <= self._steps:
+        if fragment not in self.orders or not 1 <= step <= self._steps:
             return False
         return 0 <= micro_batch < self._limits[kind] and (step, micro_batch) >= self._reached[fragment, kind]
 

@@ -12,15 +12,12 @@ from fusion.messages import EvaluationReport, FragmentTimes, StepReport, TrainCo
 class Accounts:
     """The open steps of one worker's fragments."""
 
-    def __init__(self, job: str, epoch: int, hosted: Sequence[int], train: TrainConfig) -> None:
+    def __init__(self, job: str, train: TrainConfig) -> None:
         self._job = job
-        self._epoch = epoch
-        self._hosted = tuple(hosted)
         self._train = train
         self._losses: dict[int, list[float]] = defaultdict(list)
         self._evaluations: dict[int, list[float]] = defaultdict(list)
         self._seconds: dict[tuple[int, int], dict[TaskKind, float]] = defaultdict(lambda: defaultdict(float))
-        self._updated: dict[int, set[int]] = defaultdict(set)
         self._norms: dict[int, float] = {}
         self._waited = 0.0
 
@@ -41,23 +38,16 @@ class Accounts:
         """The global gradient norm before clipping."""
         self._norms[step] = norm
 
-    def updated(self, task: Task) -> bool:
-        """A fragment has made its update; True when all fragments here have made that of this step."""
-        fragments = self._updated[task.step]
-        fragments.add(task.fragment)
-        if len(fragments) < len(self._hosted):
-            return False
-        del self._updated[task.step]
-        return True
-
-    def step_report(self, step: int, sent: dict[str, int], memory_used: int) -> StepReport:
-        """The report of a step that all fragments here have finished; closes the step's accounts."""
+    def step_report(
+        self, epoch: int, step: int, fragments: Sequence[int], sent: dict[str, int], memory_used: int, log_bytes: int
+    ) -> StepReport:
+        """The report of a step that these fragments have run here; closes the step's accounts."""
         losses = self._losses.pop(step, None)
         waited, self._waited = self._waited, 0.0
-        seconds = {fragment: self._seconds.pop((fragment, step)) for fragment in self._hosted}
+        seconds = {fragment: self._seconds.pop((fragment, step)) for fragment in fragments}
         return StepReport(
             job=self._job,
-            epoch=self._epoch,
+            epoch=epoch,
             step=step,
             fragments=[
                 FragmentTimes(
@@ -74,9 +64,10 @@ class Accounts:
             sent_to=sent,
             wait_seconds=waited,
             memory_used_bytes=memory_used,
+            log_bytes=log_bytes,
         )
 
-    def evaluated(self, step: int, loss: float) -> EvaluationReport | None:
+    def evaluated(self, epoch: int, step: int, loss: float) -> EvaluationReport | None:
         """The loss of the next evaluation batch after `step`; the report once all are there."""
         losses = self._evaluations[step]
         losses.append(loss)
@@ -84,4 +75,4 @@ class Accounts:
             return None
         del self._evaluations[step]
         mean = sum(losses) / len(losses)
-        return EvaluationReport(job=self._job, epoch=self._epoch, step=step, loss=mean, batches=len(losses))
+        return EvaluationReport(job=self._job, epoch=epoch, step=step, loss=mean, batches=len(losses))

@@ -1,8 +1,9 @@
 """What the plan lets arrive at this worker: every header is checked here before memory is taken for its payload.
 
-Sans I/O and without torch. A message must be of this job and plan epoch, come from the worker that the plan says makes it
-(known by its authenticated key), belong to a step and micro-batch that exist, and have exactly the edge's shape, dtype,
-codec and payload size.
+Sans I/O and without torch. A message must be of this job and run, come from the worker that the plan says makes it (known
+by its authenticated key), belong to a step and micro-batch that exist, and have exactly the edge's shape, dtype, codec and
+payload size. Of an earlier plan epoch of the same run, what a worker made that still hosts the fragment is as good as new:
+the same key has the same bits (docs/adr/0008). What a fragment's former host sends is refused.
 """
 
 from __future__ import annotations
@@ -16,6 +17,12 @@ from dag.cut import Edge, Partition
 from fusion.errors import FrameError
 from fusion.plan import Plan
 from fusion.wire import FrameKind, Header
+
+MAX_PIECE_BYTES = 2**20
+_RESENT = frozenset(
+    kind.name
+    for kind in (FrameKind.ACTIVATION, FrameKind.GRADIENT, FrameKind.EVALUATION, FrameKind.NORMS, FrameKind.DONE)
+)
 
 Category = Literal["malformed", "unknown job", "stopped job", "other epoch", "sender", "unknown key", "layout", "size"]
 
@@ -44,10 +51,10 @@ class Layout:
 
 
 class Admission:
-    """The rules for one worker, one job and one plan epoch.
+    """The rules for one worker, one job and one plan.
 
     `norms` has the number of home parameters of each fragment (empty without clipping); `last_step` is the job's last
-    step.
+    step; `first_epoch` is the plan epoch with which the run began.
     """
 
     def __init__(
@@ -61,9 +68,11 @@ class Admission:
         last_step: int,
         eval_batches: int = 0,
         norms: Sequence[int] = (),
+        first_epoch: int | None = None,
     ) -> None:
         self.job = job
         self.epoch = plan.epoch
+        self._first_epoch = plan.epoch if first_epoch is None else first_epoch
         self._micro_batches = micro_batches
         self._last_step = last_step
         self._eval_batches = eval_batches
@@ -94,35 +103,68 @@ class Admission:
         }
 
     def check(self, header: Header, sender: str, payloads: Sequence[int]) -> Layout | None:
-        """The layout of an admitted value, or None for a message that carries none (RESEND, DONE).
+        """The layout of an admitted value, or None for a message that carries none (RESEND, DONE, SWITCHED ...).
 
         `sender` is the authenticated worker, `payloads` the byte length of each payload frame. Raises `Refused`.
         """
         if header.job != self.job:
             raise Refused("unknown job", f"message of job {header.job!r}, which this worker does not have")
+        if header.epoch < self._first_epoch:
+            raise Refused("other epoch", f"message of plan epoch {header.epoch}, this run began at {self._first_epoch}")
+        match header.kind:
+            case FrameKind.RESEND:
+                self._check_request(header, sender, payloads)
+            case FrameKind.DONE:
+                self._check_done(header, sender, payloads)
+            case FrameKind.SWITCHED | FrameKind.SNAPSHOT_WANT:
+                self._check_known(header, sender)
+                if payloads:
+                    raise Refused("layout", f"a {header.kind.name} with a payload")
+            case FrameKind.SNAPSHOT:
+                return self._check_snapshot(header, sender, payloads)
+            case _:
+                layout = self._layout(header)
+                self._check_sender(sender, layout.source, header)
+                _check_payload(header, layout, payloads)
+                return layout
+        return None
+
+    def _check_done(self, header: Header, sender: str, payloads: Sequence[int]) -> None:
+        edge = self._edges[header.edge] if header.edge < len(self._edges) else None
+        if edge is None or self._placement[edge.source] != self._worker:
+            raise self._unexpected(header, f"edge {header.edge} does not leave this worker")
+        self._check_sender(sender, self._placement[edge.target], header)
+        if payloads or not 1 <= header.step <= self._last_step:
+            raise Refused("unknown key", f"DONE of step {header.step} with {len(payloads)} payloads")
+
+    def _check_known(self, header: Header, sender: str) -> None:
+        if not sender:
+            raise Refused("sender", f"{header.kind.name} from somebody who has no part in this job")
+
+    def _check_snapshot(self, header: Header, sender: str, payloads: Sequence[int]) -> Layout:
+        """A piece of a snapshot: from the fragment's host. Whether it is wanted, and fits, is seen where it is kept."""
+        if header.edge >= len(self._placement):
+            raise Refused("unknown key", f"snapshot of fragment {header.edge} of {len(self._placement)}")
+        self._check_sender(sender, self._placement[header.edge], header)
+        if len(payloads) != 1 or not 0 < payloads[0] <= MAX_PIECE_BYTES or header.shape != (payloads[0],):
+            raise Refused("size", f"a piece of a snapshot with {list(payloads)} bytes, said to be {list(header.shape)}")
+        if header.dtype != "uint8" or header.codec != "none" or not 0 <= header.step <= self._last_step:
+            raise Refused("layout", f"a piece of a snapshot as {header.codec} {header.dtype}, step {header.step}")
+        return Layout(sender, header.shape, "uint8", "none", parse("none", {}), False, payloads[0])
+
+    def _unexpected(self, header: Header, why: str) -> Refused:
+        """A message that this plan does not expect: most likely of the plan before, or of the one to come."""
         if header.epoch != self.epoch:
-            raise Refused("other epoch", f"message of plan epoch {header.epoch}, this worker is at {self.epoch}")
-        if header.kind is FrameKind.RESEND:
-            self._check_request(header, sender, payloads)
-            return None
-        if header.kind is FrameKind.DONE:
-            edge = self._edges[header.edge] if header.edge < len(self._edges) else None
-            if edge is None or self._placement[edge.source] != self._worker:
-                raise Refused("unknown key", f"edge {header.edge} does not leave this worker")
-            self._check_sender(sender, self._placement[edge.target], header)
-            if payloads or not 1 <= header.step <= self._last_step:
-                raise Refused("unknown key", f"DONE of step {header.step} with {len(payloads)} payloads")
-            return None
-        layout = self._layout(header)
-        self._check_sender(sender, layout.source, header)
-        _check_payload(header, layout, payloads)
-        return layout
+            return Refused(
+                "other epoch", f"message of plan epoch {header.epoch}, this worker is at {self.epoch}: {why}"
+            )
+        return Refused("unknown key", why)
 
     def _layout(self, header: Header) -> Layout:
         kind, step, micro_batch = header.kind, header.step, header.micro_batch
         layout = self._layouts[kind].get(header.edge)
         if layout is None:
-            raise Refused("unknown key", f"{kind.name} {header.edge} is not for this worker")
+            raise self._unexpected(header, f"{kind.name} {header.edge} is not for this worker")
         last, count = self._last_step, self._micro_batches
         if kind is FrameKind.NORMS:
             count = 1
@@ -138,13 +180,18 @@ class Admission:
     def _check_request(self, header: Header, sender: str, payloads: Sequence[int]) -> None:
         if payloads:
             raise Refused("layout", "a RESEND with a payload")
-        if header.codec not in FrameKind.__members__ or header.codec == FrameKind.RESEND.name:
-            raise Refused("malformed", f"RESEND asks for {header.codec!r}, which is no kind of message")
+        if header.codec not in _RESENT:
+            raise Refused("malformed", f"RESEND asks for {header.codec!r}, which is no kind of message that is kept")
         if sender not in self._placement:
             raise Refused("sender", f"RESEND from {sender!r}, which has no part in this job")
+        bound = len(self._placement) if header.codec == FrameKind.NORMS.name else len(self._edges)
+        if header.edge >= bound:
+            raise Refused("unknown key", f"RESEND of {header.codec} {header.edge}, there are {bound}")
 
     def _check_sender(self, sender: str, expected: str, header: Header) -> None:
         if sender != expected:
+            if header.epoch != self.epoch:
+                raise self._unexpected(header, f"it came from {sender!r}, which is not {expected!r}")
             raise Refused("sender", f"{header.kind.name} {header.edge} came from {sender!r}, not from {expected!r}")
 
 

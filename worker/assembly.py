@@ -7,6 +7,7 @@ shapes and dtypes are checked against it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dag import serialize
@@ -15,6 +16,7 @@ from dag.graph import OpDag
 from dag.validate import MAX_BYTES
 from executor.program import FragmentProgram
 from fusion.messages import Prepare
+from fusion.plan import Plan
 from worker.admission import Admission
 from worker.feed import Feed, load_feed, sources
 from worker.fetch import Fetcher, TensorFile
@@ -25,28 +27,35 @@ _SLOTS = {"sgd": 0, "adam": 2, "adamw": 2, "adagrad": 1, "muon": 1}
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A fragment that can run here: its program, loaded, and the data that it feeds itself."""
+
+    program: FragmentProgram
+    feed: Feed
+    placeholders: tuple[str, ...]
+    """Data keys that it feeds itself."""
+
+
+@dataclass(frozen=True)
 class Assembly:
-    """Everything that one worker needs to run its fragments of one plan."""
+    """Everything that one worker needs to run its fragments of one plan, and to build others of the same cuts."""
 
     prepare: Prepare
     worker: str
     dag: OpDag
     partition: Partition
-    programs: dict[int, FragmentProgram]
-    feed: Feed
-    placeholders: dict[int, tuple[str, ...]]
-    """Fragment -> data keys it feeds itself."""
+    pieces: dict[int, Piece]
 
     @property
     def first_step(self) -> int:
         return self.prepare.resume.step + 1 if self.prepare.resume is not None else 1
 
-    def admission(self) -> Admission:
-        """What may arrive here."""
+    def admission(self, plan: Plan | None = None) -> Admission:
+        """What may arrive here under `plan`, by default the one of the beginning."""
         train = self.prepare.train
         return Admission(
             self.prepare.job,
-            self.prepare.plan,
+            plan or self.prepare.plan,
             self.partition,
             self.worker,
             micro_batches=train.micro_batches,
@@ -55,20 +64,34 @@ class Assembly:
             norms=[len(fragment.parameters) for fragment in self.partition.fragments]
             if train.clip_grad_norm is not None
             else (),
+            first_epoch=self.prepare.plan.epoch,
         )
 
 
 async def assemble(prepare: Prepare, worker: str, device: str, fetcher: Fetcher, memory: MemoryGuard) -> Assembly:
     """Fetch and build. Raises `DagError`, `BlobError`, `DataError`, `PlanError`, or an error of the network."""
     dag = await asyncio.to_thread(serialize.loads, await fetcher.whole(prepare.dag, MAX_BYTES))
-    partition = cut(dag, prepare.plan.cuts)
-    hosted = prepare.plan.fragments_of(worker)
-    _require_memory(prepare, dag, [partition.fragments[index] for index in hosted], memory)
+    assembly = Assembly(prepare, worker, dag, cut(dag, prepare.plan.cuts), {})
+    assembly.pieces.update(await build(assembly, prepare.plan.fragments_of(worker), device, fetcher, memory))
+    return assembly
+
+
+async def build(
+    assembly: Assembly, fragments: Sequence[int], device: str, fetcher: Fetcher, memory: MemoryGuard
+) -> dict[int, Piece]:
+    """These fragments of the job, in the state in which the run begins. Raises what `assemble` raises."""
+    prepare, dag, partition = assembly.prepare, assembly.dag, assembly.partition
+    _require_memory(prepare, dag, [partition.fragments[index] for index in fragments], memory)
     weights = await fetcher.open(prepare.weights)
     moments = await _optimizer_file(prepare, fetcher)
-    programs: dict[int, FragmentProgram] = {}
-    for index in hosted:
-        program = await asyncio.to_thread(_build, prepare, dag, partition.fragments[index], device)
+    placeholders = {op: None for index in fragments for op in partition.fragments[index].placeholders}
+    wanted = sources(dag, placeholders, prepare.data, prepare.train.micro_batch_size)
+    file = await fetcher.open(prepare.data.blob) if wanted else None
+    feed = await load_feed(file, wanted, prepare.data, prepare.train)
+    pieces: dict[int, Piece] = {}
+    for index in fragments:
+        fragment = partition.fragments[index]
+        program = await asyncio.to_thread(_build, prepare, dag, fragment, device)
         tensors = await weights.tensors(program.state_names)
         await asyncio.to_thread(program.load, tensors)
         del tensors
@@ -76,15 +99,8 @@ async def assemble(prepare: Prepare, worker: str, device: str, fetcher: Fetcher,
             own = set(program.parameter_names)
             keys = [key for key in moments.entries if _parameter_of(key) in own]
             await asyncio.to_thread(program.load_state, await moments.tensors(keys))
-        programs[index] = program
-    placeholders = {
-        index: tuple(dag.ops[op].target for op in partition.fragments[index].placeholders) for index in hosted
-    }
-    needed = {op: None for index in hosted for op in partition.fragments[index].placeholders}
-    wanted = sources(dag, needed, prepare.data, prepare.train.micro_batch_size)
-    file = await fetcher.open(prepare.data.blob) if wanted else None
-    feed = await load_feed(file, wanted, prepare.data, prepare.train)
-    return Assembly(prepare, worker, dag, partition, programs, feed, placeholders)
+        pieces[index] = Piece(program, feed, tuple(dag.ops[op].target for op in fragment.placeholders))
+    return pieces
 
 
 def _build(prepare: Prepare, dag: OpDag, fragment: Fragment, device: str) -> FragmentProgram:

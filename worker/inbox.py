@@ -32,6 +32,10 @@ class Inbox(Generic[Value]):
         """Take a value out for the one task that uses it. Raises `KeyError`."""
         return self._values.pop(key)
 
+    def discard(self, key: Key) -> None:
+        """Drop a value that nobody here needs any more."""
+        self._values.pop(key, None)
+
     def close(self, through: int) -> None:
         """Steps up to and including `through` are over: drop what is left of them."""
         for key in [key for key in self._values if key[2] <= through]:

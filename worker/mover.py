@@ -1,7 +1,7 @@
 """The data plane: takes tensors to peers and brings theirs in, beside the compute thread.
 
 One ROUTER is bound for as long as the worker lives; it belongs to the receiver thread, which admits, decodes and delivers
-what arrives and answers RESEND. Each job has a route (`worker.route`) with one DEALER per peer.
+what arrives. Each job has a route (`worker.route`) with one DEALER per peer.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from compress import codec
 from fusion.errors import FrameError, UnreachableError, VersionError
 from fusion.messages import PeerAddress
 from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, keep_alive, secure_client, secure_server, sender_key
-from fusion.wire import FrameKind, decode_header
+from fusion.wire import decode_header
 from worker.admission import Admission, Layout, Refused
+from worker.peer_watch import PeerWatch
 from worker.route import Deliver, Peer, Route
 
 DOMAIN = "data"
@@ -36,6 +37,7 @@ _HANDSHAKE_FAILED = (
 )
 HANDSHAKE_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | _HANDSHAKE_FAILED | zmq.EVENT_MONITOR_STOPPED
 """What the monitors given to `await_handshakes` must report."""
+_MONITORED = HANDSHAKE_EVENTS | zmq.EVENT_DISCONNECTED
 _RETRY_SECONDS = 0.1
 
 log = logging.getLogger("fusion.worker")
@@ -59,6 +61,8 @@ class Mover:
         self._warn = warn
         self._gate = Gatekeeper(self._context, self._stranger)
         self._route: Route | None = None
+        self._watch: PeerWatch
+        self._silence = 5.0
         self._stopped: deque[str] = deque(maxlen=64)
         self._warned: set[tuple[str, str]] = set()
         self._stopping = threading.Event()
@@ -89,18 +93,43 @@ class Mover:
         peers: Sequence[PeerAddress],
         deliver: Deliver,
         *,
-        seed: int,
         on_error: Callable[[Exception], None] = lambda _: None,
+        on_peer_lost: Callable[[str], None] = lambda _: None,
         silence: float = 5.0,
         patience: float = 30.0,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Route:
         """Connect to the job's peers and route its messages to `deliver` (called on the receiver thread).
 
-        `on_error` hears, on the encoder thread, of a value that could not be encoded.
+        `on_error` hears, on the encoder thread, of a value that could not be encoded; `on_peer_lost`, on a thread of its
+        own, of a peer whose connection breaks.
         Waits until every peer's handshake is through; raises `UnreachableError` when one is not within `patience`
         seconds. `silence` is the time after which a dead connection is noticed.
         """
+        route = Route(admission, {}, deliver, on_error)
+        self._silence = silence
+        self._watch = PeerWatch(on_peer_lost)
+        # Peers may start before we do: what they send must find the route.
+        self._route = route
+        if admission.job in self._stopped:
+            self._stopped.remove(admission.job)
+        try:
+            self.connect(route, peers, patience=patience, cancelled=cancelled)
+        except BaseException:
+            self._route = None
+            self._close_connections(route)
+            raise
+        return route
+
+    def connect(
+        self,
+        route: Route,
+        peers: Sequence[PeerAddress],
+        *,
+        patience: float = 30.0,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Admit these workers and connect to them too; waits for the handshakes as `open` does."""
         self.admit(peers)
         connections: dict[str, Peer] = {}
         monitors: dict[str, zmq.Socket[bytes]] = {}
@@ -109,26 +138,36 @@ class Mover:
                 socket = self._context.socket(zmq.DEALER)
                 socket.setsockopt(zmq.SNDHWM, 0)
                 socket.setsockopt(zmq.LINGER, 0)
-                keep_alive(socket, max(silence, 2.0))
+                keep_alive(socket, max(self._silence, 2.0))
                 socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
                 secure_client(socket, self._keys, address.public_key)
-                monitors[address.worker] = socket.get_monitor_socket(HANDSHAKE_EVENTS)
+                monitors[address.worker] = socket.get_monitor_socket(_MONITORED)
                 connections[address.worker] = Peer(socket, address)
                 socket.connect(address.endpoint)
-            route = Route(admission, connections, deliver, seed, on_error)
-            # Peers may start before we do: what they send must find the route.
-            self._route = route
-            if admission.job in self._stopped:
-                self._stopped.remove(admission.job)
+            # Before the handshakes are through, so that a peer whose own went faster is no stranger.
+            route.add(connections)
             await_handshakes(monitors, connections, patience, cancelled)
         except BaseException:
-            self._route = None
+            for name in connections:
+                route.remove(name)
             _close_monitors(connections, monitors)
             for peer in connections.values():
                 peer.close()
             raise
-        _close_monitors(connections, monitors)
-        return route
+        self._watch.add(monitors)
+
+    def disconnect(self, route: Route, name: str) -> None:
+        """This worker has no part in the job any more: refuse what it sends, close the connection to it."""
+        peer = route.remove(name)
+        if peer is None:
+            return
+        self._gate.forbid(DOMAIN, peer.address.public_key)
+
+        def dispose(monitor: zmq.Socket[bytes]) -> None:
+            _close_monitors({name: peer}, {name: monitor})
+            peer.close()
+
+        self._watch.retire(name, dispose)
 
     def close_route(self, route: Route) -> None:
         """Forget a job: its messages are refused from now on, its connections closed."""
@@ -137,6 +176,10 @@ class Mover:
             self._stopped.append(route.admission.job)
         for key in route.keys:
             self._gate.forbid(DOMAIN, key)
+        self._close_connections(route)
+
+    def _close_connections(self, route: Route) -> None:
+        _close_monitors(route.connections, self._watch.close())
         route.close()
 
     def close(self) -> None:
@@ -186,13 +229,10 @@ class Mover:
         sender = route.name_of(sender_key(frames[1]))
         payloads = frames[2:]
         layout = route.admission.check(header, sender, [len(payload.buffer) for payload in payloads])
-        if header.kind is FrameKind.RESEND:
-            route.answer(header, sender)
-            return
         value: Tensor | None = None
         if layout is not None and payloads:
             value = _decode(payloads[0], layout)
-        route.deliver(header, value)
+        route.deliver(header, sender, value)
 
     def _refuse(self, category: str, frames: list[zmq.Frame], why: str) -> None:
         self.refused[category] += 1
@@ -229,7 +269,8 @@ def _close_monitors(connections: dict[str, Peer], monitors: dict[str, zmq.Socket
     # In this order: libzmq blocks on the last word to a monitor that nobody can read any more.
     for name, monitor in monitors.items():
         if name in connections:
-            connections[name].socket.disable_monitor()
+            with connections[name].lock:
+                connections[name].socket.disable_monitor()
         monitor.close(0)
 
 

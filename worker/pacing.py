@@ -30,14 +30,22 @@ class Pacing:
 
     def __init__(self, partition: Partition, hosted: Collection[int], first_step: int) -> None:
         free = free_running(partition)
-        pairs: dict[tuple[int, int], Edge] = {}
+        self._pairs: dict[tuple[int, int], Edge] = {}
         for edge in partition.edges:
             if edge.source in free:
-                pairs.setdefault((edge.source, edge.target), edge)
-        self._to_say = [edge for edge in pairs.values() if edge.target in hosted]
-        # Edge -> the last step its target is through with.
-        self._done = {edge: first_step - 1 for edge in pairs.values() if edge.source in hosted}
+                self._pairs.setdefault((edge.source, edge.target), edge)
         self._edges = partition.edges
+        self._to_say: list[Edge] = []
+        # Edge -> the last step its target is through with.
+        self._done: dict[Edge, int] = {}
+        self.host(hosted, first_step)
+
+    def host(self, hosted: Collection[int], first_step: int) -> None:
+        """These fragments are hosted from now on; those that are new have everything before `first_step` behind them."""
+        self._to_say = [edge for edge in self._pairs.values() if edge.target in hosted]
+        self._done = {
+            edge: self._done.get(edge, first_step - 1) for edge in self._pairs.values() if edge.source in hosted
+        }
 
     @property
     def kept_steps(self) -> int:

@@ -1,46 +1,59 @@
-"""What this worker sent in the current and the previous step, so that it can be sent again on request.
+"""What this worker sent since the last common snapshot, so that it can be sent again, to whoever needs it now. Sans I/O.
 
-A fragment that has finished step `s` has seen gradients (or norms) of `s` that its neighbours could only make after they
-had consumed everything of step `s - 1`; so `forget(s - 1)` is safe then. Sans I/O; entries of one step go together.
+Without backups nobody can replay, and two steps are enough: a fragment that has finished step `s` has seen gradients (or
+norms) of `s` that its neighbours could only make after they had consumed everything of step `s - 1`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from fusion.wire import FrameKind
+from fusion.wire import FrameKind, Header
 
 Key = tuple[FrameKind, int, int, int]
-Payload = TypeVar("Payload")
+
+
+class Parcel(Protocol):
+    """What a message carries, as far as the log looks into it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes now."""
+
+
+P = TypeVar("P", bound=Parcel)
 
 
 @dataclass(frozen=True, slots=True)
-class Sent(Generic[Payload]):
-    """One message as it went out."""
+class Sent(Generic[P]):
+    """One message as it was made; its epoch is stamped anew each time it goes out."""
 
-    peer: str
-    header: bytes
-    payload: Payload
+    header: Header
+    parcel: P
 
 
-class ReplayLog(Generic[Payload]):
-    """Messages by receiver and key `(kind, edge, step, micro_batch)`."""
+class ReplayLog(Generic[P]):
+    """Messages by key `(kind, edge, step, micro_batch)`."""
 
     def __init__(self) -> None:
-        self._steps: dict[int, dict[tuple[str, Key], Sent[Payload]]] = {}
+        self._steps: dict[int, dict[Key, Sent[P]]] = {}
         self._oldest = 0
 
-    def record(self, key: Key, sent: Sent[Payload]) -> None:
-        """Keep a message; one of a step that is already forgotten is not kept."""
-        step = key[2]
-        if step >= self._oldest:
-            self._steps.setdefault(step, {})[sent.peer, key] = sent
+    @property
+    def nbytes(self) -> int:
+        """Memory that the payloads take."""
+        return sum(sent.parcel.nbytes for sent in self)
 
-    def find(self, peer: str, key: Key) -> Sent[Payload] | None:
-        """The message that went to `peer` under `key`, if it was made and is not forgotten."""
-        return self._steps.get(key[2], {}).get((peer, key))
+    def record(self, header: Header, parcel: P) -> None:
+        """Keep a message; one of a step that is already forgotten is not kept."""
+        if header.step >= self._oldest:
+            self._steps.setdefault(header.step, {})[header.key] = Sent(header, parcel)
+
+    def find(self, key: Key) -> Sent[P] | None:
+        """The message with this key, if it was made and is not forgotten."""
+        return self._steps.get(key[2], {}).get(key)
 
     def forget(self, through: int) -> None:
         """Drop everything of steps up to and including `through`."""
@@ -48,7 +61,8 @@ class ReplayLog(Generic[Payload]):
         for step in [step for step in self._steps if step <= through]:
             del self._steps[step]
 
-    def __iter__(self) -> Iterator[Sent[Payload]]:
+    def __iter__(self) -> Iterator[Sent[P]]:
+        """In step order, and within a step in the order in which they were made."""
         for step in sorted(self._steps):
             yield from self._steps[step].values()
 

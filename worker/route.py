@@ -1,4 +1,4 @@
-"""One job's sending side of the data plane: connections to its peers, the replay log, and the encoder thread.
+"""One job's sending side of the data plane: connections to its peers, and the encoder thread.
 
 Sending costs the caller a header and a hand-over to ZeroMQ's own I/O thread, which encrypts and writes. Lossy codecs, and
 copies from a device that are under way, are left to the encoder thread.
@@ -13,23 +13,21 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import torch
 import zmq
 from torch import Tensor
 
-from compress import codec, edge_seed
-from executor.staging import ToHost
 from fusion.messages import PeerAddress
-from fusion.wire import FrameKind, Header, encode_header
+from fusion.wire import Header, encode_header
 from worker.admission import Admission
-from worker.replay_log import ReplayLog, Sent
+from worker.parcel import Parcel
 
 log = logging.getLogger("fusion.worker")
 
 # Below this size copying a payload is cheaper than pyzmq's bookkeeping for memory that it borrows.
 _COPY_BYTES = 256 * 1024
 
-Deliver = Callable[[Header, Tensor | None], None]
+Deliver = Callable[[Header, str, Tensor | None], None]
+"""(header, authenticated sender, value)."""
 
 
 class Peer:
@@ -67,26 +65,27 @@ class Peer:
 
 
 class Route:
-    """One job's part of the data plane, from `Mover.open` to `Mover.close_route`."""
+    """One job's part of the data plane, from `Mover.open` to `Mover.close_route`.
+
+    `admission` may be replaced at any time: by that of the plan that is followed from then on.
+    """
 
     def __init__(
         self,
         admission: Admission,
         peers: dict[str, Peer],
         deliver: Deliver,
-        seed: int,
         on_error: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         self.admission = admission
         self.deliver = deliver
         self._on_error = on_error
-        self._peers = peers
-        self._seed = seed
-        self._log: ReplayLog[memoryview | None] = ReplayLog()
         self._lock = threading.Lock()
         self._sent: Counter[str] = Counter()
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
-        self._names = {peer.address.public_key: name for name, peer in peers.items()}
+        self._peers: dict[str, Peer] = {}
+        self._names: dict[str, str] = {}
+        self.add(peers)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -94,47 +93,40 @@ class Route:
         return tuple(self._names)
 
     @property
-    def peers(self) -> tuple[str, ...]:
-        return tuple(self._peers)
+    def connections(self) -> dict[str, Peer]:
+        """Peers by name."""
+        return dict(self._peers)
+
+    def add(self, peers: dict[str, Peer]) -> None:
+        """Know these peers too."""
+        # Other threads read without the lock, so both are replaced whole.
+        self._names = self._names | {peer.address.public_key: name for name, peer in peers.items()}
+        self._peers = self._peers | peers
+
+    def remove(self, name: str) -> Peer | None:
+        """Know this peer no longer: its messages are a stranger's. Returns its connection, to be closed."""
+        peer = self._peers.get(name)
+        self._peers = {other: kept for other, kept in self._peers.items() if other != name}
+        self._names = {key: other for key, other in self._names.items() if other != name}
+        return peer
 
     def name_of(self, public_key: str) -> str:
         """The worker with this key; empty for a stranger."""
         return self._names.get(public_key, "")
 
-    def send(
-        self, to: str, header: Header, value: Tensor | ToHost | None, options: dict[str, float] | None = None
-    ) -> None:
-        """Send a value, and keep it to be sent again. Don't write to it afterwards.
+    def send(self, to: str, header: Header, parcel: Parcel | None) -> None:
+        """Send a message. What costs time to encode is left to the encoder thread, which keeps the order.
 
-        A codec other than `none`, and a copy from a device that is under way, are left to the encoder thread.
+        A peer that is not known (any more) gets nothing: its place has been, or is about to be, taken by another.
         """
-        if value is None or (header.codec == "none" and isinstance(value, Tensor)):
-            self._send_encoded(to, header, None if value is None else _bytes_of(value))
+        if parcel is None or parcel.ready:
+            self._transmit(to, header, None if parcel is None else parcel.payload())
         else:
-            self._encoder.submit(self._encode_and_send, to, header, value, options or {})
+            self._encoder.submit(self._encode_and_send, to, header, parcel)
 
-    def encoded(self, header: Header, tensor: Tensor, options: dict[str, float]) -> Tensor:
-        """What the receiver of this message would get: for a lossy edge whose two ends are here."""
-        return codec(header.codec, **options).round_trip(tensor, self._codec_seed(header))
-
-    def request(self, to: str, header: Header) -> None:
-        """Send a message that is not kept: RESEND."""
-        self._count(to, self._peers[to].transmit(encode_header(header), None))
-
-    def answer(self, request: Header, to: str) -> bool:
-        """Send again what a RESEND names; False when it was not sent yet (it will be) or is long used up."""
-        key = (FrameKind[request.codec], request.edge, request.step, request.micro_batch)
-        with self._lock:
-            sent = self._log.find(to, key)
-        if sent is None:
-            return False
-        self._count(to, self._peers[to].transmit(sent.header, sent.payload))
-        return True
-
-    def forget(self, through: int) -> None:
-        """Steps up to and including `through` will not be asked for again."""
-        with self._lock:
-            self._log.forget(through)
+    def send_bytes(self, to: str, header: Header, payload: memoryview | None) -> None:
+        """Send a payload as it is."""
+        self._transmit(to, header, payload)
 
     def take_sent(self) -> dict[str, int]:
         """Bytes sent to each peer since the last call."""
@@ -147,33 +139,17 @@ class Route:
         for peer in self._peers.values():
             peer.close()
 
-    def _encode_and_send(self, to: str, header: Header, value: Tensor | ToHost, options: dict[str, float]) -> None:
+    def _encode_and_send(self, to: str, header: Header, parcel: Parcel) -> None:
         try:
-            tensor = value.wait() if isinstance(value, ToHost) else value
-            payload = codec(header.codec, **options).encode(tensor, self._codec_seed(header))
-            self._send_encoded(to, header, payload)
+            self._transmit(to, header, parcel.payload())
         except Exception as error:
             log.exception("could not encode %s %d for %s", header.kind.name, header.edge, to)
             self._on_error(error)
 
-    def _send_encoded(self, to: str, header: Header, payload: memoryview | None) -> None:
-        packed = encode_header(header)
-        with self._lock:
-            self._log.record(header.key, Sent(to, packed, payload))
-        self._count(to, self._peers[to].transmit(packed, payload))
-
-    def _count(self, to: str, sent: int) -> None:
+    def _transmit(self, to: str, header: Header, payload: memoryview | None) -> None:
+        peer = self._peers.get(to)
+        if peer is None:
+            return
+        sent = peer.transmit(encode_header(header), payload)
         with self._lock:
             self._sent[to] += sent
-
-    def _codec_seed(self, header: Header) -> int:
-        backward = header.kind is FrameKind.GRADIENT
-        return edge_seed(self._seed, header.step, header.micro_batch, header.edge, gradient=backward)
-
-
-def _bytes_of(value: Tensor) -> memoryview:
-    """The value's memory; the short way for what most values are."""
-    if value.dtype is torch.float32 and value.is_contiguous() and value.device.type == "cpu":
-        array: memoryview = value.detach().numpy().data
-        return array
-    return codec("none").encode(value)

@@ -7,33 +7,27 @@ whatever they do. A coordinator that goes away does not stop the training.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import re
 import socket as sockets
-import threading
-import traceback
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from time import monotonic
 from typing import Any
 
 import aiohttp
 import torch
-from pydantic import BaseModel
-from torch import Tensor
 
-from executor.staging import Stager
 from fusion import __version__
-from fusion.errors import FusionError, UnreachableError
+from fusion.errors import UnreachableError
 from fusion.messages import (
-    CheckpointPart,
-    Failure,
+    Adopt,
+    Backup,
+    Commit,
+    Connect,
     JoinRequest,
     Leaving,
     Prepare,
-    Ready,
     Shutdown,
     Start,
     Stop,
@@ -41,26 +35,21 @@ from fusion.messages import (
     Warned,
 )
 from fusion.sockets import new_keys
-from fusion.units import format_bytes, format_seconds
+from fusion.units import format_bytes
 from fusion.wire import PROTOCOL_VERSION
-from worker.assembly import assemble
 from worker.config import WorkerConfig
 from worker.control import Control
 from worker.device import measure
-from worker.explain import explain
 from worker.fetch import Fetcher
-from worker.host import JobHost
-from worker.joining import address_towards, join
+from worker.job_run import JobRun
+from worker.joining import address_towards, connector, join
 from worker.memory import MemoryGuard
 from worker.mover import Mover
-from worker.route import Route
-from worker.state_blob import StateBlob
 
 # The coordinator lets a leaving worker wait for the next checkpoint for a minute at most.
 _LEAVE_PATIENCE = 90.0
 # Our coordinator is connected to again within seconds of its return; one that answers HTTP and is not has forgotten us.
 _FORGOTTEN_AFTER = 20.0
-_HANDSHAKE_PATIENCE = 30.0
 
 log = logging.getLogger("fusion.worker")
 
@@ -78,13 +67,9 @@ class Service:
         self._loop = asyncio.get_running_loop()
         self._mover = Mover(self._keys, self._warn, max_frame_bytes=config.max_frame_bytes)
         self._control = Control(self._keys, self._messages.put_nowait, self._connection_changed)
-        self._host: JobHost | None = None
-        self._route: Route | None = None
-        self._preparing: asyncio.Task[None] | None = None
-        self._abandoned = threading.Event()
+        self._run: JobRun | None = None
         self._leaving = False
         self._was_lost = False
-        self._job: str | None = None
         self._name = config.name or default_name()
 
     async def run(self) -> int:
@@ -94,7 +79,7 @@ class Service:
         self._memory = MemoryGuard(device.memory_bytes, config.device)
         self._control.memory_used = self._memory.used
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector(config)) as session:
             self._session = session
             self._fetcher = Fetcher(session, self._url, config.bearer, max_blob_bytes=config.max_blob_bytes)
             endpoint = await self._listen()
@@ -131,8 +116,8 @@ class Service:
         if not self._control.connected:
             self._over.set()
             return
-        after = "; the job goes on without this worker from its next checkpoint (again: leave at once)"
-        self._say(f"leaving ({reason}){after if self._host is not None else ''}")
+        training = self._run is not None and self._run.training
+        self._say(f"leaving ({reason}){'; its fragments move first (again: leave at once)' if training else ''}")
         self._control.send(Leaving(reason=reason))
         self._loop.call_later(_LEAVE_PATIENCE, self._over.set)
 
@@ -222,7 +207,7 @@ class Service:
             self._was_lost = False
         elif not self._over.is_set():
             self._was_lost = True
-            self._say(f"lost the coordinator at {self._url}; {'training goes on' if self._host else 'waiting for it'}")
+            self._say(f"lost the coordinator at {self._url}; {'training goes on' if self._run else 'waiting for it'}")
             if self._leaving:
                 self._over.set()
 
@@ -234,19 +219,12 @@ class Service:
             match message:
                 case Prepare():
                     await self._drop_job("another plan comes")
-                    self._abandoned = threading.Event()
-                    self._preparing = asyncio.create_task(self._make_ready(message, self._abandoned))
-                case Start():
-                    host, route = self._host, self._route
-                    if (
-                        host is not None
-                        and route is not None
-                        and (host.job, host.epoch) == (message.job, message.epoch)
-                    ):
-                        self._say(f"job {message.job}: training starts")
-                        host.start(route)
+                    self._run = self._new_run(message)
+                case Start() | Backup() | Commit() | Adopt() | Connect():
+                    if self._run is not None and self._run.job == message.job:
+                        self._run.take(message)
                 case Stop():
-                    if self._job == message.job:
+                    if self._run is not None and self._run.job == message.job:
                         self._say(f"job {message.job}: {message.reason}")
                         await self._drop_job(message.reason)
                 case Shutdown():
@@ -257,100 +235,31 @@ class Service:
                         self._over.set()
                         return
 
-    async def _make_ready(self, prepare: Prepare, abandoned: threading.Event) -> None:
-        begin = monotonic()
-        self._job = prepare.job
-        before = self._fetcher.fetched_bytes
-        peers = [peer for peer in prepare.peers if peer.worker != self._name]
-        self._mover.admit(peers)
-        try:
-            assembly = await assemble(prepare, self._name, self._config.device, self._fetcher, self._memory)
-            host = JobHost(
-                assembly,
-                threads=self._config.threads,
-                memory=self._memory,
-                report=self._report_from_thread,
-                upload=lambda step, fragment, state: self._upload(prepare, step, fragment, state),
-                stager=Stager(torch.device(self._config.device)) if self._request.device.kind == "cuda" else None,
-            )
-            del assembly
-            route = await asyncio.to_thread(
-                self._mover.open,
-                host.assembly.admission(),
-                peers,
-                host.deliver,
-                seed=prepare.train.seed,
-                on_error=host.fail,
-                silence=prepare.failure_timeout,
-                patience=_HANDSHAKE_PATIENCE,
-                cancelled=abandoned.is_set,
-            )
-        except Exception as error:
-            detail = "" if isinstance(error, FusionError) else traceback.format_exc()
-            failure = Failure(job=prepare.job, epoch=prepare.plan.epoch, message=explain(error), detail=detail)
-            self._say(f"job {prepare.job}: {failure.message}")
-            self._control.send(failure)
-            return
-        if abandoned.is_set():
-            self._mover.close_route(route)
-            return
-        self._host, self._route = host, route
-        fetched = self._fetcher.fetched_bytes - before
-        self._control.send(Ready(job=prepare.job, epoch=prepare.plan.epoch, fetched_bytes=fetched))
-        hosted = prepare.plan.fragments_of(self._name)
-        self._say(
-            f"job {prepare.job}: fragment{'s' if len(hosted) > 1 else ''} {', '.join(map(str, hosted))} of "
-            f"{len(prepare.plan.placement)} ready in {format_seconds(monotonic() - begin)} ({format_bytes(fetched)} fetched)"
+    def _new_run(self, prepare: Prepare) -> JobRun:
+        return JobRun(
+            prepare,
+            self._name,
+            device=self._config.device,
+            threads=self._config.threads,
+            fetcher=self._fetcher,
+            mover=self._mover,
+            memory=self._memory,
+            send=self._control.send,
+            say=self._say,
         )
 
     async def _drop_job(self, why: str) -> None:
-        """Stop computing, close the job's connections, free its memory."""
-        self._abandoned.set()
-        if self._preparing is not None:
-            # A thread that waits for handshakes sees the event; cancelling would leave its connections behind.
-            await asyncio.gather(self._preparing, return_exceptions=True)
-            self._preparing = None
-        host, self._host = self._host, None
-        route, self._route = self._route, None
-        self._job = None
-        if host is not None:
-            await asyncio.to_thread(host.stop)
-        if route is not None:
-            await asyncio.to_thread(self._mover.close_route, route)
-        if host is not None:
-            log.info("dropped job %s: %s", host.job, why)
-            del host
-            gc.collect()
+        run, self._run = self._run, None
+        if run is not None:
+            await run.drop(why)
 
     # Reports ------------------------------------------------------------------------------------------------------
-
-    def _report_from_thread(self, message: BaseModel) -> None:
-        self._loop.call_soon_threadsafe(self._control.send, message)
 
     def _warn(self, line: str) -> None:
         self._loop.call_soon_threadsafe(self._send_warning, line)
 
     def _send_warning(self, line: str) -> None:
-        self._control.send(Warned(job=self._job, message=line))
-
-    def _upload(self, prepare: Prepare, step: int, fragment: int, state: dict[str, Tensor]) -> Future[None]:
-        return asyncio.run_coroutine_threadsafe(self._upload_part(prepare, step, fragment, state), self._loop)
-
-    async def _upload_part(self, prepare: Prepare, step: int, fragment: int, state: dict[str, Tensor]) -> None:
-        try:
-            blob = await self._fetcher.upload(StateBlob(state))
-        except Exception as error:
-            self._control.send(
-                Warned(
-                    job=prepare.job,
-                    message=f"could not upload fragment {fragment} of the checkpoint at step {step}: {explain(error)}; "
-                    "training goes on",
-                )
-            )
-            return
-        self._control.send(
-            CheckpointPart(job=prepare.job, epoch=prepare.plan.epoch, step=step, fragment=fragment, blob=blob)
-        )
+        self._control.send(Warned(job=self._run.job if self._run is not None else None, message=line))
 
 
 def default_name() -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -47,6 +49,7 @@ class StateBlob:
         self._head = struct.pack("<Q", len(encoded)) + encoded
         self._tensors = [tensor for _, tensor in named]
         self._size = len(self._head) + offset
+        self._begins = [*accumulate((tensor.nbytes for tensor in self._tensors), initial=len(self._head))]
 
     def pieces(self) -> Iterator[bytes | memoryview]:
         """The blob from start to end in pieces of moderate size; may be called again."""
@@ -55,6 +58,16 @@ class StateBlob:
             data = bytes_of(tensor)
             for begin in range(0, len(data), _PIECE):
                 yield data[begin : begin + _PIECE]
+
+    def read(self, begin: int, end: int) -> bytes:
+        """Bytes `begin` to `end` of the blob, less what lies beyond its end."""
+        parts: list[bytes | memoryview] = [self._head[begin:end]]
+        for index in range(max(0, bisect_right(self._begins, begin) - 1), len(self._tensors)):
+            first = self._begins[index]
+            if first >= end:
+                break
+            parts.append(bytes_of(self._tensors[index])[max(0, begin - first) : end - first])
+        return b"".join(parts)
 
     def ref(self) -> BlobRef:
         """Its name and size; reads all of it."""

@@ -1,4 +1,4 @@
-"""Where the values of each edge go from here, and how: worked out once for a plan."""
+"""How the values of each edge travel in each direction: worked out once for a plan; a change of placement changes nothing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from fusion.wire import FrameKind
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Where the values of one edge go in one direction, and how."""
+    """How the values of one edge travel in one direction."""
 
-    to: str
     meta: TensorMeta
     dtype: torch.dtype
     codec: str
@@ -32,9 +31,8 @@ def ways(plan: Plan, partition: Partition) -> dict[tuple[bool, int], Way]:
     for edge in partition.edges:
         choice = plan.codecs.get(edge.index, CodecChoice())
         dtype = getattr(torch, edge.meta.dtype)
-        for backward, end, codec in ((False, edge.target, choice.forward), (True, edge.source, choice.backward)):
-            way = Way(plan.placement[end], edge.meta, dtype, codec, dict(choice.options))
-            found[backward, edge.index] = way
+        for backward, codec in ((False, choice.forward), (True, choice.backward)):
+            found[backward, edge.index] = Way(edge.meta, dtype, codec, dict(choice.options))
     return found
 
 

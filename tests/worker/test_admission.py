@@ -67,7 +67,7 @@ def test_what_the_plan_says_is_let_in() -> None:
     ("header", "sender", "payloads", "category"),
     [
         (replace(ACTIVATION, job="other"), "a", [48], "unknown job"),
-        (replace(ACTIVATION, epoch=1), "a", [48], "other epoch"),
+        (replace(ACTIVATION, epoch=1), "c", [48], "other epoch"),
         (ACTIVATION, "c", [48], "sender"),
         (ACTIVATION, "", [48], "sender"),
         (replace(ACTIVATION, edge=OUT), "a", [48], "unknown key"),
@@ -99,6 +99,42 @@ def test_anything_else_is_refused_and_named(header: Header, sender: str, payload
     with pytest.raises(Refused) as refused:
         admission().check(header, sender, payloads)
     assert refused.value.category == category
+
+
+def test_after_an_adoption_what_came_from_the_former_host_is_refused() -> None:
+    """Of an earlier epoch of the run, what a worker sent that still hosts the fragment is as good as new."""
+    prepare = CASE.prepare(("d", "b", "c"), epoch=5)
+    partition = partition_of(prepare, CASE)
+    rules = Admission("job-1", prepare.plan, partition, "b", micro_batches=3, last_step=4, first_epoch=4)
+    old = replace(ACTIVATION, epoch=4)
+    with pytest.raises(Refused) as refused:
+        rules.check(old, "a", [48])
+    assert refused.value.category == "other epoch"
+    assert rules.check(replace(ACTIVATION, epoch=5), "d", [48]) is not None
+    gradient = Header("job-1", 4, FrameKind.GRADIENT, OUT, 1, 0)
+    assert rules.check(gradient, "c", []) is not None
+    with pytest.raises(Refused, match="this run began at 4"):
+        rules.check(replace(gradient, epoch=3), "c", [])
+
+
+def test_pieces_of_snapshots_come_from_the_host_and_are_small() -> None:
+    rules = admission()
+    piece = Header("job-1", 0, FrameKind.SNAPSHOT, 0, 2, 1, "none", "uint8", (1000,))
+    layout = rules.check(piece, "a", [1000])
+    assert layout is not None
+    assert layout.shape == (1000,)
+    for bad, sender, payloads in [
+        (piece, "c", [1000]),
+        (piece, "a", [1001]),
+        (piece, "a", []),
+        (replace(piece, shape=(2**21,)), "a", [2**21]),
+        (replace(piece, edge=3), "a", [1000]),
+        (replace(piece, dtype="float32"), "a", [1000]),
+        (replace(piece, kind=FrameKind.SNAPSHOT_WANT), "a", [1000]),
+        (replace(piece, kind=FrameKind.SWITCHED), "", []),
+    ]:
+        with pytest.raises(Refused):
+            rules.check(bad, sender, payloads)
 
 
 def test_a_codec_bounds_the_payload() -> None:
@@ -145,8 +181,9 @@ def test_only_refused_ever_comes_out(
     except Refused:
         return
     assert header.job == "job-1"
-    assert header.epoch == 0
-    if layout is not None and payloads:
+    if layout is not None and payloads and kind is FrameKind.SNAPSHOT:
+        assert payloads == [shape[0]]
+    elif layout is not None and payloads:
         assert payloads == [48 if shape == (2, 6) else 4 * shape[0]]
 
 

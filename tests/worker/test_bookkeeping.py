@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 
-from fusion.wire import FrameKind
+from fusion.wire import FrameKind, Header
 from worker.inbox import Inbox
-from worker.replay_log import Key, ReplayLog, Sent
+from worker.replay_log import Key, ReplayLog
 from worker.waiting import Patience
 
 
@@ -14,22 +16,35 @@ def key(step: int, micro_batch: int = 0, kind: FrameKind = FrameKind.ACTIVATION)
     return (kind, 1, step, micro_batch)
 
 
-def test_the_log_answers_per_peer_and_forgets_by_step() -> None:
-    log: ReplayLog[str] = ReplayLog()
-    for step in (1, 2, 3):
-        log.record(key(step), Sent("a", b"", f"a{step}"))
-        log.record(key(step), Sent("b", b"", f"b{step}"))
-    found = log.find("b", key(2))
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.text)
+
+
+def header(step: int, edge: int = 1) -> Header:
+    return Header("job", 0, FrameKind.ACTIVATION, edge, step, 0)
+
+
+def test_the_log_finds_by_key_and_forgets_by_step() -> None:
+    log: ReplayLog[Text] = ReplayLog()
+    for step in (3, 1, 2):
+        log.record(header(step), Text(f"a{step}"))
+        log.record(header(step, edge=2), Text(f"b{step}"))
+    found = log.find((FrameKind.ACTIVATION, 2, 2, 0))
     assert found is not None
-    assert found.payload == "b2"
-    assert log.find("c", key(2)) is None
-    assert log.find("a", key(2, kind=FrameKind.GRADIENT)) is None
+    assert found.parcel.text == "b2"
+    assert log.find(key(2, kind=FrameKind.GRADIENT)) is None
+    assert log.nbytes == 12
     log.forget(1)
-    assert log.find("a", key(1)) is None
-    assert [sent.payload for sent in log] == ["a2", "b2", "a3", "b3"]
+    assert log.find(key(1)) is None
+    assert [sent.parcel.text for sent in log] == ["a2", "b2", "a3", "b3"]
     log.forget(3)
     assert len(log) == 0
-    log.record(key(2), Sent("a", b"", "late"))
+    log.record(header(2), Text("late"))
     assert len(log) == 0
 
 

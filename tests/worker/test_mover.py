@@ -22,6 +22,7 @@ from fusion.sockets import KeyPair, new_keys, secure_client
 from fusion.wire import FrameKind, Header, encode_header
 from worker.admission import Admission
 from worker.mover import Mover
+from worker.parcel import Parcel
 from worker.route import Route
 
 CASE = make_case()
@@ -38,12 +39,17 @@ class End:
     address: PeerAddress
     warnings: queue.SimpleQueue[str]
     arrived: queue.SimpleQueue[tuple[Header, Tensor | None]]
+    lost: queue.SimpleQueue[str]
 
     def open(self, *peers: End, epoch: int = 0, codecs: dict[int, CodecChoice] | None = None, **options: Any) -> Route:
         prepare = CASE.prepare(("a", "b"), epoch=epoch, codecs=codecs)
         rules = Admission("job-1", prepare.plan, partition_of(prepare, CASE), self.name, micro_batches=3, last_step=4)
         return self.mover.open(
-            rules, [peer.address for peer in peers], lambda *what: self.arrived.put(what), seed=1, **options
+            rules,
+            [peer.address for peer in peers],
+            lambda header, _, value: self.arrived.put((header, value)),
+            on_peer_lost=self.lost.put,
+            **options,
         )
 
     def next(self) -> tuple[Header, Tensor | None]:
@@ -55,7 +61,7 @@ def make_end(name: str) -> End:
     mover = Mover(keys, warnings.put, max_frame_bytes=MAX_FRAME)
     port = mover.start("127.0.0.1", 0)
     address = PeerAddress(worker=name, endpoint=f"tcp://127.0.0.1:{port}", public_key=keys.public)
-    return End(name, keys, mover, address, warnings, queue.SimpleQueue())
+    return End(name, keys, mover, address, warnings, queue.SimpleQueue(), queue.SimpleQueue())
 
 
 @pytest.fixture
@@ -86,34 +92,17 @@ def test_values_and_null_gradients_arrive_as_they_were_sent(ends: tuple[End, End
     a, b = ends
     to_b, to_a = connect(a, b)
     value = torch.randn(6, 2).T
-    to_b.send("b", ACTIVATION, value)
+    to_b.send("b", ACTIVATION, Parcel(value))
     header, arrived = b.next()
     assert header == ACTIVATION
     assert arrived is not None
     assert torch.equal(arrived, value)
     assert arrived.data_ptr() % 64 == 0
-    to_a.send("a", Header("job-1", 0, FrameKind.GRADIENT, EDGE, 1, 0), None)
+    to_a.send("a", Header("job-1", 0, FrameKind.GRADIENT, EDGE, 1, 0), Parcel(None))
     header, nothing = a.next()
     assert (header.kind, nothing) == (FrameKind.GRADIENT, None)
     assert to_b.take_sent()["b"] > 48
     assert to_b.take_sent() == {}
-
-
-def test_what_is_lost_is_sent_again_on_request_until_it_is_forgotten(ends: tuple[End, End]) -> None:
-    a, b = ends
-    to_b, to_a = connect(a, b)
-    to_b.send("b", ACTIVATION, torch.ones(2, 6))
-    b.next()
-    request = Header("job-1", 0, FrameKind.RESEND, EDGE, 1, 0, "ACTIVATION")
-    to_a.request("a", request)
-    header, again = b.next()
-    assert header == ACTIVATION
-    assert again is not None
-    assert torch.equal(again, torch.ones(2, 6))
-    assert to_b.answer(request, "b")
-    assert not to_b.answer(replace(request, micro_batch=2), "b")
-    to_b.forget(1)
-    assert not to_b.answer(request, "b")
 
 
 @pytest.mark.parametrize("codec", ["bf16", "int8"])
@@ -121,25 +110,28 @@ def test_lossy_edges_give_the_same_values_over_the_wire_and_in_memory(ends: tupl
     a, b = ends
     to_b, _ = connect(a, b, codecs={EDGE: CodecChoice(forward=codec)})
     header, value = replace(ACTIVATION, codec=codec), torch.randn(2, 6)
-    to_b.send("b", header, value)
+    parcel = Parcel(value, codec)
+    to_b.send("b", header, parcel)
     _, arrived = b.next()
+    kept = parcel.received()
     assert arrived is not None
-    assert torch.equal(arrived, to_b.encoded(header, value, {}))
+    assert kept is not None
+    assert torch.equal(arrived, kept)
     assert not torch.equal(arrived, value)
 
 
 def test_bad_messages_are_counted_warned_of_once_and_dropped(ends: tuple[End, End]) -> None:
     a, b = ends
-    to_b, _ = connect(a, b)
-    peer = to_b._peers["b"]
-    good, payload = encode_header(ACTIVATION), memoryview(bytes(48))
+    to_b, _ = connect(a, b, epoch=3)
+    peer = to_b.connections["b"]
+    good, payload = encode_header(replace(ACTIVATION, epoch=3)), memoryview(bytes(48))
     bad: list[tuple[str, list[bytes]]] = [
-        ("unknown job", [encode_header(replace(ACTIVATION, job="job-9")), bytes(48)]),
-        ("other epoch", [encode_header(replace(ACTIVATION, epoch=7)), bytes(48)]),
+        ("unknown job", [encode_header(replace(ACTIVATION, epoch=3, job="job-9")), bytes(48)]),
+        ("other epoch", [encode_header(replace(ACTIVATION, epoch=2)), bytes(48)]),
         ("size", [good, bytes(47)]),
         ("size", [good, bytes(4800)]),
-        ("layout", [encode_header(replace(ACTIVATION, shape=(2, 7))), bytes(56)]),
-        ("unknown key", [encode_header(replace(ACTIVATION, step=99)), bytes(48)]),
+        ("layout", [encode_header(replace(ACTIVATION, epoch=3, shape=(2, 7))), bytes(56)]),
+        ("unknown key", [encode_header(replace(ACTIVATION, epoch=3, step=99)), bytes(48)]),
         ("malformed", [good[:-3], bytes(48)]),
         ("malformed", [b"", bytes(48)]),
         ("malformed", [good, bytes(24), bytes(24)]),
@@ -150,7 +142,7 @@ def test_bad_messages_are_counted_warned_of_once_and_dropped(ends: tuple[End, En
             peer.socket.send_multipart(frames)
     peer.transmit(good, payload)
     header, value = b.next()
-    assert header == ACTIVATION
+    assert header == replace(ACTIVATION, epoch=3)
     assert value is not None
     assert b.arrived.empty()
     counts: dict[str, int] = {}
@@ -166,10 +158,10 @@ def test_bad_messages_are_counted_warned_of_once_and_dropped(ends: tuple[End, En
 def test_an_oversized_frame_cuts_its_sender_off_and_the_rest_goes_on(ends: tuple[End, End]) -> None:
     a, b = ends
     to_b, _ = connect(a, b)
-    to_b._peers["b"].socket.send_multipart([encode_header(ACTIVATION), bytes(MAX_FRAME * 2)])
+    to_b.connections["b"].socket.send_multipart([encode_header(ACTIVATION), bytes(MAX_FRAME * 2)])
     # The connection is made anew, and what is sent then arrives; the oversized frame never does.
     while True:
-        to_b.send("b", ACTIVATION, torch.zeros(2, 6))
+        to_b.send("b", ACTIVATION, Parcel(torch.zeros(2, 6)))
         try:
             header, _ = b.arrived.get(timeout=0.5)
         except queue.Empty:
@@ -199,12 +191,12 @@ def test_a_peer_may_not_speak_for_another(ends: tuple[End, End]) -> None:
     """The right key, but not the worker that makes this value."""
     a, b = ends
     to_b, to_a = connect(a, b)
-    to_a.send("a", ACTIVATION, torch.zeros(2, 6))
-    to_a.send("a", Header("job-1", 0, FrameKind.GRADIENT, EDGE, 1, 0), None)
+    to_a.send("a", ACTIVATION, Parcel(torch.zeros(2, 6)))
+    to_a.send("a", Header("job-1", 0, FrameKind.GRADIENT, EDGE, 1, 0), Parcel(None))
     header, _ = a.next()
     assert header.kind is FrameKind.GRADIENT
     assert a.mover.refused["unknown key"] == 1
-    assert to_b.peers == ("b",)
+    assert tuple(to_b.connections) == ("b",)
 
 
 def test_after_a_restart_messages_of_the_old_plan_are_dropped(ends: tuple[End, End]) -> None:
@@ -213,10 +205,10 @@ def test_after_a_restart_messages_of_the_old_plan_are_dropped(ends: tuple[End, E
     b.mover.close_route(old_b)
     b.mover.admit([a.address])
     new_b = b.open(a, epoch=1)
-    old_a.send("b", ACTIVATION, torch.zeros(2, 6))
+    old_a.send("b", ACTIVATION, Parcel(torch.zeros(2, 6)))
     a.mover.close_route(old_a)
     new_a = a.open(b, epoch=1)
-    new_a.send("b", replace(ACTIVATION, epoch=1), torch.ones(2, 6))
+    new_a.send("b", replace(ACTIVATION, epoch=1), Parcel(torch.ones(2, 6)))
     header, value = b.next()
     assert header.epoch == 1
     assert value is not None
@@ -225,13 +217,34 @@ def test_after_a_restart_messages_of_the_old_plan_are_dropped(ends: tuple[End, E
     assert new_b.admission.epoch == 1
 
 
+def test_a_closed_connection_is_noticed_at_once(ends: tuple[End, End]) -> None:
+    a, b = ends
+    connect(a, b)
+    b.mover.close()
+    assert a.lost.get(timeout=5) == "b"
+
+
+def test_a_peer_that_has_no_part_any_more_is_a_stranger(ends: tuple[End, End]) -> None:
+    a, b = ends
+    to_b, _ = connect(a, b)
+    b.mover.disconnect(b.mover._route, "a")  # type: ignore[arg-type]
+    to_b.send("b", ACTIVATION, Parcel(torch.ones(2, 6)))
+    assert "(sender)" in b.warnings.get(timeout=10)
+    b.mover.admit([a.address])
+    b.mover.connect(b.mover._route, [a.address])  # type: ignore[arg-type]
+    to_b.send("b", replace(ACTIVATION, micro_batch=1), Parcel(torch.ones(2, 6)))
+    header, _ = b.next()
+    assert header.micro_batch == 1
+    assert b.mover.refused["sender"] == 1
+
+
 def test_a_peer_that_is_not_there_is_named(ends: tuple[End, End]) -> None:
     a, _ = ends
     nobody = PeerAddress(worker="b", endpoint="tcp://127.0.0.1:1", public_key=new_keys().public)
     prepare = CASE.prepare(("a", "b"))
     rules = Admission("job-1", prepare.plan, partition_of(prepare, CASE), "a", micro_batches=3, last_step=4)
     with pytest.raises(UnreachableError, match=r"can't reach b at tcp://127.0.0.1:1.*--advertise"):
-        a.mover.open(rules, [nobody], lambda *_: None, seed=1, patience=0.3)
+        a.mover.open(rules, [nobody], lambda *_: None, patience=0.3)
 
 
 class Fuzzed:
@@ -242,7 +255,7 @@ class Fuzzed:
         prepare = CASE.prepare(("a", "b"))
         rules = Admission("job-1", prepare.plan, partition_of(prepare, CASE), "b", micro_batches=3, last_step=4)
         self.arrived: list[Header] = []
-        self.mover._route = Route(rules, {}, lambda header, _: self.arrived.append(header), 1)
+        self.mover._route = Route(rules, {}, lambda header, *_: self.arrived.append(header))
 
 
 FUZZED = Fuzzed()

@@ -29,6 +29,9 @@ def test_safetensors_reads_it_back() -> None:
         assert torch.equal(read[name], value)
     assert blob.ref().size == len(data)
     assert blob.ref().digest == hashlib.sha256(data).hexdigest()
+    for piece in (1000, 4096, 2**20):
+        assert b"".join(blob.read(begin, begin + piece) for begin in range(0, len(data), piece)) == data
+    assert blob.read(len(data), len(data) + 5) == b""
 
 
 def test_no_tensors_make_a_blob_too() -> None:

@@ -83,6 +83,8 @@ class Case:
         codecs: Mapping[int, CodecChoice] | None = None,
         failure_timeout: float = 5.0,
         job: str = "job-1",
+        log_bytes: int = 0,
+        backups: Mapping[int, str] | None = None,
     ) -> Prepare:
         import safetensors.torch
 
@@ -113,6 +115,8 @@ class Case:
             peers=list(peers),
             resume=resume,
             failure_timeout=failure_timeout,
+            log_bytes=log_bytes,
+            backups=dict(backups or {}),
         )
 
 

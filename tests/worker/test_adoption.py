@@ -1,0 +1,259 @@
+"""Real workers adopt fragments of one that is gone, and replay; a scripted coordinator says when. The bits stay."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+
+import pytest
+import safetensors.torch
+import torch
+from fake_coordinator import FakeCoordinator
+from pool_cases import addresses, end, launch, pool, ready_job, start_job
+from torch import Tensor
+from worker_cases import Case, Stack, make_case
+
+from fusion.messages import (
+    Adopt,
+    Adopted,
+    Backup,
+    CantAdopt,
+    CaughtUp,
+    CheckpointPart,
+    Commit,
+    Connect,
+    Connected,
+    EvaluationReport,
+    Failure,
+    Finished,
+    Holding,
+    Paused,
+    PeerLost,
+    Prepare,
+    Ready,
+    StepReport,
+)
+from fusion.plan import CodecChoice
+
+LOG = 2**28
+Outcome = tuple[dict[int, float], dict[int, float], dict[str, Tensor]]
+_UNDISTURBED: dict[tuple[int, int], Outcome] = {}
+STEPS = 60
+
+
+@pytest.fixture
+async def coordinator() -> AsyncIterator[FakeCoordinator]:
+    made = FakeCoordinator()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    """Tied weights that cross fragments, clipping, evaluation."""
+    return make_case(Stack(tied=True, dropout=0.0), clip=0.05, eval_every=2, steps=STEPS)
+
+
+def losses(coordinator: FakeCoordinator) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for _, message in coordinator.messages:
+        if isinstance(message, StepReport) and message.loss is not None:
+            assert found.setdefault(message.step, message.loss) == message.loss
+    return found
+
+
+def evaluations(coordinator: FakeCoordinator) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for _, message in coordinator.messages:
+        if isinstance(message, EvaluationReport):
+            assert found.setdefault(message.step, message.loss) == message.loss
+    return found
+
+
+def final(coordinator: FakeCoordinator) -> dict[str, Tensor]:
+    """The last state, of whoever uploaded it."""
+    found: dict[str, Tensor] = {}
+    for _, message in coordinator.messages:
+        if isinstance(message, CheckpointPart) and message.step == STEPS:
+            part = safetensors.torch.load(coordinator.blobs[message.blob.digest])
+            for key, value in part.items():
+                assert torch.equal(found.setdefault(key, value), value)
+    return found
+
+
+def reported(coordinator: FakeCoordinator) -> dict[int, set[int]]:
+    """Step -> fragments whose updates were reported for it."""
+    found: dict[int, set[int]] = {}
+    for _, message in coordinator.messages:
+        if isinstance(message, StepReport):
+            found.setdefault(message.step, set()).update(times.fragment for times in message.fragments)
+    return found
+
+
+def assert_same(
+    coordinator: FakeCoordinator, expected: tuple[dict[int, float], dict[int, float], dict[str, Tensor]]
+) -> None:
+    assert losses(coordinator) == expected[0]
+    assert evaluations(coordinator) == expected[1]
+    state = final(coordinator)
+    assert state.keys() == expected[2].keys()
+    assert all(torch.equal(state[key], value) for key, value in expected[2].items())
+
+
+async def finish(coordinator: FakeCoordinator, epoch: int, *names: str) -> None:
+    for name in names:
+        await coordinator.until(
+            lambda name=name: (
+                [m for m in coordinator.of(name, Finished) if m.epoch == epoch] or coordinator.of(name, Failure)
+            )
+        )
+        assert not coordinator.of(name, Failure), coordinator.of(name, Failure)
+    fragments = set().union(*reported(coordinator).values())
+    assert all(reported(coordinator)[step] == fragments for step in range(1, STEPS + 1))
+
+
+async def undisturbed(
+    coordinator: FakeCoordinator, case: Case, fragments: int = 3, codecs: Mapping[int, CodecChoice] | None = None
+) -> Outcome:
+    """All fragments on one worker that nothing happens to."""
+    if (fragments, id(case)) not in _UNDISTURBED:
+        async with pool(coordinator, "a"):
+            await start_job(coordinator, case, ("a",) * fragments, codecs=codecs)
+            await finish(coordinator, 0, "a")
+            _UNDISTURBED[fragments, id(case)] = losses(coordinator), evaluations(coordinator), final(coordinator)
+        coordinator.messages.clear()
+        coordinator.joined.clear()
+    return _UNDISTURBED[fragments, id(case)]
+
+
+async def snapshot(
+    coordinator: FakeCoordinator, prepare: Prepare, backups: dict[int, str], step: int, hold: bool = False
+) -> None:
+    """The job starts with the order of a round; return when everything is held and everybody through."""
+    workers = prepare.plan.workers
+    for name in {*workers, *backups.values()}:
+        coordinator.send(name, Backup(job=prepare.job, epoch=prepare.plan.epoch, step=step, backups=backups, hold=hold))
+    launch(coordinator, prepare)
+    for fragment, name in backups.items():
+        await coordinator.until(
+            lambda name=name, fragment=fragment: [
+                held for held in coordinator.of(name, Holding) if (held.fragment, held.step) == (fragment, step)
+            ]
+        )
+    for name in workers:
+        kind = Paused if hold else StepReport
+        await coordinator.until(
+            lambda name=name, kind=kind: [m for m in coordinator.of(name, kind) if m.step >= step + (not hold)]
+        )
+
+
+def adopt(prepare: Prepare, coordinator: FakeCoordinator, epoch: int, placement: tuple[str, ...], step: int) -> Adopt:
+    plan = prepare.plan.model_copy(update={"epoch": epoch, "placement": placement})
+    return Adopt(job=prepare.job, plan=plan, step=step, peers=addresses(coordinator, *placement))
+
+
+BACKUPS = {0: "b", 1: "c", 2: "a"}
+
+
+@pytest.mark.parametrize("lost", ["a", "b", "c"])
+async def test_the_backup_worker_goes_on_where_the_lost_one_was(
+    coordinator: FakeCoordinator, case: Case, lost: str
+) -> None:
+    expected = await undisturbed(coordinator, case)
+    async with pool(coordinator, "a", "b", "c") as workers:
+        prepare = await ready_job(coordinator, case, ("a", "b", "c"), log_bytes=LOG, backups=BACKUPS)
+        await snapshot(coordinator, prepare, BACKUPS, 12)
+        for name in ("a", "b", "c"):
+            coordinator.send(name, Commit(job=prepare.job, epoch=0, step=12))
+        await coordinator.until(lambda: [m for m in coordinator.of("b", StepReport) if m.step >= 15])
+        await end(workers["abc".index(lost)])
+        rest = [name for name in "abc" if name != lost]
+        for name in rest:
+            assert (await coordinator.message(name, PeerLost)).peer == lost
+        heir = BACKUPS["abc".index(lost)]
+        placement = tuple(heir if name == lost else name for name in ("a", "b", "c"))
+        for name in rest:
+            coordinator.send(name, adopt(prepare, coordinator, 1, placement, 12))
+        assert (await coordinator.message(heir, Adopted)).fragments == ["abc".index(lost)]
+        caught = await coordinator.message(heir, CaughtUp)
+        assert caught.fragments == ["abc".index(lost)]
+        assert caught.steps >= 3
+        await finish(coordinator, 1, *rest)
+        assert_same(coordinator, expected)
+
+
+async def test_two_neighbours_lost_at_once_replay_side_by_side(coordinator: FakeCoordinator, case: Case) -> None:
+    expected = await undisturbed(coordinator, case, 4)
+    backups = {0: "d", 1: "a", 2: "d", 3: "a"}
+    async with pool(coordinator, "a", "b", "c", "d") as workers:
+        prepare = await ready_job(coordinator, case, ("a", "b", "c", "d"), log_bytes=LOG, backups=backups)
+        await snapshot(coordinator, prepare, backups, 12)
+        for name in "abcd":
+            coordinator.send(name, Commit(job=prepare.job, epoch=0, step=12))
+        await end(workers[1])
+        await end(workers[2])
+        for name in ("a", "d"):
+            coordinator.send(name, adopt(prepare, coordinator, 1, ("a", "a", "d", "d"), 12))
+        await finish(coordinator, 1, "a", "d")
+        assert_same(coordinator, expected)
+
+
+async def test_before_the_first_snapshot_anybody_begins_at_the_start(coordinator: FakeCoordinator, case: Case) -> None:
+    """And one that dies while it replays is replaced in turn."""
+    expected = await undisturbed(coordinator, case)
+    async with pool(coordinator, "a", "b", "c") as workers:
+        prepare = await start_job(coordinator, case, ("a", "b", "c"), log_bytes=LOG)
+        await coordinator.until(lambda: [m for m in coordinator.of("a", StepReport) if m.step >= 9])
+        await end(workers[1])
+        for name in ("a", "c"):
+            coordinator.send(name, adopt(prepare, coordinator, 1, ("a", "c", "c"), 0))
+        await coordinator.message("c", Adopted)
+        await end(workers[2])
+        coordinator.send("a", adopt(prepare, coordinator, 2, ("a", "a", "a"), 0))
+        await finish(coordinator, 2, "a")
+        assert_same(coordinator, expected)
+
+
+async def test_a_lossy_edge_stays_lossy_when_both_ends_land_on_one_worker(coordinator: FakeCoordinator) -> None:
+    case = make_case(Stack(dropout=0.0), clip=0.05, steps=STEPS)
+    codecs = {0: CodecChoice(forward="int8", backward="bf16"), 1: CodecChoice(forward="bf16", backward="int8")}
+    expected = await undisturbed(coordinator, case, 3, codecs)
+    async with pool(coordinator, "a", "b", "c") as workers:
+        prepare = await start_job(coordinator, case, ("a", "b", "c"), log_bytes=LOG, backups=BACKUPS, codecs=codecs)
+        await coordinator.until(lambda: [m for m in coordinator.of("a", StepReport) if m.step >= 5])
+        await end(workers[1])
+        for name in ("a", "c"):
+            coordinator.send(name, adopt(prepare, coordinator, 1, ("a", "c", "c"), 0))
+        await finish(coordinator, 1, "a", "c")
+        assert_same(coordinator, expected)
+
+
+async def test_fragments_move_at_a_step_boundary_without_replay(coordinator: FakeCoordinator, case: Case) -> None:
+    """To a newcomer, and away from a worker that leaves."""
+    expected = await undisturbed(coordinator, case)
+    async with pool(coordinator, "a", "b", "n"):
+        prepare = await ready_job(coordinator, case, ("a", "b", "b"), log_bytes=LOG, backups={0: "b", 1: "a", 2: "a"})
+        newcomer = prepare.model_copy(update={"peers": addresses(coordinator, "a", "b")})
+        coordinator.send("n", newcomer)
+        for name in ("a", "b"):
+            coordinator.send(name, Connect(job=prepare.job, peers=addresses(coordinator, "n")))
+            assert (await coordinator.message(name, Connected)).peers == ["n"]
+        await coordinator.message("n", Ready)
+        at = 13
+        await snapshot(coordinator, prepare, {0: "n", 1: "a", 2: "n"}, at, hold=True)
+        for name in ("a", "b", "n"):
+            coordinator.send(name, adopt(prepare, coordinator, 1, ("n", "b", "n"), at))
+        assert (await coordinator.message("n", Adopted)).fragments == [0, 2]
+        await finish(coordinator, 1, "b", "n")
+        ran = {message.step for message in coordinator.of("n", StepReport)}
+        assert ran == set(range(at + 1, STEPS + 1))
+        assert_same(coordinator, expected)
+
+
+async def test_what_is_not_held_can_not_be_adopted(coordinator: FakeCoordinator, case: Case) -> None:
+    async with pool(coordinator, "a", "b"):
+        prepare = await start_job(coordinator, case, ("a", "b"), log_bytes=LOG)
+        await coordinator.message("a", StepReport)
+        coordinator.send("a", adopt(prepare, coordinator, 1, ("a", "a"), 4))
+        refused = await coordinator.message("a", CantAdopt)
+        assert refused.message == "no snapshot of fragment 1 after step 4 is held here"

@@ -1,0 +1,94 @@
+"""A value on its way to another fragment: as it was computed, and as its codec makes it, once, where first needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from compress import codec
+from executor.staging import ToHost
+
+
+class Parcel:
+    """One value and how it travels. `value` is None for a null gradient. Don't write to the value afterwards.
+
+    `staged` is the copy to the host under way, for a value on another device.
+    """
+
+    __slots__ = ("_codec", "_dtype", "_lock", "_options", "_payload", "_seed", "_shape", "_staged", "_value", "null")
+
+    def __init__(
+        self,
+        value: Tensor | None,
+        codec: str = "none",
+        options: Mapping[str, float] | None = None,
+        seed: int = 0,
+        staged: ToHost | None = None,
+    ) -> None:
+        self.null = value is None
+        self._value = value
+        self._codec = codec
+        self._options = options or {}
+        self._seed = seed
+        self._staged = staged
+        self._payload: memoryview | None = None
+        self._shape = () if value is None else tuple(value.shape)
+        self._dtype = None if value is None else value.dtype
+        self._lock = threading.Lock()
+
+    @property
+    def ready(self) -> bool:
+        """Whether `payload` costs nothing."""
+        if self.null or self._payload is not None:
+            return True
+        return self._codec == "none" and (self._staged is None or self._staged.ready)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes now."""
+        payload = self._payload
+        if payload is not None:
+            return payload.nbytes
+        value = self._value
+        return 0 if value is None else value.nbytes
+
+    def payload(self) -> memoryview | None:
+        """What goes over the wire; encodes when nobody has yet."""
+        if self.null:
+            return None
+        with self._lock:
+            if self._payload is None:
+                assert self._value is not None
+                value = self._staged.wait() if self._staged is not None else self._value
+                lossless = self._codec == "none"
+                self._payload = (
+                    _bytes_of(value) if lossless else codec(self._codec, **self._options).encode(value, self._seed)
+                )
+                self._staged = None
+                if not lossless or value is not self._value:
+                    # The payload is all that is needed from here on; keeping both would take the memory twice.
+                    self._value = None
+            return self._payload
+
+    def received(self) -> Tensor | None:
+        """What a receiver gets, in host memory or on the value's own device."""
+        if self.null:
+            return None
+        with self._lock:
+            if self._codec == "none" and self._value is not None:
+                return self._value
+        payload, dtype = self.payload(), self._dtype
+        if payload is None or dtype is None:
+            return None
+        return codec(self._codec, **self._options).decode(payload, self._shape, dtype)
+
+
+def _bytes_of(value: Tensor) -> memoryview:
+    """The value's memory; the short way for what most values are."""
+    if value.dtype is torch.float32 and value.is_contiguous() and value.device.type == "cpu":
+        array: memoryview = value.detach().numpy().data
+        return array
+    return codec("none").encode(value)
