@@ -32,12 +32,12 @@ def all_routes(dashboard: bool = True) -> tuple[Route, ...]:
     return (*routes, *routes_pool.DASHBOARD_ROUTES) if dashboard else routes
 
 
-def make_app(engine: Engine, access: Access, dashboard: bool = True) -> web.Application:
-    """The aiohttp application over a started or soon started `engine`."""
+def make_app(engine: Engine, access: Access, dashboard: bool = True, public_host: str | None = None) -> web.Application:
+    """The aiohttp application over a started or soon started `engine`. `public_host` is what others call us."""
     app = web.Application(middlewares=[_errors], client_max_size=engine.config.max_body_bytes)
     app[ENGINE] = engine
     app[GUARD] = Guard(access, engine)
-    app[PUBLIC_HOST] = reachable_host(engine.config.host)
+    app[PUBLIC_HOST] = public_host or reachable_host(engine.config.host)
     routes = all_routes(dashboard)
     app[routes_pool.DOCUMENT] = json.dumps(document(routes)).encode()
     for route in routes:

@@ -28,6 +28,9 @@ class CoordinatorConfig:
     """Print one JSON line when ready instead of text."""
     exit_on_stdin_close: bool = False
     """Stop when standard input is closed: local mode's way to never leave a coordinator behind."""
+    tls_cert: Path | None = None
+    """Certificate (with its chain) and key in PEM form: HTTP becomes HTTPS."""
+    tls_key: Path | None = None
     no_dashboard: bool = False
     require_token: bool = False
     """Reads need a token on loopback too: for a machine of several people, or behind a proxy."""

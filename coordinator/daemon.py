@@ -19,7 +19,7 @@ from pathlib import Path
 from aiohttp import web
 
 from coordinator import access as access_module
-from coordinator.access import Access
+from coordinator.announcement import Announcement, goes_to_the_journal, public_host, warnings
 from coordinator.api import make_app
 from coordinator.blobs import BlobStore
 from coordinator.checkpoints import Checkpoints
@@ -28,8 +28,8 @@ from coordinator.control import Control
 from coordinator.engine import Engine
 from coordinator.planning import Planner
 from coordinator.store import Store
+from coordinator.tls import load_tls
 from fusion import credentials
-from fusion.addresses import reachable_host
 from fusion.errors import FusionError, ServiceError
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ def run_coordinator(config: CoordinatorConfig, planner: Planner | None = None) -
 
 
 async def _serve(config: CoordinatorConfig, planner: Planner | None) -> int:
+    tls = load_tls(config.tls_cert, config.tls_key)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -58,13 +59,12 @@ async def _serve(config: CoordinatorConfig, planner: Planner | None) -> int:
         listener = bind_http(config.host, config.port)
         try:
             _start_control(config, control)
-            runner = web.AppRunner(
-                make_app(engine, access, not config.no_dashboard), access_log=None, shutdown_timeout=2.0
-            )
+            app = make_app(engine, access, not config.no_dashboard, public_host(config, tls))
+            runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
             await runner.setup()
             engine.start(control)
-            await web.SockSite(runner, listener).start()
-            announce(config, access, listener.getsockname()[1], control.port)
+            await web.SockSite(runner, listener, ssl_context=tls.context if tls is not None else None).start()
+            announce(config, Announcement(config, access, tls, listener.getsockname()[1], control.port))
             if config.exit_on_stdin_close:
                 threading.Thread(target=_follow_stdin, args=(loop, stop), name="stdin", daemon=True).start()
             await stop.wait()
@@ -140,32 +140,20 @@ def _start_control(config: CoordinatorConfig, control: Control) -> None:
     access_module.write_private(remembered, f"{control.port}\n")
 
 
-def announce(config: CoordinatorConfig, access: Access, http_port: int, control_port: int) -> None:
+def announce(config: CoordinatorConfig, said: Announcement) -> None:
     """Say where we are and how to join, and leave the credentials for the same user."""
-    host = reachable_host(config.host)
-    shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{http_port}"
-    join_url = f"{url}?token={access.join_token}"
+    ca = str(said.tls.certificate) if said.tls is not None else None
+    token = said.access.operator_token
     access_module.write_private(
-        config.state / "client.json", json.dumps({"url": url, "token": access.operator_token}) + "\n"
+        config.state / "client.json", json.dumps({"url": said.url, "token": token, "ca": ca}) + "\n"
     )
+    for line in warnings(config, said.tls):
+        print(f"warning: {line}", file=sys.stderr, flush=True)
     if config.json_ready:
-        ready = {
-            "url": url,
-            "join_url": join_url,
-            "token": access.operator_token,
-            "control_endpoint": f"tcp://{shown}:{control_port}",
-        }
-        print(json.dumps(ready), flush=True)
+        print(said.for_programs(), flush=True)
         return
-    written = credentials.write(url, access.operator_token)
-    print(f"Fusion coordinator at {url}")
-    if not config.no_dashboard:
-        print(f"  dashboard   {url}/")
-    print(f"  add worker  fusion worker --join '{join_url}'")
-    print(f"  client      fusion submit JOB  (address and token are in {written})")
-    print(f"  state       {config.state}")
-    print("Ctrl-C stops it; workers train on, and report to it when it is started again.", flush=True)
+    written = credentials.write(said.url, token, ca)
+    print("\n".join(said.for_people(written, secrets=not goes_to_the_journal())), flush=True)
 
 
 def _follow_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -162,9 +162,16 @@ class Client(http.Client):
     Without `url` it takes `FUSION_COORDINATOR`, or what `fusion coordinator` left for the same user.
     """
 
-    def __init__(self, url: str | None = None, token: str | None = None, *, timeout: float = 30.0) -> None:
-        found = resolve(url, token)
-        super().__init__(found.url, found.token, timeout=timeout)
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        timeout: float = 30.0,
+        ca: str | Path | None = None,
+    ) -> None:
+        found = resolve(url, token, str(ca) if ca is not None else None)
+        super().__init__(found.url, found.token, timeout=timeout, ca=found.ca)
 
     def submit(
         self, job: str | Path | JobSpec | Mapping[str, Any], *, base: Path | None = None, resume: str | None = None

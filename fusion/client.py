@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from urllib.parse import quote, urlsplit
 
 from fusion.errors import BlobError, CoordinatorError, UnreachableError, UserError, VersionError
+from fusion.tls import client_context, explain
 
 if TYPE_CHECKING:
     from fusion.messages import BlobRef  # pydantic's models take longer to import than a short command runs
@@ -39,7 +40,10 @@ class Client:
     Raises `UnreachableError` when nobody answers, `CoordinatorError` (with `.status`) when the answer is an error.
     """
 
-    def __init__(self, url: str, token: str | None = None, *, timeout: float = 30.0) -> None:
+    def __init__(
+        self, url: str, token: str | None = None, *, timeout: float = 30.0, ca: str | Path | None = None
+    ) -> None:
+        """`ca`: certificates to trust instead of the machine's authorities (or `FUSION_TLS_CA`), for https."""
         parts = urlsplit(url if "//" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"{url!r} is not a coordinator's address; it looks like http://HOST:PORT")
@@ -51,6 +55,7 @@ class Client:
             self._port = parts.port or (443 if self._tls else 80)
         except ValueError:
             raise UserError(f"{url!r}: the port is not a number between 1 and 65535") from None
+        self._context = client_context(ca) if self._tls else None
         self._kept: http.client.HTTPConnection | None = None
 
     def __enter__(self) -> Self:
@@ -295,9 +300,7 @@ class Client:
 
     def _connection(self, timeout: float) -> http.client.HTTPConnection:
         if self._tls:
-            return http.client.HTTPSConnection(
-                self._host, self._port, timeout=timeout, context=ssl.create_default_context()
-            )
+            return http.client.HTTPSConnection(self._host, self._port, timeout=timeout, context=self._context)
         return http.client.HTTPConnection(self._host, self._port, timeout=timeout)
 
     def _send(
@@ -322,7 +325,9 @@ class Client:
         elif isinstance(error, TimeoutError):
             reason = "no answer in time"
         elif isinstance(error, ssl.SSLError):
-            reason = f"TLS failed: {error.reason or error}"
+            reason = explain(error, self._host)
+        elif isinstance(error, http.client.RemoteDisconnected) and not self._tls:
+            reason = "it closed the connection; if it was started with --tls-cert, use https:// instead of http://"
         else:
             reason = str(error) or type(error).__name__
         return UnreachableError(f"can't reach the coordinator at {self.url}: {reason}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusion.errors import UserError
+from fusion.tls import CA_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class Credentials:
 
     url: str
     token: str | None = None
+    ca: str | None = None
+    """A file with the certificates to trust, where no authority knows the coordinator's."""
 
 
 def config_folder() -> Path:
@@ -30,14 +33,14 @@ def credentials_file() -> Path:
     return config_folder() / "coordinator.json"
 
 
-def write(url: str, token: str | None) -> Path:
-    """Leave `url` and `token` for the same user only (mode 0600); replaces what was there in one move."""
+def write(url: str, token: str | None, ca: str | None = None) -> Path:
+    """Leave `url`, `token` and `ca` for the same user only (mode 0600); replaces what was there in one move."""
     path = credentials_file()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump({"url": url, "token": token}, file)
+        json.dump({"url": url, "token": token, "ca": ca}, file)
     os.replace(fresh, path)
     return path
 
@@ -47,28 +50,29 @@ def read() -> Credentials | None:
     path = credentials_file()
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        url, token = data["url"], data.get("token")
+        url, token, ca = data["url"], data.get("token"), data.get("ca")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: can't read the coordinator's address ({error}); remove it, or give --coordinator URL"
         ) from None
-    if not isinstance(url, str) or not (token is None or isinstance(token, str)):
+    if not isinstance(url, str) or not all(part is None or isinstance(part, str) for part in (token, ca)):
         raise UserError(f"{path}: not a coordinator's address; remove it, or give --coordinator URL")
-    return Credentials(url, token)
+    return Credentials(url, token, ca)
 
 
-def resolve(url: str | None = None, token: str | None = None) -> Credentials:
-    """Flag, then environment (`FUSION_COORDINATOR`, `FUSION_TOKEN`), then the file.
+def resolve(url: str | None = None, token: str | None = None, ca: str | None = None) -> Credentials:
+    """Flag, then environment (`FUSION_COORDINATOR`, `FUSION_TOKEN`, `FUSION_TLS_CA`), then the file.
 
-    The file's token is used only for the file's own address, so that it never goes to another host.
+    The file's token and certificate are used only for the file's own address, so that they never go to another host.
     Raises `UserError` when nothing names a coordinator.
     """
     url = url or os.environ.get("FUSION_COORDINATOR") or None
     token = token or os.environ.get("FUSION_TOKEN") or None
-    if url is not None and token is not None:
-        return Credentials(url, token)
+    ca = ca or os.environ.get(CA_VARIABLE) or None
+    if url is not None and token is not None and (ca is not None or not url.startswith("https:")):
+        return Credentials(url, token, ca)
     stored = read()
     if url is None:
         if stored is None:
@@ -76,7 +80,7 @@ def resolve(url: str | None = None, token: str | None = None) -> Credentials:
                 "no coordinator known: start one with `fusion coordinator`, or give --coordinator URL "
                 "(or set FUSION_COORDINATOR)"
             )
-        return Credentials(stored.url, token or stored.token)
+        return Credentials(stored.url, token or stored.token, ca or stored.ca)
     if stored is not None and stored.url.rstrip("/") == url.rstrip("/"):
-        token = token or stored.token
-    return Credentials(url, token)
+        token, ca = token or stored.token, ca or stored.ca
+    return Credentials(url, token, ca)

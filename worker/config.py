@@ -30,6 +30,8 @@ class WorkerConfig:
     listen: str | None = None
     """Address to listen on; default: loopback when the coordinator is on loopback, else every interface."""
     token: str | None = None
+    tls_ca: str | None = None
+    """A file with the certificates to trust for https; default: the machine's, or the fingerprint of the join URL."""
     exit_on_stdin_close: bool = False
     """Leave at once when stdin ends: a parent that dies takes its local workers along."""
     max_frame_bytes: int = 2**30
@@ -58,6 +60,16 @@ class WorkerConfig:
         """The pool's token: from the join URL, else `token`."""
         parts = self._join_url
         return parse_qs(parts.query).get("token", [self.token])[0]
+
+    @property
+    def fingerprint(self) -> bytes | None:
+        """SHA-256 of the coordinator's certificate, where the join URL carries it. Raises `UserError`."""
+        text = parse_qs(self._join_url.query).get("cert", [""])[0]
+        if not text:
+            return None
+        if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+            raise UserError(f"--join: cert={text[:70]} is not a certificate's fingerprint; copy the whole join command")
+        return bytes.fromhex(text)
 
     @property
     def advertised(self) -> tuple[str, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -12,6 +13,8 @@ from pydantic import ValidationError
 
 from fusion.errors import CoordinatorError, UnreachableError, VersionError
 from fusion.messages import JoinRequest, JoinResponse
+from fusion.tls import client_context, explain
+from worker.config import WorkerConfig
 
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 30.0
 
@@ -44,6 +47,12 @@ async def ask(session: aiohttp.ClientSession, url: str, token: str | None, reque
                 return JoinResponse.model_validate(await answer.json(content_type=None))
             reason = await _reason(answer)
             status = answer.status
+    except aiohttp.ServerFingerprintMismatch:
+        raise CoordinatorError(
+            f"what answers at {url} has another certificate than the join command says; copy a fresh one"
+        ) from None
+    except (aiohttp.ClientConnectorSSLError, aiohttp.ClientConnectorCertificateError) as error:
+        raise CoordinatorError(f"can't trust the coordinator at {url}: {_tls_reason(error)}") from None
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise UnreachableError(f"can't reach the coordinator at {url} ({_short(error)})") from None
     except (ValidationError, ValueError):
@@ -72,6 +81,23 @@ def address_towards(url: str) -> str:
             return str(probe.getsockname()[0])
     except OSError as error:
         raise UnreachableError(f"can't find a way to the coordinator at {host} ({_short(error)})") from None
+
+
+def connector(config: WorkerConfig) -> aiohttp.TCPConnector:
+    """Connections to the coordinator alone: it is known by the join URL's fingerprint, `tls_ca`, or the machine's authorities.
+
+    Raises `UserError`.
+    """
+    if not config.coordinator.startswith("https:"):
+        return aiohttp.TCPConnector()
+    if config.tls_ca is None and config.fingerprint is not None:
+        return aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(config.fingerprint))
+    return aiohttp.TCPConnector(ssl=client_context(config.tls_ca))
+
+
+def _tls_reason(error: aiohttp.ClientConnectorSSLError | aiohttp.ClientConnectorCertificateError) -> str:
+    cause = error.certificate_error if isinstance(error, aiohttp.ClientConnectorCertificateError) else error.os_error
+    return explain(cause, error.host) if isinstance(cause, ssl.SSLError) else str(cause)
 
 
 async def _reason(answer: aiohttp.ClientResponse) -> str:

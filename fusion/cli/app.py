@@ -10,6 +10,7 @@ import typer
 
 from fusion import __version__
 from fusion.cli import checkpoint, coordinator, dag, jobs, plan, submit, token, up, worker, workers
+from fusion.cli.hidden_arguments import hide_secrets
 from fusion.cli.output import note, out
 from fusion.errors import FusionError
 
@@ -63,6 +64,8 @@ app.add_typer(token.app, name="token")
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        hide_secrets(given)
     # `--debug` is meant for the whole command, so it is taken wherever a person writes it.
     debug = "--debug" in given or os.environ.get("FUSION_DEBUG", "") not in ("", "0", "false")
     given = [argument for argument in given if argument != "--debug"]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fusion.cli.connection import connect
-from fusion.cli.options import CoordinatorOption, JobIdArgument, JsonOption, TokenOption
+from fusion.cli.options import CaOption, CoordinatorOption, JobIdArgument, JsonOption, TokenOption
 from fusion.cli.output import clock, note, out, print_json, show, table
 from fusion.errors import UserError
 from fusion.units import format_bytes
@@ -21,10 +21,11 @@ def list_checkpoints(
     job_id: JobIdArgument,
     coordinator: CoordinatorOption = None,
     token: TokenOption = None,
+    ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the checkpoints of a job."""
-    with connect(coordinator, token) as client:
+    with connect(coordinator, token, ca) as client:
         found = client.checkpoints(job_id)
     if as_json:
         print_json(found)
@@ -61,9 +62,10 @@ def get(
     ] = None,
     coordinator: CoordinatorOption = None,
     token: TokenOption = None,
+    ca: CaOption = None,
 ) -> None:
     """Fetch a checkpoint; `model.load_state_dict(safetensors.torch.load_file(FILE))` takes it as it is."""
-    with connect(coordinator, token) as client:
+    with connect(coordinator, token, ca) as client:
         steps = [int(checkpoint["step"]) for checkpoint in client.checkpoints(job_id)]
         if not steps:
             raise UserError(f"job {job_id} has no checkpoint yet")

@@ -31,6 +31,21 @@ def coordinator(
         ),
     ] = None,
     token: TokenOption = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option("--tls-cert", envvar="FUSION_TLS_CERT", metavar="FILE", help="Certificate (PEM): serve HTTPS."),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", envvar="FUSION_TLS_KEY", metavar="FILE", help="The certificate's key.")
+    ] = None,
+    require_token: Annotated[
+        bool,
+        typer.Option(
+            "--require-token",
+            envvar="FUSION_REQUIRE_TOKEN",
+            help="Reads need a token on loopback too: on a machine of several people, or behind a proxy.",
+        ),
+    ] = False,
     no_dashboard: Annotated[
         bool, typer.Option("--no-dashboard", envvar="FUSION_NO_DASHBOARD", help="Serve the API only.")
     ] = False,
@@ -52,6 +67,9 @@ def coordinator(
             port=port,
             control_port=control_port,
             token=token,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            require_token=require_token,
             json_ready=local,
             exit_on_stdin_close=local,
             no_dashboard=no_dashboard,

@@ -7,14 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from fusion.cli.connection import connect
-from fusion.cli.options import CoordinatorOption, JobIdArgument, JsonOption, TokenOption
+from fusion.cli.options import CaOption, CoordinatorOption, JobIdArgument, JsonOption, TokenOption
 from fusion.cli.output import clock, number, out, print_json, show, table
 from fusion.units import format_bytes, format_seconds
 
 
-def jobs(coordinator: CoordinatorOption = None, token: TokenOption = None, as_json: JsonOption = False) -> None:
+def jobs(
+    coordinator: CoordinatorOption = None, token: TokenOption = None, ca: CaOption = None, as_json: JsonOption = False
+) -> None:
     """List the jobs of a pool."""
-    with connect(coordinator, token) as client:
+    with connect(coordinator, token, ca) as client:
         found = client.jobs()
     if as_json:
         print_json(found)
@@ -41,10 +43,11 @@ def job(
     job_id: JobIdArgument,
     coordinator: CoordinatorOption = None,
     token: TokenOption = None,
+    ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show one job: its state, its plan and where its fragments are."""
-    with connect(coordinator, token) as client:
+    with connect(coordinator, token, ca) as client:
         found = client.job(job_id)
     if as_json:
         print_json(found)
@@ -100,10 +103,11 @@ def logs(
     ] = False,
     coordinator: CoordinatorOption = None,
     token: TokenOption = None,
+    ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print what a job's workers and its coordinator said."""
-    with connect(coordinator, token) as client:
+    with connect(coordinator, token, ca) as client:
         if follow:
             from fusion.follow import follow as items
 
@@ -131,10 +135,11 @@ def cancel(
     job_id: JobIdArgument,
     coordinator: CoordinatorOption = None,
     token: TokenOption = None,
+    ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Cancel a job that waits or runs."""
-    with connect(coordinator, token) as client:
+    with connect(coordinator, token, ca) as client:
         cancelled = client.cancel(job_id)
     if as_json:
         print_json(cancelled)

@@ -20,6 +20,15 @@ TokenOption = Annotated[
     str | None,
     typer.Option("--token", envvar="FUSION_TOKEN", metavar="TOKEN", help="The pool's token.", show_envvar=True),
 ]
+CaOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-ca",
+        envvar="FUSION_TLS_CA",
+        metavar="FILE",
+        help="Certificates to trust for https, in PEM form. Default: those of this machine.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", envvar="FUSION_JSON", help="Print JSON for a program to read.")]
 MetricsOption = Annotated[
     Path | None,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fusion.cli.connection import connect
-from fusion.cli.options import CoordinatorOption, JobArgument, JsonOption, MetricsOption, TokenOption
+from fusion.cli.options import CaOption, CoordinatorOption, JobArgument, JsonOption, MetricsOption, TokenOption
 from fusion.cli.output import note, out, print_json
 
 
@@ -28,13 +28,14 @@ def submit(
     ] = None,
     coordinator: CoordinatorOption = None,
     token: TokenOption = None,
+    ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Capture a job and hand it to a pool; prints the job's id. With --metrics it also follows the job."""
     from fusion.spec_file import load_spec
 
     load_spec(job)  # a bad spec is told before torch is imported, which takes a second
-    client = connect(coordinator, token)
+    client = connect(coordinator, token, ca)
     client.jobs()  # so is a coordinator that does not answer
     from fusion.submit import capture_job, read_job
     from fusion.submit import submit as post

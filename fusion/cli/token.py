@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fusion.cli.connection import connect
-from fusion.cli.options import CoordinatorOption, JsonOption, TokenOption
+from fusion.cli.options import CaOption, CoordinatorOption, JsonOption, TokenOption
 from fusion.cli.output import clock, note, out, print_json, show, table
 from fusion.errors import UserError
 from fusion.units import parse_seconds
@@ -51,11 +51,12 @@ def create(
     ] = "",
     coordinator: CoordinatorOption = None,
     token: TokenOption = None,
+    ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a token and print it, this once; for join with the command that adds a worker."""
     lifetime = _lifetime(ttl)
-    with connect(coordinator, token) as client:
+    with connect(coordinator, token, ca) as client:
         made = client.create_token(role.value, lifetime, uses, remark)
     if as_json:
         print_json(made)
@@ -79,9 +80,11 @@ def _lifetime(text: str) -> float | None:
 
 
 @app.command("list")
-def list_tokens(coordinator: CoordinatorOption = None, token: TokenOption = None, as_json: JsonOption = False) -> None:
+def list_tokens(
+    coordinator: CoordinatorOption = None, token: TokenOption = None, ca: CaOption = None, as_json: JsonOption = False
+) -> None:
     """List the tokens that were made, without their secrets."""
-    with connect(coordinator, token) as client:
+    with connect(coordinator, token, ca) as client:
         found = client.tokens()
     if as_json:
         print_json(found)
@@ -108,10 +111,11 @@ def revoke(
     token_id: Annotated[str, typer.Argument(metavar="ID", help="The token's id, the part before the point.")],
     coordinator: CoordinatorOption = None,
     token: TokenOption = None,
+    ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """End a token at once and for good. Workers that joined by it stay, but read no more blobs by it."""
-    with connect(coordinator, token) as client:
+    with connect(coordinator, token, ca) as client:
         # A person may paste the whole token: its secret does not go out again.
         ended = client.revoke_token(token_id.partition(".")[0])
     if as_json:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fusion.cli.options import TokenOption
+from fusion.cli.options import CaOption, TokenOption
 from fusion.errors import UserError
 
 
@@ -40,6 +40,7 @@ def worker(
         str | None, typer.Option("--listen", envvar="FUSION_LISTEN", metavar="HOST", help="Address to listen on.")
     ] = None,
     token: TokenOption = None,
+    ca: CaOption = None,
     local: Annotated[bool, typer.Option("--local", envvar="FUSION_LOCAL", hidden=True)] = False,
 ) -> None:
     """Join this machine to a pool and work until told to leave."""
@@ -65,6 +66,7 @@ def worker(
             advertise=advertise,
             listen=listen,
             token=token,
+            tls_ca=str(ca) if ca is not None else None,
             exit_on_stdin_close=local,
         )
     )

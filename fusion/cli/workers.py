@@ -7,14 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from fusion.cli.connection import connect
-from fusion.cli.options import CoordinatorOption, JsonOption, TokenOption
+from fusion.cli.options import CaOption, CoordinatorOption, JsonOption, TokenOption
 from fusion.cli.output import out, print_json, show, table
 from fusion.units import format_bytes
 
 
-def workers(coordinator: CoordinatorOption = None, token: TokenOption = None, as_json: JsonOption = False) -> None:
+def workers(
+    coordinator: CoordinatorOption = None, token: TokenOption = None, ca: CaOption = None, as_json: JsonOption = False
+) -> None:
     """List the workers of a pool."""
-    with connect(coordinator, token) as client:
+    with connect(coordinator, token, ca) as client:
         found = client.workers()
         url = client.url
     if as_json:
@@ -44,10 +46,11 @@ def drain(
     worker: Annotated[str, typer.Argument(metavar="WORKER", help="The worker's name.")],
     coordinator: CoordinatorOption = None,
     token: TokenOption = None,
+    ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a worker to leave in good order."""
-    with connect(coordinator, token) as client:
+    with connect(coordinator, token, ca) as client:
         drained = client.drain(worker)
     if as_json:
         print_json(drained)
