@@ -96,8 +96,18 @@ class Dispatch:
         return moved_there or step >= self._floors[to]
 
     def held_back(self, peer: str, log: ReplayLog[P]) -> list[Sent[P]]:
-        """What has been held back for a peer that follows the plan now; some of it may go a second time."""
-        return [sent for sent in log if self._concerns_moved(sent.header.key, peer) and self.due(sent.header.key, peer)]
+        """What has been held back for a peer that follows the plan now; some of it may go a second time.
+
+        What a fragment made that has left this worker is not ours to send any more: its new host makes it again.
+        """
+        keys = ((sent, sent.header.key) for sent in log)
+        return [
+            sent for sent, key in keys if self.ours(key) and self._concerns_moved(key, peer) and self.due(key, peer)
+        ]
+
+    def ours(self, key: Key) -> bool:
+        """Whether the fragment that makes this message is hosted here."""
+        return self._plan.placement[self.source(key[0], key[1])] == self._worker
 
     def _concerns_moved(self, key: Key, to: str) -> bool:
         kind, index = key[0], key[1]

@@ -19,7 +19,7 @@ from fusion.plan import Plan
 from fusion.wire import FrameKind, Header
 from worker.dispatch import Dispatch
 from worker.inbox import Inbox
-from worker.pacing import Pacing
+from worker.pacing import STEPS_AHEAD, Pacing
 from worker.replay_log import Key, Parcel, ReplayLog
 
 P = TypeVar("P", bound=Parcel)
@@ -299,7 +299,10 @@ class Session(Generic[P]):
             if self._worker in self.dispatch.receivers(sent.header.kind, sent.header.edge):
                 self._accept(sent.header.key, sent.parcel)
         self._say_switched(floor)
-        self._out.extend(LendParameters(fragment, step + 1) for fragment in added)
+        # Of those that stay too: what was handed over here is in no log, and its receiver may have moved away.
+        lenders = [fragment for fragment, updated in self._updated.items() if updated == step]
+        if self.board.wants_parameters(step + 1):
+            self._out.extend(LendParameters(fragment, step + 1) for fragment in lenders)
         for peer in self.dispatch.peers:
             self._release(peer)
         return added
@@ -340,7 +343,7 @@ class Session(Generic[P]):
     def _answer(self, request: Header, to: str) -> None:
         key = (FrameKind[request.codec], request.edge, request.step, request.micro_batch)
         sent = self.log.find(key)
-        if sent is not None and to in self.dispatch.receivers(key[0], key[1]):
+        if sent is not None and self.dispatch.ours(key) and to in self.dispatch.receivers(key[0], key[1]):
             self._out.append(Send(to, replace(sent.header, epoch=self.epoch), sent.parcel))
 
     def _release(self, peer: str) -> None:
@@ -359,7 +362,10 @@ class Session(Generic[P]):
             # One more than the snapshot's step: it counts when everybody is through with its evaluation, too.
             # What replays may go as far as the others are, or there will be no newer snapshot.
             reached = [self.step, self._frontier, self.dispatch.furthest]
-            limits.append(max([*reached, *(step + 1 for step in self._orders)]))
+            limit = max([*reached, *(step + 1 for step in self._orders)])
+            # So near the end, those who are ahead may have left no step for another snapshot.
+            if limit < self._train.steps - 2 - STEPS_AHEAD:
+                limits.append(limit)
         self.board.hold_after = min(limits, default=None)
 
     def _maybe_paused(self) -> None:
