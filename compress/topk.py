@@ -23,6 +23,7 @@ from fusion.errors import FrameError, PlanError
 _SAMPLE = 1 << 14
 _SMALL = 1 << 15
 """Tensors up to this size are sorted out exactly, without a sample."""
+_PIECE = 1 << 16
 _PREFIX = struct.Struct("<IB")
 _VALUES = Blocks(bits=8)
 
@@ -69,36 +70,35 @@ def decode(settings: TopK, payload: Payload, shape: tuple[int, ...], dtype: torc
 
 def select(settings: TopK, flat: Tensor) -> Tensor:
     """Positions (int64, ascending) of the values to keep."""
-    magnitudes = _magnitudes(flat)
+    if flat.dtype == torch.float64:
+        flat = flat.to(torch.float32)
     elements = flat.numel()
     wanted = settings.keep(elements)
     if wanted == elements:
         return torch.arange(elements)
     if elements <= _SMALL:
-        return _largest(magnitudes, wanted)
-    sample = magnitudes[_sample_positions(elements)]
+        return _largest(_magnitudes(flat), wanted)
+    sample = _magnitudes(flat[_sample_positions(elements)]).numpy()
     share = wanted / elements * _SAMPLE
     # An exact selection looks for its values among candidates that surely hold them: six standard deviations more.
-    rank = round(share) if settings.sampled else math.ceil(share + 6 * math.sqrt(share) + 6)
+    rank = max(round(share) if settings.sampled else math.ceil(share + 6 * math.sqrt(share) + 6), 1)
     if rank >= _SAMPLE:
-        return _largest(magnitudes, wanted)
+        return _largest(_magnitudes(flat), wanted)
     # Zeros are never worth sending; where the threshold would be zero, everything else is kept.
-    threshold = max(int(sample.topk(max(rank, 1)).values[-1]), 1)
-    candidates = _at_least(magnitudes, threshold)
+    threshold = max(int(np.partition(sample, _SAMPLE - rank)[_SAMPLE - rank]), 1)
+    candidates = _at_least(flat, threshold)
     if settings.sampled:
         enough = wanted - wanted // 4 if threshold > 1 else 0
         if enough <= len(candidates) <= settings.most_kept(elements):
             return candidates
     if len(candidates) < wanted and threshold > 1:
-        return _largest(magnitudes, wanted)
+        return _largest(_magnitudes(flat), wanted)
     if len(candidates) <= wanted:
         return candidates
-    return candidates[_largest(magnitudes[candidates], wanted)]
+    return candidates[_largest(_magnitudes(flat[candidates]), wanted)]
 
 
 def _magnitudes(flat: Tensor) -> Tensor:
-    if flat.dtype == torch.float64:
-        flat = flat.to(torch.float32)
     if flat.dtype == torch.float32:
         return flat.view(torch.int32) & 0x7FFFFFFF
     return flat.view(torch.int16) & 0x7FFF
@@ -108,8 +108,22 @@ def _largest(magnitudes: Tensor, wanted: int) -> Tensor:
     return magnitudes.topk(wanted, sorted=False).indices.sort().values
 
 
-def _at_least(magnitudes: Tensor, threshold: int) -> Tensor:
-    return torch.from_numpy(np.flatnonzero((magnitudes >= threshold).numpy()))
+def _at_least(flat: Tensor, threshold: int) -> Tensor:
+    """Positions of the magnitudes from `threshold` on, a piece at a time so that the passes stay in the cache."""
+    if flat.dtype != torch.float32:
+        return torch.from_numpy(np.flatnonzero((_magnitudes(flat) >= threshold).numpy()))
+    values = flat.numpy()
+    least = np.array(threshold, dtype=np.int32).view(np.float32)
+    size = min(_PIECE, len(values))
+    absolute, below = np.empty(size, dtype=np.float32), np.empty(size, dtype=np.bool_)
+    found = []
+    with np.errstate(invalid="ignore"):
+        for start in range(0, len(values), size):
+            piece = values[start : start + size]
+            small = np.less(np.abs(piece, out=absolute[: len(piece)]), least, out=below[: len(piece)])
+            # What is not below, rather than what is above: a NaN is neither, and is kept.
+            found.append(np.flatnonzero(np.logical_not(small, out=small)) + start)
+    return torch.from_numpy(np.concatenate(found))
 
 
 @lru_cache(maxsize=16)
