@@ -72,6 +72,7 @@ class Adoption:
         run.round = None
         backups = self._backups.assign(job, job.plan)
         behind = sorted({*moved, *(run.switch.behind if run.switch is not None else ())})
+        run.replaying = behind
         for fragment in moved:
             run.reached[fragment] = run.common_step
         run.switch = Switch(since=now, sent_at=now, awaited=list(job.hosts), behind=behind, until=run.highest)
@@ -101,7 +102,7 @@ class Adoption:
         run.replayed[member.name] = job.epoch
         if run.switch is not None:
             run.switch.behind = [fragment for fragment in run.switch.behind if fragment not in message.fragments]
-        if message.steps:
+        if message.steps and set(message.fragments) & set(run.replaying):
             self._books.story(
                 job,
                 "replayed",

@@ -109,6 +109,8 @@ class Run(BaseModel):
     log_bytes: dict[str, int] = Field(default_factory=dict)
 
     switch: Switch | None = None
+    replaying: list[int] = Field(default_factory=list)
+    """Fragments that replay, or have replayed, since the last change of placement."""
     replayed: dict[str, int] = Field(default_factory=dict)
     """Worker -> the epoch for which people were told that it has caught up."""
     move: Move | None = None

@@ -9,6 +9,7 @@ from coordinator_cases import job_spec, ref_of
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
+from played_workers import Network, PlayedWorker
 
 from coordinator import events as ev
 from coordinator.books import Timing
@@ -17,18 +18,18 @@ from coordinator.lifecycle import Lifecycle
 from coordinator.membership import all_finished
 from coordinator.pool import Member
 from fusion.messages import (
-    CheckpointPart,
+    BackupFailed,
+    Commit,
     DataManifest,
     Device,
     Failure,
-    Finished,
-    FragmentTimes,
     Heartbeat,
     Leaving,
-    Ready,
+    PeerLost,
+    Prepare,
+    Resume,
     Shutdown,
     Start,
-    StepReport,
     Stop,
     ToCoordinator,
     TrainConfig,
@@ -45,8 +46,8 @@ class PoolMachine(RuleBasedStateMachine):
     incarnations: Bundle[str] = Bundle("incarnations")
     jobs: Bundle[str] = Bundle("jobs")
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(target=jobs)
+    def begin(self) -> str:
         self.now = 1000.0
         self.number = 0
         self.born = 0
@@ -55,10 +56,17 @@ class PoolMachine(RuleBasedStateMachine):
         self.ended: dict[str, str] = {}
         self.told: dict[str, dict[str, int]] = defaultdict(dict)
         """Incarnation -> job -> epoch, of what it was asked to prepare and not told to forget."""
-        self.steps: dict[tuple[str, str, int], int] = {}
+        self.network = Network()
+        self.workers: dict[str, PlayedWorker] = {}
         self.plans: list[ev.MakePlan] = []
         """Asked of the scheduler and not answered yet."""
         self.writes: list[ev.WriteCheckpoint] = []
+        for name in NAMES[:3]:
+            self.join(name)
+        self.everybody_beats()
+        job = self.submitted(None, None)
+        self.all_work(6, None, True)
+        return job
 
     # What comes out ---------------------------------------------------------------------------------------------
 
@@ -76,16 +84,50 @@ class PoolMachine(RuleBasedStateMachine):
                 case ev.PrepareWorkers():
                     for incarnation in instruction.hosts:
                         self.told[incarnation][instruction.job] = instruction.epoch
+                        self.workers[incarnation].inbox.append(self.prepare_of(instruction))
                 case ev.Send(incarnation, Stop(job=job)):
                     self.told[incarnation].pop(job, None)
                 case ev.Send(incarnation, Shutdown()):
                     self.told[incarnation].clear()
                 case ev.Send(incarnation, Start(job=job, epoch=epoch)):
                     assert self.told[incarnation].get(job) == epoch, "started without being prepared"
+                case ev.Send(incarnation, Commit(job=job, step=step)):
+                    self.check_commit(job, step)
                 case ev.RecordMetric(job, metric):
                     self.metrics[job].append(metric.step)
                 case _:
                     pass
+            if isinstance(instruction, ev.Send) and instruction.incarnation in self.workers:
+                self.workers[instruction.incarnation].inbox.append(instruction.message)
+
+    def prepare_of(self, asked: ev.PrepareWorkers) -> Prepare:
+        job = self.lifecycle.jobs[asked.job]
+        assert job.run is not None
+        self.network.runs[job.id, asked.epoch] = job.run.epoch
+        resume = Resume(step=asked.checkpoint) if asked.checkpoint is not None else None
+        return Prepare(
+            job=job.id,
+            plan=asked.plan,
+            dag=job.dag,
+            weights=job.weights,
+            data=job.data,
+            train=job.train,
+            peers=list(asked.peers),
+            resume=resume,
+            backups=asked.backups,
+        )
+
+    def check_commit(self, name: str, step: int) -> None:
+        """What is forgotten now was held, and everybody is through with it."""
+        job = self.lifecycle.jobs[name]
+        assert job.run is not None
+        assert job.plan is not None
+        for fragment in range(len(job.plan.placement)):
+            assert self.network.furthest.get((name, job.run.epoch, fragment), 0) >= step
+        for fragment, holder in job.run.holders.items():
+            worker = self.workers[job.hosts[holder]]
+            assert worker.job is not None
+            assert step in worker.job.held.get(fragment, set()), f"{holder} does not hold fragment {fragment}"
 
     # What goes in -----------------------------------------------------------------------------------------------
 
@@ -99,12 +141,13 @@ class PoolMachine(RuleBasedStateMachine):
             endpoint="tcp://x:1",
             public_key=f"{self.born}",
         )
+        self.workers[member.incarnation] = PlayedWorker(name, self.network)
         self.post(ev.WorkerJoined(self.now, member))
         return member.incarnation
 
-    @rule(incarnation=incarnations)
-    def beat(self, incarnation: str) -> None:
-        self.say(incarnation, Heartbeat(incarnation=incarnation))
+    def say_all(self, incarnation: str, messages: list[ToCoordinator]) -> None:
+        for message in messages:
+            self.say(incarnation, message)
 
     def say(self, incarnation: str, message: ToCoordinator) -> None:
         self.post(ev.Reported(self.now, incarnation, message))
@@ -123,10 +166,15 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(target=jobs, workers=st.sampled_from([None, 1, 2, 3]), every=st.sampled_from([None, 2]))
     def submit(self, workers: int | None, every: int | None) -> str:
+        return self.submitted(workers, every)
+
+    def submitted(self, workers: int | None, every: int | None) -> str:
         self.number += 1
         job = f"job-{self.number}"
         spec = job_spec(
-            plan={"workers": workers}, checkpoint={"every": every}, fault_tolerance={"failure_timeout": 5.0}
+            plan={"workers": workers},
+            checkpoint={"every": every},
+            fault_tolerance={"failure_timeout": 5.0, "backup_every": 3},
         )
         blob = ref_of(b"")
         record = Job(
@@ -137,7 +185,7 @@ class PoolMachine(RuleBasedStateMachine):
             weights=blob,
             data=DataManifest(kind="arrays", blob=blob, samples=1, train_samples=1),
             train=TrainConfig(
-                steps=5,
+                steps=30,
                 micro_batches=1,
                 micro_batch_size=1,
                 seed=0,
@@ -165,7 +213,9 @@ class PoolMachine(RuleBasedStateMachine):
             cuts = tuple(range(1, len(workers)))
         placement = tuple(workers[index * len(workers) // (len(cuts) + 1)] for index in range(len(cuts) + 1))
         plan = Plan(policy="x", cuts=cuts, placement=placement, in_flight=(1,) * len(placement))
-        self.post(ev.PlanMade(self.now, asked.job, asked.attempt, plan, ()))
+        if asked.price:
+            plan = plan.model_copy(update={"predicted_step_seconds": 0.5})
+        self.post(ev.PlanMade(self.now, asked.job, asked.attempt, plan, (), 1.0))
 
     @precondition(lambda self: self.plans)
     @rule(index=st.integers(0, 7), final=st.booleans())
@@ -174,33 +224,40 @@ class PoolMachine(RuleBasedStateMachine):
         self.post(ev.PlanRefused(self.now, asked.job, asked.attempt, "too small", final))
 
     @rule(incarnation=incarnations)
-    def ready(self, incarnation: str) -> None:
-        for job, epoch in list(self.told[incarnation].items()):
-            self.say(incarnation, Ready(job=job, epoch=epoch))
+    def one_works(self, incarnation: str) -> None:
+        """A worker hears what it was told and goes a step on, when it comes to it."""
+        worker = self.workers[incarnation]
+        self.say_all(incarnation, worker.hear())
+        if (member := self.lifecycle.pool.of_incarnation(incarnation)) is not None and member.live:
+            self.say_all(incarnation, worker.step())
+            self.say_all(incarnation, worker.finish())
 
-    @rule(incarnation=incarnations, again=st.booleans())
-    def step(self, incarnation: str, again: bool) -> None:
-        for job, epoch in list(self.told[incarnation].items()):
-            record = self.lifecycle.jobs[job]
-            if record.state != "running" or record.plan is None:
+    @rule(rounds=st.integers(1, 6), slow=st.sampled_from([None, *NAMES]), snapshots=st.booleans())
+    def all_work(self, rounds: int, slow: str | None, snapshots: bool) -> None:
+        """Everybody gets on for a while, perhaps but for one."""
+        for _ in range(rounds):
+            while self.plans:
+                self.plan_made(0, 0)
+            self.now += 0.1
+            self.post(ev.ClockTicked(self.now))
+            for incarnation, worker in list(self.workers.items()):
+                if worker.name != slow:
+                    self.one_works(incarnation)
+            while snapshots and self.network.snapshots:
+                self.snapshot_arrives(0, "whole")
+
+    @precondition(lambda self: self.network.snapshots)
+    @rule(index=st.integers(0, 7), outcome=st.sampled_from(["whole", "whole", "whole", "corrupt", "memory", "lost"]))
+    def snapshot_arrives(self, index: int, outcome: str) -> None:
+        order, fragment, holder = self.network.snapshots.pop(index % len(self.network.snapshots))
+        for incarnation, worker in self.workers.items():
+            if worker.name != holder:
                 continue
-            key = (incarnation, job, epoch)
-            step = self.steps.get(key, record.restart_step) + (0 if again else 1)
-            if not 1 <= step <= record.train.steps:
-                continue
-            self.steps[key] = step
-            name = incarnation.rstrip("0123456789")
-            mine = record.plan.fragments_of(name)
-            times = [FragmentTimes(fragment=index, forward=0, backward=0, update=0) for index in mine]
-            self.say(incarnation, StepReport(job=job, epoch=epoch, step=step, fragments=times, loss=0.5))
-            if step == record.train.steps or (
-                record.train.checkpoint_every and step % record.train.checkpoint_every == 0
-            ):
-                for index in mine:
-                    part = CheckpointPart(
-                        job=job, epoch=epoch, step=step, fragment=index, blob=ref_of(f"{job}{step}{index}".encode())
-                    )
-                    self.say(incarnation, part)
+            if outcome == "whole":
+                self.say_all(incarnation, worker.hold(order, fragment))
+            elif outcome != "lost":
+                said = {"job": order.job, "epoch": order.epoch, "step": order.step, "fragment": fragment}
+                self.say(incarnation, BackupFailed.model_validate({**said, "cause": outcome}))
 
     @precondition(lambda self: self.writes)
     @rule(well=st.booleans())
@@ -213,20 +270,30 @@ class PoolMachine(RuleBasedStateMachine):
             event = ev.CheckpointFailed(self.now, written.job, written.step, "disk full")
         self.post(event)
 
-    @rule(incarnation=incarnations)
-    def finished(self, incarnation: str) -> None:
-        for job, epoch in list(self.told[incarnation].items()):
-            if self.steps.get((incarnation, job, epoch)) == self.lifecycle.jobs[job].train.steps:
-                self.say(incarnation, Finished(job=job, epoch=epoch))
-
-    @rule(incarnation=incarnations)
-    def leave(self, incarnation: str) -> None:
-        self.say(incarnation, Leaving(reason="SIGTERM"))
-
-    @rule(incarnation=incarnations)
-    def fail(self, incarnation: str) -> None:
-        for job, epoch in list(self.told[incarnation].items()):
-            self.say(incarnation, Failure(job=job, epoch=epoch, message="broken"))
+    @rule(
+        incarnation=incarnations,
+        kind=st.sampled_from(["dies", "dies", "hangs", "leaves", "leaves", "fails", "is cut off"]),
+    )
+    def disaster(self, incarnation: str, kind: str) -> None:
+        member = self.lifecycle.pool.of_incarnation(incarnation)
+        match kind:
+            case "dies":
+                for other in self.told:
+                    for job in list(self.told[other]):
+                        self.say(other, PeerLost(job=job, peer=incarnation.rstrip("0123456789")))
+                self.post(ev.WorkerUnreachable(self.now, incarnation))
+            case "hangs" if member is not None and member.live:
+                member.last_heard = self.now - 6
+                self.post(ev.ClockTicked(self.now))
+            case "leaves":
+                self.say(incarnation, Leaving(reason="SIGTERM"))
+            case "fails":
+                for job, epoch in list(self.told[incarnation].items()):
+                    self.say(incarnation, Failure(job=job, epoch=epoch, message="broken"))
+            case "is cut off":
+                self.workers[incarnation].inbox.clear()
+            case _:
+                pass
 
     @rule()
     def coordinator_restarts(self) -> None:
@@ -298,6 +365,16 @@ class PoolMachine(RuleBasedStateMachine):
                 continue
             assert needed > len(idle), f"{job.id} could start on {len(idle)} idle workers"
             return
+
+    @invariant()
+    def a_fragment_has_one_host_in_an_epoch(self) -> None:
+        hosts: dict[tuple[str, int, int], str] = {}
+        for incarnation, worker in self.workers.items():
+            if worker.job is None:
+                continue
+            for fragment in worker.job.plan.fragments_of(worker.name):
+                key = (worker.job.prepare.job, worker.job.plan.epoch, fragment)
+                assert hosts.setdefault(key, incarnation) == incarnation
 
     @invariant()
     def who_waits_knows_why(self) -> None:

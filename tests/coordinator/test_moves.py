@@ -11,6 +11,7 @@ from fusion.messages import (
     Adopted,
     Backup,
     BackupFailed,
+    CaughtUp,
     CheckpointPart,
     Commit,
     Connect,
@@ -71,6 +72,8 @@ def test_a_leaving_worker_hands_its_fragments_over_first() -> None:
     assert not play.sent(Shutdown)
     for name in orders:
         play.say(name, Adopted(job="job", epoch=1))
+    play.say("a", CaughtUp(job="job", epoch=1, fragments=[1], steps=1, seconds=0.1))
+    assert not any("replayed" in story for story in play.stories())
     assert set(play.sent(Stop)) == set(play.sent(Shutdown)) == {"b"}
     assert (play.member("b").state, list(play.job.hosts)) == ("left", ["a", "c"])
     assert (play.job.recoveries, play.job.restarts, play.run.common_step) == (0, 0, 6)
