@@ -26,6 +26,8 @@ class CoordinatorConfig:
     """Operator token to use instead of the generated one."""
     json_ready: bool = False
     """Print one JSON line when ready instead of text."""
+    json_logs: bool = False
+    """Everything is said as log lines in JSON on stderr, and no secret is."""
     exit_on_stdin_close: bool = False
     """Stop when standard input is closed: local mode's way to never leave a coordinator behind."""
     tls_cert: Path | None = None

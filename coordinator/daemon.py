@@ -31,16 +31,22 @@ from coordinator.store import Store
 from coordinator.tls import load_tls
 from fusion import credentials
 from fusion.errors import FusionError, ServiceError
+from fusion.logs import log_as_json
 
 logger = logging.getLogger(__name__)
 
 
 def run_coordinator(config: CoordinatorConfig, planner: Planner | None = None) -> int:
     """Run until SIGINT, SIGTERM or (when asked) the end of standard input; returns the process's exit code."""
+    if config.json_logs:
+        log_as_json()
     try:
         return asyncio.run(_serve(config, planner))
     except FusionError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if config.json_logs:
+            logger.error("%s", error)
+        else:
+            print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0
@@ -148,11 +154,19 @@ def announce(config: CoordinatorConfig, said: Announcement) -> None:
         config.state / "client.json", json.dumps({"url": said.url, "token": token, "ca": ca}) + "\n"
     )
     for line in warnings(config, said.tls):
-        print(f"warning: {line}", file=sys.stderr, flush=True)
+        if config.json_logs:
+            logger.warning("%s", line)
+        else:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
     if config.json_ready:
         print(said.for_programs(), flush=True)
         return
     written = credentials.write(said.url, token, ca)
+    if config.json_logs:
+        logger.info(
+            "Fusion coordinator at %s", said.url, extra={"fields": {"url": said.url, "state": str(config.state)}}
+        )
+        return
     print("\n".join(said.for_people(written, secrets=not goes_to_the_journal())), flush=True)
 
 

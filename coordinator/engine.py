@@ -216,7 +216,7 @@ class Engine:
                 shown = self.store.add_metric(job_id, metric)
                 self.publisher.publish(Item("metrics", job_id, {"job": job_id, **shown}))
             case ev.RecordEvent(job_id, event, message, fields):
-                logger.info("%s", message)
+                logger.info("%s", message, extra={"fields": {"event": event, "job": job_id, **fields}})
                 shown = self.store.add_event(self.clock(), job_id, event, message, fields)
                 self.publisher.publish(Item("event", job_id, shown))
             case ev.RecordLog(job_id, worker, message):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from fusion.errors import UserError
+from fusion.logs import redact
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class WorkerConfig:
     token: str | None = None
     tls_ca: str | None = None
     """A file with the certificates to trust for https; default: the machine's, or the fingerprint of the join URL."""
+    json_logs: bool = False
+    """Everything is said as log lines in JSON on stderr."""
     exit_on_stdin_close: bool = False
     """Leave at once when stdin ends: a parent that dies takes its local workers along."""
     max_frame_bytes: int = 2**30
@@ -51,7 +54,7 @@ class WorkerConfig:
         parts = self._join_url
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(
-                f"--join {self.join!r} is not a coordinator's address; it looks like http://HOST:PORT?token=..."
+                f"--join {redact(self.join)!r} is not a coordinator's address; it looks like http://HOST:PORT?token=..."
             )
         return f"{parts.scheme}://{parts.netloc}"
 

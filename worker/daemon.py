@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
 import threading
 
 from fusion.errors import FusionError
+from fusion.logs import log_as_json
 from worker.config import WorkerConfig
 
 __all__ = ["WorkerConfig", "run_worker"]
@@ -18,6 +20,8 @@ _ORPHAN_PATIENCE = 3.0
 # How often a thread may keep the interpreter to itself before another gets its turn: the default of 5 ms would be
 # added to the latency of every message that arrives while Python code computes.
 _SWITCH_SECONDS = 0.0005
+
+log = logging.getLogger("fusion.worker")
 
 
 def run_worker(config: WorkerConfig) -> int:
@@ -29,10 +33,15 @@ def run_worker(config: WorkerConfig) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
     os.environ.setdefault("MKL_NUM_THREADS", str(config.threads))
+    if config.json_logs:
+        log_as_json()
     try:
         return asyncio.run(_run(config))
     except FusionError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if config.json_logs:
+            log.error("%s", error)
+        else:
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -48,14 +57,15 @@ async def _run(config: WorkerConfig) -> int:
 
     torch.set_num_threads(config.threads)
     sys.setswitchinterval(_SWITCH_SECONDS)
-    service = Service(config, _say)
+    say = _log if config.json_logs else _say
+    service = Service(config, say)
     loop = asyncio.get_running_loop()
     asked = False
 
     def on_signal(number: int) -> None:
         nonlocal asked
         if asked:
-            _say("leaving at once")
+            say("leaving at once")
             _exit_now(128 + number)
         asked = True
         service.leave(signal.Signals(number).name)
@@ -91,3 +101,7 @@ def _exit_now(code: int) -> None:
 
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def _log(line: str) -> None:
+    log.info("%s", line)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fusion import __version__
-from fusion.cli import checkpoint, coordinator, dag, jobs, plan, submit, token, up, worker, workers
+from fusion.cli import checkpoint, coordinator, dag, jobs, plan, submit, token, top, up, worker, workers
 from fusion.cli.hidden_arguments import hide_secrets
 from fusion.cli.output import note, out
 from fusion.errors import FusionError
@@ -55,6 +55,7 @@ app.command("logs")(jobs.logs)
 app.command("cancel")(jobs.cancel)
 app.command("workers")(workers.workers)
 app.command("drain")(workers.drain)
+app.command("top")(top.top)
 app.command("dag")(dag.dag)
 app.command("plan")(plan.plan)
 app.add_typer(checkpoint.app, name="checkpoint")

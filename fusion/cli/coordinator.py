@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fusion.cli.options import TokenOption
+from fusion.cli.options import LogFormatOption, TokenOption
+from fusion.logs import LogFormat
 
 
 def coordinator(
@@ -46,6 +47,7 @@ def coordinator(
             help="Reads need a token on loopback too: on a machine of several people, or behind a proxy.",
         ),
     ] = False,
+    log_format: LogFormatOption = LogFormat.text,
     no_dashboard: Annotated[
         bool, typer.Option("--no-dashboard", envvar="FUSION_NO_DASHBOARD", help="Serve the API only.")
     ] = False,
@@ -71,6 +73,7 @@ def coordinator(
             tls_key=tls_key,
             require_token=require_token,
             json_ready=local,
+            json_logs=log_format is LogFormat.json,
             exit_on_stdin_close=local,
             no_dashboard=no_dashboard,
             topology=links,

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fusion.logs import LogFormat
+
 CoordinatorOption = Annotated[
     str | None,
     typer.Option(
@@ -33,6 +35,16 @@ JsonOption = Annotated[bool, typer.Option("--json", envvar="FUSION_JSON", help="
 MetricsOption = Annotated[
     Path | None,
     typer.Option("--metrics", envvar="FUSION_METRICS", metavar="FILE", help="Write a line of JSON per step to FILE."),
+]
+TensorBoardOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tensorboard", envvar="FUSION_TENSORBOARD", metavar="DIR", help="Write TensorBoard's event file there."
+    ),
+]
+LogFormatOption = Annotated[
+    LogFormat,
+    typer.Option("--log-format", envvar="FUSION_LOG_FORMAT", help="json: every line an object, on stderr, no secrets."),
 ]
 JobArgument = Annotated[Path, typer.Argument(metavar="JOB", help="The job spec, a YAML file.")]
 JobIdArgument = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]

@@ -7,7 +7,15 @@ from typing import Annotated
 import typer
 
 from fusion.cli.connection import connect
-from fusion.cli.options import CaOption, CoordinatorOption, JobArgument, JsonOption, MetricsOption, TokenOption
+from fusion.cli.options import (
+    CaOption,
+    CoordinatorOption,
+    JobArgument,
+    JsonOption,
+    MetricsOption,
+    TensorBoardOption,
+    TokenOption,
+)
 from fusion.cli.output import note, out, print_json
 
 
@@ -17,6 +25,7 @@ def submit(
         bool, typer.Option("--follow", envvar="FUSION_FOLLOW", help="Show progress until the job has ended.")
     ] = False,
     metrics: MetricsOption = None,
+    tensorboard: TensorBoardOption = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -31,7 +40,7 @@ def submit(
     ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Capture a job and hand it to a pool; prints the job's id. With --metrics it also follows the job."""
+    """Capture a job and hand it to a pool; prints the job's id. With --metrics or --tensorboard it also follows the job."""
     from fusion.spec_file import load_spec
 
     load_spec(job)  # a bad spec is told before torch is imported, which takes a second
@@ -47,17 +56,23 @@ def submit(
             print_json(posted)
         else:
             out(str(posted["id"]))
-        if not (follow or metrics is not None):
+        if not (follow or metrics is not None or tensorboard is not None):
             return
         from fusion.follow import follow as items
         from fusion.local import check_done
         from fusion.metrics_file import MetricsFile
         from fusion.run_view import RunView
+        from fusion.tensorboard import TensorBoardFile
 
         final = posted
-        with MetricsFile(metrics) as file, RunView(spec.name, spec.train.steps) as view:
+        with (
+            MetricsFile(metrics) as file,
+            TensorBoardFile(tensorboard) as board,
+            RunView(spec.name, spec.train.steps) as view,
+        ):
             for item in items(client, str(posted["id"])):
                 file.write(item)
+                board.write(item)
                 view.show(item)
                 if item.kind == "job":
                     final = item.data

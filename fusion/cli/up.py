@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fusion.cli.options import MetricsOption
+from fusion.cli.options import MetricsOption, TensorBoardOption
 from fusion.cli.output import out, show
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def up(
         ),
     ] = None,
     metrics: MetricsOption = None,
+    tensorboard: TensorBoardOption = None,
     no_dashboard: Annotated[
         bool, typer.Option("--no-dashboard", envvar="FUSION_NO_DASHBOARD", help="Serve the API only.")
     ] = False,
@@ -64,6 +65,7 @@ def up(
     from fusion.run_view import RunView
     from fusion.runs import run_folder, train_on
     from fusion.spec_file import load_spec
+    from fusion.tensorboard import TensorBoardFile
     from fusion.topology import load_topology
 
     spec = load_spec(job) if job is not None else None
@@ -83,7 +85,11 @@ def up(
         # On one machine all workers are alike: use every one that was asked for. On a topology the policy decides.
         spec = spec.model_copy(update={"plan": spec.plan.model_copy(update={"workers": len(team)})})
 
-    with MetricsFile(metrics) as file, RunView(spec.name, spec.train.steps) as view:
+    with (
+        MetricsFile(metrics) as file,
+        TensorBoardFile(tensorboard) as board,
+        RunView(spec.name, spec.train.steps) as view,
+    ):
         view.say(f"{spec.name}: {spec.train.steps} steps on {len(team)} workers, in {folder}")
         if pool_on_paper is not None:
             view.say(
@@ -103,6 +109,7 @@ def up(
 
             def show_item(item: StreamItem) -> None:
                 file.write(item)
+                board.write(item)
                 view.show(item)
 
             try:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fusion.cli.options import CaOption, TokenOption
+from fusion.cli.options import CaOption, LogFormatOption, TokenOption
 from fusion.errors import UserError
+from fusion.logs import LogFormat
 
 
 def worker(
@@ -41,6 +42,7 @@ def worker(
     ] = None,
     token: TokenOption = None,
     ca: CaOption = None,
+    log_format: LogFormatOption = LogFormat.text,
     local: Annotated[bool, typer.Option("--local", envvar="FUSION_LOCAL", hidden=True)] = False,
 ) -> None:
     """Join this machine to a pool and work until told to leave."""
@@ -67,6 +69,7 @@ def worker(
             listen=listen,
             token=token,
             tls_ca=str(ca) if ca is not None else None,
+            json_logs=log_format is LogFormat.json,
             exit_on_stdin_close=local,
         )
     )
