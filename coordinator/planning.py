@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
@@ -14,6 +15,9 @@ from dag.graph import OpDag
 from fusion.messages import Device, TrainConfig
 from fusion.plan import Plan
 from fusion.spec import JobSpec
+
+_AS_GOOD = 1.02
+"""A placement whose predicted step time is within this is as good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class Pricing(Protocol):
     def price(
         self, dag: OpDag, candidates: Sequence[Candidate], spec: JobSpec, train: TrainConfig, plan: Plan
     ) -> float | None:
-        """Predicted seconds per step; None when the plan uses other workers."""
+        """Predicted seconds per step; None when the plan uses other workers, or more memory than one has."""
 
 
 def answer(
@@ -63,8 +67,50 @@ def answer(
     plan = planner(dag, candidates, job.spec, job.train, asked.previous)
     current = None
     if asked.price and asked.previous is not None and isinstance(planner, Pricing):
-        current = planner.price(dag, candidates, job.spec, job.train, asked.previous)
+
+        def price(other: Plan) -> float | None:
+            return planner.price(dag, candidates, job.spec, job.train, other)
+
+        current = price(asked.previous)
+        # A running job keeps its depths, so the gain is that of the placement alone.
+        plan = plan.model_copy(update={"in_flight": asked.previous.in_flight})
+        plan = plan.model_copy(update={"predicted_step_seconds": price(plan)})
+        plan = with_fewer_moves(asked.previous, plan, {candidate.name for candidate in candidates}, price)
     return plan, summarize(dag, plan), current
+
+
+def with_fewer_moves(before: Plan, after: Plan, workers: Container[str], price: Callable[[Plan], float | None]) -> Plan:
+    """The plan `after`, but for fragments that can as well stay where they are: among like workers, names are chance."""
+    best = after.predicted_step_seconds
+    if best is None or before.cuts != after.cuts:
+        return after
+    chosen = after
+    for stay in (None, *range(len(before.placement))):
+        # Whole workers first: two that change places can't stay one by one.
+        placement = list(_renamed(before, after, workers) if stay is None else chosen.placement)
+        if stay is not None and before.placement[stay] in workers:
+            placement[stay] = before.placement[stay]
+        if tuple(placement) == chosen.placement:
+            continue
+        other = after.model_copy(update={"placement": tuple(placement)})
+        seconds = price(other)
+        if seconds is not None and seconds <= _AS_GOOD * best:
+            chosen = other.model_copy(update={"predicted_step_seconds": seconds})
+    return chosen
+
+
+def _renamed(before: Plan, after: Plan, workers: Container[str]) -> list[str]:
+    """The placement `after` with its workers' parts given to those that have most of them already."""
+    shared = Counter((new, old) for old, new in zip(before.placement, after.placement, strict=True) if old in workers)
+    names: dict[str, str] = {}
+    for new, old in sorted(shared, key=lambda pair: -shared[pair]):
+        if new not in names and old not in names.values():
+            names[new] = old
+    for new in after.workers:
+        if new not in names:
+            free = [name for name in (new, *after.workers) if name not in names.values()]
+            names[new] = free[0]
+    return [names[host] for host in after.placement]
 
 
 def summarize(dag: OpDag, plan: Plan) -> tuple[FragmentSummary, ...]:

@@ -56,7 +56,8 @@ class SchedulerPlanner:
     def price(
         self, dag: OpDag, candidates: Sequence[Candidate], spec: JobSpec, train: TrainConfig, plan: Plan
     ) -> float | None:
-        """The simulated step time of `plan`; None when one of its workers is not a candidate."""
+        """The simulated step time of `plan`; None when one of its workers is not a candidate, or lacks memory."""
+        devices = self._devices(candidates)
         training = scheduler.Training(
             micro_batches=train.micro_batches,
             schedule=plan.schedule,
@@ -65,8 +66,11 @@ class SchedulerPlanner:
             clip=train.clip_grad_norm is not None,
         )
         try:
-            played = scheduler.simulate_plan(dag, plan, self._devices(candidates), self._network, training)
+            played = scheduler.simulate_plan(dag, plan, devices, self._network, training)
         except PlanError:
+            return None
+        limits = {device.name: device.memory_bytes for device in devices}
+        if any(used > (limits[name] or used) for name, used in played.memory_per_worker.items()):
             return None
         return played.step_seconds
 

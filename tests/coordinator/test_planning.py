@@ -1,0 +1,66 @@
+"""Another placement for a running job: what the scheduler says, with no more moves than it takes."""
+
+from __future__ import annotations
+
+from coordinator_cases import job_spec, tiny_dag
+
+from coordinator.planning import Candidate, Pricing, with_fewer_moves
+from coordinator.scheduling import scheduler_planner
+from fusion.messages import Device, TrainConfig
+from fusion.plan import Plan
+
+
+def plan(*placement: str, seconds: float | None = None) -> Plan:
+    count = len(placement)
+    return Plan(
+        policy="x",
+        cuts=tuple(range(1, count)),
+        placement=placement,
+        in_flight=(1,) * count,
+        predicted_step_seconds=seconds,
+    )
+
+
+def busiest(other: Plan) -> float:
+    """All fragments and workers are alike."""
+    return float(max(len(other.fragments_of(worker)) for worker in other.workers))
+
+
+def test_workers_that_are_alike_don_t_change_places() -> None:
+    before, after = plan("a", "b", "c"), plan("b", "a", "b", seconds=2.0)
+    assert with_fewer_moves(before, after, {"a", "b"}, busiest).placement == ("a", "b", "a")
+
+
+def test_what_gains_something_moves() -> None:
+    before, after = plan("a", "a", "a", "b"), plan("b", "b", "a", "a", seconds=2.0)
+    chosen = with_fewer_moves(before, after, {"a", "b"}, busiest)
+    assert (chosen.placement, chosen.predicted_step_seconds) == (("a", "a", "b", "b"), 2.0)
+
+
+def test_nothing_stays_with_a_worker_that_is_gone() -> None:
+    before, after = plan("a", "b"), plan("a", "a", seconds=2.0)
+    assert with_fewer_moves(before, after, {"a"}, busiest).placement == ("a", "a")
+
+
+def test_the_scheduler_prices_a_plan_for_workers_as_slow_as_they_are_now() -> None:
+    planner = scheduler_planner()
+    assert isinstance(planner, Pricing)
+    dag, spec = tiny_dag(), job_spec()
+    train = TrainConfig(
+        steps=1,
+        micro_batches=2,
+        micro_batch_size=4,
+        seed=0,
+        optimizer=spec.train.optimizer,
+        lr_schedule=spec.train.lr_schedule,
+    )
+    device = Device(flops_per_second=1e3)
+    here = plan("a")
+    fast = planner.price(dag, [Candidate("a", device)], spec, train, here)
+    slow = planner.price(dag, [Candidate("a", device, 2.0)], spec, train, here)
+    assert fast is not None
+    assert slow is not None
+    assert slow > 1.5 * fast
+    assert planner.price(dag, [Candidate("b", device)], spec, train, here) is None
+    small = Device(flops_per_second=1e3, memory_bytes=1)
+    assert planner.price(dag, [Candidate("a", small)], spec, train, here) is None
