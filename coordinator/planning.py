@@ -16,7 +16,7 @@ from fusion.messages import Device, TrainConfig
 from fusion.plan import Plan
 from fusion.spec import JobSpec
 
-_AS_GOOD = 1.02
+_AS_GOOD = 1.05
 """A placement whose predicted step time is within this is as good."""
 
 
