@@ -87,7 +87,7 @@ def plan_job(
     estimate = estimator(placed)
     if estimate.missing_bytes > 0:
         raise PlanError(_too_large(costs, placed, estimate))
-    in_flight, seconds = _tuned(costs, estimator, placed, estimate)
+    in_flight, seconds = tuned(costs, estimator, placed, estimate)
     return Plan(
         policy=policy,
         schedule=schedule,
@@ -99,7 +99,7 @@ def plan_job(
     )
 
 
-def _tuned(costs: Costs, estimator: Estimator, placed: Placed, estimate: Estimate) -> tuple[tuple[int, ...], float]:
+def tuned(costs: Costs, estimator: Estimator, placed: Placed, estimate: Estimate) -> tuple[tuple[int, ...], float]:
     """The depths with the least simulated step time among the estimate's and some others that fit; that time."""
     if costs.micro_batches * len(placed.devices) > MOST_SIMULATED:
         return estimate.in_flight, estimate.seconds

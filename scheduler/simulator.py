@@ -89,11 +89,11 @@ def simulate(
     return run.result()
 
 
-def play(costs: Costs, estimate: Estimator, placed: Placed, in_flight: Sequence[int]) -> Simulation:
-    """A short simulation without spans, for searching."""
+def play(costs: Costs, estimate: Estimator, placed: Placed, in_flight: Sequence[int], *, steps: int = 2) -> Simulation:
+    """A short simulation without spans, for searching; a single step includes filling the pipeline."""
     crossings = costs.workload.crossings(placed.cuts)
     wire_bytes = estimate.wire_bytes(placed, crossings)
-    return simulate(costs, placed.cuts, placed.devices, in_flight, wire_bytes, steps=2, trace=False)
+    return simulate(costs, placed.cuts, placed.devices, in_flight, wire_bytes, steps=steps, trace=False)
 
 
 def outline(workload: Workload, crossings: Crossings, fragments: int) -> Partition:

@@ -1,4 +1,7 @@
-"""OP-Fence: fences by Louvain, an order of fences and devices, a dynamic programme over cuts, then local search."""
+"""OP-Fence: fences by Louvain, an order of fences and devices, a dynamic programme over cuts, then local search.
+
+In a small pool a beam search adds placements that come back to a device, which the programme can not make.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 from scheduler.devices import Device
 from scheduler.estimate import Floats, Placed
 from scheduler.policies.base import Request
+from scheduler.policies.beam import Beam
 from scheduler.policies.equal import equal_compute, equal_ops, nearest
 from scheduler.policies.fences import fences, orders, transfer_seconds
 from scheduler.policies.partition import Positions, Programme, Stage, candidates, with_ends
@@ -24,6 +28,12 @@ SIMULATED_TASKS = 1200
 MOST_PLAYS = 40
 LEAST_GAIN = 0.003
 """What a further fragment or message must save of the step to be worth having."""
+LEAST_GAIN_OF_RETURNING = 0.01
+"""What coming back to a device must save: more messages, and more that depends on the prediction being right."""
+BEAM_POOL, BEAM_POSITIONS, BEAM_WIDTH, BEAM_ANSWERS = 8, 14, 60, 24
+"""The beam search's limits: it is for pools of up to so many devices."""
+MOST_RETURNING = 3
+"""Of its answers, so many are simulated in full."""
 MOST_POSITIONS = 400
 """Beyond so many candidate pieces the work is shared out in proportion to speed instead of by dynamic programme."""
 MOST_STAGES = 96
@@ -43,9 +53,21 @@ def op_fence(request: Request) -> Placed:
     plays = SIMULATED_TASKS // (request.costs.micro_batches * len(ranked[0].devices))
     best = ranked[0]
     if plays >= len(ranked):
-        best = min(dict.fromkeys(ranked), key=request.simulated)
+        returning = [placed for placed in search.returning() if placed not in ranked]
+        best = min((*dict.fromkeys(ranked), *returning), key=_wary(request))
         best = search.climb(best, request.simulated, min(plays, MOST_PLAYS), LEAST_GAIN)
     return _in_order(request, best if request.cuts is not None or request.fragments is not None else _joined(best))
+
+
+def _wary(request: Request) -> Score:
+    """The simulated time, with a surcharge for placements that come back to a device."""
+
+    def score(placed: Placed) -> tuple[float, float]:
+        missing, seconds = request.simulated(placed)
+        comes_back = len(_joined(placed).devices) > len(set(placed.devices))
+        return missing, seconds * (1 + LEAST_GAIN_OF_RETURNING * comes_back)
+
+    return score
 
 
 def _joined(placed: Placed) -> Placed:
@@ -138,6 +160,17 @@ class _Search:
             best = sorted(dict.fromkeys(found), key=lambda placed: request.estimate(placed).score)[:2]
             found.extend(back for placed in best for back in self._returning(placed))
         return found or [self._by_memory()]
+
+    def returning(self) -> list[Placed]:
+        """Placements that may come back to a device, where the pool is small and everything is the policy's choice."""
+        request, costs = self.request, self.costs
+        free = request.fragments is None and request.cuts is None
+        if not free or not 1 < len(self.pool) <= BEAM_POOL or costs.micro_batches == 1:
+            return []
+        beam = Beam(costs, self.pool, candidates(costs, BEAM_POSITIONS, request.factors), BEAM_WIDTH)
+        found = [self._placed(stages) for stages in beam.best(BEAM_ANSWERS)]
+        fitting = [placed for placed in found if not request.use_all or len(set(placed.devices)) == len(self.pool)]
+        return sorted(fitting, key=request.glanced)[:MOST_RETURNING]
 
     def _positions(self) -> Positions:
         factors = self.request.factors
