@@ -29,8 +29,20 @@ def _flash_attention_backward_flops(
     return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
 
 
-# torch counts nothing for attention on the CPU without a mask: its registry lacks this operator.
+def _lstm_flops(inputs: Any, weight: Any, recurrent: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """One layer and direction: each position's input and state times the weights of the four gates."""
+    positions = inputs[0] * inputs[1]
+    return int(2 * positions * (weight[0] * weight[1] + recurrent[0] * recurrent[1]))
+
+
+def _lstm_backward_flops(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 2 * _lstm_flops(*args)
+
+
+# torch counts nothing for LSTM layers and for attention without a mask on the CPU: its registry lacks these operators.
 FLOP_FORMULAS: dict[Any, Any] = {
+    torch.ops.aten.mkldnn_rnn_layer: _lstm_flops,
+    torch.ops.aten.mkldnn_rnn_layer_backward: _lstm_backward_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flash_attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_attention_backward_flops,
 }

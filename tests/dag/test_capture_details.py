@@ -231,6 +231,23 @@ def test_a_model_without_memory_is_captured() -> None:
     assert sum(op.flops for op in found.dag.ops) == 2 * 2 * 8 * 64 * 1000
 
 
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_count_every_position(cell: type[nn.RNNBase]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = cell(8, 16, batch_first=True)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.cell(inputs)[0]
+
+    length, batch, gates = 5, 2, 4 if cell is nn.LSTM else 3
+    found = capture(Model(), {"inputs": torch.randn(batch, length, 8), "targets": torch.randn(batch, length, 16)}, "mse")
+    (op,) = [op for op in found.dag.ops if op.flops]
+    assert op.flops == 2 * length * batch * gates * 16 * (8 + 16)
+    assert op.backward_flops >= 1.5 * op.flops
+
+
 def test_strict_tracing_takes_over_where_the_other_fails() -> None:
     def body(model: Model, x: Tensor) -> Tensor:
         return model.linear(x) * torch.from_numpy(x.numpy())
