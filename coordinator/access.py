@@ -26,13 +26,14 @@ class Access:
     keys: KeyPair
 
 
-def load(state: Path, token: str | None = None) -> Access:
-    """Read the secrets, or make those that are missing. `token` replaces the operator's for this run only.
+def load(state: Path, token: str | None = None, join_token: str | None = None) -> Access:
+    """Read the secrets, or make those that are missing. `token` replaces the operator's for this run only, `join_token`
+    the workers'.
 
     Raises `ServiceError` when a file is unreadable or damaged.
     """
     operator = token or _read_or_make(state / "operator.token", lambda: secrets.token_urlsafe(24))
-    join = _read_or_make(state / "join.token", lambda: secrets.token_urlsafe(24))
+    join = join_token or _read_or_make(state / "join.token", lambda: secrets.token_urlsafe(24))
     viewer = _read_or_make(state / "viewer.token", lambda: secrets.token_urlsafe(24))
     path = state / "control.keys"
     text = _read_or_make(path, _fresh_keys)

@@ -24,6 +24,8 @@ class CoordinatorConfig:
     """ZeroMQ port; 0 takes the one of the last start, or any free one at the first."""
     token: str | None = None
     """Operator token to use instead of the generated one."""
+    join_token: str | None = None
+    """Join token to use instead of the generated one."""
     json_ready: bool = False
     """Print one JSON line when ready instead of text."""
     json_logs: bool = False

@@ -59,7 +59,7 @@ async def _serve(config: CoordinatorConfig, planner: Planner | None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     with open_state(config.state):
-        access = access_module.load(config.state, config.token)
+        access = access_module.load(config.state, config.token, config.join_token)
         engine = make_engine(config, planner)
         control = Control(access.keys, engine.on_message)
         listener = bind_http(config.host, config.port)

@@ -32,6 +32,12 @@ def coordinator(
         ),
     ] = None,
     token: TokenOption = None,
+    join_token: Annotated[
+        str | None,
+        typer.Option(
+            "--join-token", envvar="FUSION_JOIN_TOKEN", metavar="TOKEN", help="The workers' token. Default: a made one."
+        ),
+    ] = None,
     tls_cert: Annotated[
         Path | None,
         typer.Option("--tls-cert", envvar="FUSION_TLS_CERT", metavar="FILE", help="Certificate (PEM): serve HTTPS."),
@@ -69,6 +75,7 @@ def coordinator(
             port=port,
             control_port=control_port,
             token=token,
+            join_token=join_token,
             tls_cert=tls_cert,
             tls_key=tls_key,
             require_token=require_token,

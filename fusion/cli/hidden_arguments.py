@@ -12,18 +12,18 @@ from contextlib import suppress
 from pathlib import Path
 
 _IN_URL = re.compile(r"[?&]token=([^&#'\"\s]+)")
+_FLAGS = ("--token", "--join-token")
 # Fields 48 and 49 of /proc/PID/stat, counted from the one after the name in brackets: begin and end of the line.
 _BEGIN, _END = 45, 46
 
 
 def secrets_of(arguments: Sequence[str]) -> list[str]:
-    """Tokens among command-line arguments: the value of `--token`, and those in join URLs."""
+    """Tokens among command-line arguments: the values of `--token` and `--join-token`, and those in join URLs."""
     found = [secret for argument in arguments for secret in _IN_URL.findall(argument)]
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if argument == "--token":
-            found.append(following)
-        elif argument.startswith("--token="):
-            found.append(argument.removeprefix("--token="))
+        flag, given, value = argument.partition("=")
+        if flag in _FLAGS:
+            found.append(value if given else following)
     return [secret for secret in found if secret]
 
 
