@@ -19,6 +19,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from fusion.client import Client, StreamItem
 from fusion.errors import JobFailedError, ServiceError, UserError
@@ -60,7 +61,7 @@ class _Child:
 class LocalPool:
     """A coordinator and its workers. Use as a context manager; leaving it stops every child.
 
-    `folder` gets `state/` (the coordinator's) and `logs/`. Raises `ServiceError` when a child does not come up, with its
+    `folder` gets `state/` (the coordinator's) and `logs/`. `worker_module` is what workers run (`python -m`). Raises `ServiceError` when a child does not come up, with its
     last lines.
     """
 
@@ -73,6 +74,7 @@ class LocalPool:
         dashboard: bool = True,
         topology: Path | None = None,
         start_seconds: float = START_SECONDS,
+        worker_module: str = "fusion",
     ) -> None:
         self.folder = folder
         self.workers = tuple(workers)
@@ -83,6 +85,7 @@ class LocalPool:
         self._dashboard = dashboard
         self._topology = topology
         self._start_seconds = start_seconds
+        self._worker_module = worker_module
         self._children: list[_Child] = []
         self._exits: Queue[Exited] = Queue()
         self._lock = threading.Lock()
@@ -106,7 +109,14 @@ class LocalPool:
             (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.folder}: can't make the run's folder: {error.strerror or error}") from None
-        arguments = ["coordinator", "--host", "127.0.0.1", "--port", str(self._port)]
+        self.start_coordinator()
+        for worker in self.workers:
+            self.start_worker(worker)
+
+    def start_coordinator(self) -> None:
+        """Start the coordinator; again after it was killed, with the state and the port that it had."""
+        port = urlsplit(self.url).port if self.url else self._port
+        arguments = ["coordinator", "--host", "127.0.0.1", "--port", str(port)]
         arguments += ["--state", str(self.folder / "state"), "--local"]
         if not self._dashboard:
             arguments.append("--no-dashboard")
@@ -115,12 +125,35 @@ class LocalPool:
         coordinator = self._spawn("coordinator", arguments, stdout=subprocess.PIPE)
         ready = self._ready_line(coordinator)
         self.url, self.token, self._join_url = str(ready["url"]), str(ready["token"]), str(ready["join_url"])
-        for worker in self.workers:
-            arguments = ["worker", "--name", worker.name, "--device", worker.device]
-            arguments += ["--threads", str(worker.threads), "--local"]
-            if worker.memory_limit is not None:
-                arguments += ["--memory-limit", str(worker.memory_limit)]
-            self._spawn(worker.name, arguments, threads=worker.threads)
+
+    def start_worker(self, worker: LocalWorker) -> None:
+        """Start one worker, or one more; returns before it has joined."""
+        arguments = ["worker", "--name", worker.name, "--device", worker.device]
+        arguments += ["--threads", str(worker.threads), "--local"]
+        if worker.memory_limit is not None:
+            arguments += ["--memory-limit", str(worker.memory_limit)]
+        self._spawn(worker.name, arguments, threads=worker.threads, module=self._worker_module)
+
+    def kill(self, name: str) -> None:
+        """`kill -9` this child, as a power cut would; it may be started again. Raises `KeyError` when there is none."""
+        child = next((child for child in self._children if child.name == name), None)
+        if child is None:
+            raise KeyError(name)
+        child.stopping = True
+        child.process.kill()
+        self.forget(name)
+
+    def forget(self, name: str) -> int:
+        """A child has ended, or is about to, and that is as it should be: wait for it. Returns its exit code."""
+        child = next(child for child in self._children if child.name == name)
+        child.stopping = True
+        code = child.process.wait()
+        if child.process.stdin is not None:
+            with suppress(OSError):
+                child.process.stdin.close()
+        with self._lock:
+            self._children.remove(child)
+        return code
 
     def client(self) -> Client:
         return Client(self.url, self.token)
@@ -200,7 +233,15 @@ class LocalPool:
         """Child name -> process id."""
         return {child.name: child.process.pid for child in self._children}
 
-    def _spawn(self, name: str, arguments: Sequence[str], *, stdout: int | None = None, threads: int = 1) -> _Child:
+    def _spawn(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        stdout: int | None = None,
+        threads: int = 1,
+        module: str = "fusion",
+    ) -> _Child:
         log = self.folder / "logs" / f"{name}.log"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("FUSION_")}
         if self._join_url:
@@ -215,7 +256,7 @@ class LocalPool:
         environment["PYTHONPATH"] = os.pathsep.join(paths)
         with open(log, "ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "fusion", *arguments],
+                [sys.executable, "-P", "-m", module, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=output if stdout is None else stdout,
                 stderr=output,
