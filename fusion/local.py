@@ -61,8 +61,8 @@ class _Child:
 class LocalPool:
     """A coordinator and its workers. Use as a context manager; leaving it stops every child.
 
-    `folder` gets `state/` (the coordinator's) and `logs/`. `worker_module` is what workers run (`python -m`). Raises `ServiceError` when a child does not come up, with its
-    last lines.
+    `folder` gets `state/` (the coordinator's) and `logs/`. `host` is where the coordinator listens, `worker_module` what
+    workers run (`python -m`). Raises `ServiceError` when a child does not come up, with its last lines.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class LocalPool:
         folder: Path,
         workers: Sequence[LocalWorker],
         *,
+        host: str = "127.0.0.1",
         port: int = 0,
         dashboard: bool = True,
         topology: Path | None = None,
@@ -81,6 +82,7 @@ class LocalPool:
         self.url = ""
         self.token = ""
         self._join_url = ""
+        self._host = host
         self._port = port
         self._dashboard = dashboard
         self._topology = topology
@@ -116,7 +118,7 @@ class LocalPool:
     def start_coordinator(self) -> None:
         """Start the coordinator; again after it was killed, with the state and the port that it had."""
         port = urlsplit(self.url).port if self.url else self._port
-        arguments = ["coordinator", "--host", "127.0.0.1", "--port", str(port)]
+        arguments = ["coordinator", "--host", self._host, "--port", str(port)]
         arguments += ["--state", str(self.folder / "state"), "--local"]
         if not self._dashboard:
             arguments.append("--no-dashboard")
