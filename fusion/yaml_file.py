@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
+from yaml.reader import ReaderError
 
 from fusion.errors import SpecError
 
@@ -57,7 +58,13 @@ def read_yaml(path: Path, what: str) -> tuple[Any, yaml.Node | None]:
         raise SpecError(f"{path}: is a folder; give the path of a {what}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: can't read this {what}: {error}") from None
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except ReaderError as error:
+        line, column = text.count("\n", 0, error.position) + 1, error.position - text.rfind("\n", 0, error.position)
+        raise SpecError(
+            f"{path}:{line}:{column}: not valid YAML: a control character ({text[error.position]!r})"
+        ) from None
     try:
         node = loader.get_single_node()
         if node is not None:

@@ -97,6 +97,12 @@ def test_deep_nesting_is_refused_in_one_line(tmp_path):
     assert "\n" not in problem(tmp_path, "a: " + "[" * 20000)
 
 
+def test_a_control_character_is_named_with_its_place(tmp_path):
+    (tmp_path / "job.yaml").write_text("name: x\nmodel: a\x7fb\n")
+    with pytest.raises(SpecError, match=r"job\.yaml:2:9: not valid YAML: a control character \('\\x7f'\)"):
+        load_spec(tmp_path / "job.yaml")
+
+
 def test_from_data():
     data = {"model": {"hf": "gpt2"}, "data": {"text": "a.txt"}, "train": {"steps": 1, "global_batch": 2}}
     assert spec_from(data).train.micro_batch_size == 2
