@@ -60,7 +60,7 @@ def main() -> None:
             f"{max(found):.3f}",
             str(sum(ratio > 1.05 for ratio in found)),
         ]
-        for schedule, found in [*ratios.items(), ("both", sum(ratios.values(), []))]
+        for schedule, found in [*ratios.items(), ("both", [ratio for found in ratios.values() for ratio in found])]
         if found
     ]
     print(f"{len(unfinished)} searches were cut off; optimum known to {PRECISION:.1%}")

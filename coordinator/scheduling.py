@@ -85,7 +85,4 @@ class SchedulerPlanner:
 def _measured(candidate: Candidate) -> scheduler.Device:
     """What the worker measured; 0 means that it did not, and then the scheduler's default or no limit holds."""
     said = candidate.device
-    memory = said.memory_bytes or None
-    if said.flops_per_second > 0:
-        return scheduler.Device(candidate.name, flops_per_second=said.flops_per_second, memory_bytes=memory)
-    return scheduler.Device(candidate.name, memory_bytes=memory)
+    return scheduler.measured(candidate.name, said.flops_per_second, said.memory_bytes or None)

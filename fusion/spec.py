@@ -195,10 +195,15 @@ class PlanSpec(_Section):
 
 
 class CompressionSpec(_Section):
-    codec: Literal["none", "bf16", "int8", "topk", "adatopk", "auto"] = Field(
+    codec: Literal["none", "bf16", "int8", "topk", "adatopk", "adaint", "auto"] = Field(
         "none", description="Codec of crossing edges."
     )
-    ratio: float = Field(100.0, ge=1, description="Compression ratio of topk and adatopk: keep one value in `ratio`.")
+    ratio: float = Field(
+        100.0,
+        ge=1,
+        description="Ratio of topk and adatopk: keep one value in `ratio`; adaint: how many times fewer bytes on the slowest "
+        "link, as far as the widths allow.",
+    )
 
 
 class FaultToleranceSpec(_Section):

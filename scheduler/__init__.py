@@ -1,7 +1,7 @@
 """Plans: devices and links, cost model, partition policies, simulator. Pure: no sockets, no clocks, no torch."""
 
 from scheduler.compare import Training, compare, simulate_plan
-from scheduler.devices import Device, Link, Network, from_topology, homogeneous
+from scheduler.devices import Device, Link, Network, from_topology, homogeneous, measured
 from scheduler.planner import plan_job
 from scheduler.simulator import Simulation, Span
 from scheduler.timeline import chrome_trace, html
@@ -18,6 +18,7 @@ __all__ = [
     "from_topology",
     "homogeneous",
     "html",
+    "measured",
     "plan_job",
     "simulate_plan",
 ]

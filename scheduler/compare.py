@@ -12,15 +12,15 @@ from fusion.errors import PlanError
 from fusion.plan import Plan, ScheduleName
 from fusion.spec import CompressionSpec, OptimizerSpec
 from fusion.topology import Topology
-from scheduler.compression import message_bytes
 from scheduler.cost import Costs
 from scheduler.devices import Device, Network, from_topology
+from scheduler.messages import Floats, messages
 from scheduler.planner import plan_job
 from scheduler.policies import POLICIES
 from scheduler.simulator import STEPS, Simulation, simulate
 
-CodecName = Literal["none", "bf16", "int8", "topk", "adatopk", "auto"]
-CODECS: tuple[CodecName, ...] = ("none", "bf16", "int8", "topk", "adatopk", "auto")
+CodecName = Literal["none", "bf16", "int8", "topk", "adatopk", "adaint", "auto"]
+CODECS: tuple[CodecName, ...] = ("none", "bf16", "int8", "topk", "adatopk", "adaint", "auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ def simulate_plan(
     training: Training | None = None,
     *,
     steps: int = STEPS,
+    trace: bool = True,
 ) -> Simulation:
     """Play a plan on these devices. Raises `PlanError` when it places a fragment on a worker that is not among them."""
     settings = training or Training()
@@ -65,9 +66,9 @@ def simulate_plan(
     for name in plan.placement:
         if name not in index:
             raise PlanError(f"the plan names worker {name}, which is not in the pool: {', '.join(index)}")
-    sizes = message_bytes(work, work.crossings(plan.cuts), plan.codecs)
+    encoded = messages(work, work.crossings(plan.cuts), plan.codecs)
     hosts = [index[name] for name in plan.placement]
-    return simulate(costs, plan.cuts, hosts, plan.in_flight, sizes, clip=settings.clip, steps=steps)
+    return simulate(costs, plan.cuts, hosts, plan.in_flight, encoded, clip=settings.clip, steps=steps, trace=trace)
 
 
 def compare(
@@ -82,14 +83,12 @@ def compare(
 
     Keys: `policy`, `codec`, `step_seconds`, `bubble`, `bytes_per_link` (`"a -> b"` -> wire bytes per step),
     `memory_per_worker` (bytes), `placement` (worker of each fragment), `cuts`, `in_flight`, `wire_ratio` (tensor bytes over
-    wire bytes of all crossings) and `reason`: None, or why there is no plan, when the other figures are None or empty.
+    wire bytes of all crossings), `codecs_per_link` (`"a -> b"` -> the codec there and back, the ratio that was asked for and
+    that on the wire) and `reason`: None, or why there is no plan, when the other figures are None or empty.
     """
     devices, network = from_topology(topology)
-    return [
-        describe(dag, devices, network, training or Training(), policy, codec)
-        for policy in policies
-        for codec in codecs
-    ]
+    settings = training or Training()
+    return [describe(dag, devices, network, settings, policy, codec) for policy in policies for codec in codecs]
 
 
 def describe(
@@ -97,63 +96,111 @@ def describe(
 ) -> dict[str, Any]:
     """Plan and simulate one policy and codec; one row of `compare`."""
     try:
-        plan = plan_job(
-            dag,
-            devices,
-            network,
-            policy=policy,
-            schedule=training.schedule,
-            micro_batches=training.micro_batches,
-            fragments=training.fragments,
-            optimizer=training.optimizer,
-            recompute=training.recompute,
-            compression=CompressionSpec(codec=codec, ratio=training.ratio),
-            use_all=training.use_all,
-            seed=training.seed,
-        )
+        plan = plan_for(dag, devices, network, training, policy, codec)
     except PlanError as error:
         return row(policy, codec, reason=str(error))
-    simulation = simulate_plan(dag, plan, devices, network, training)
-    return row(policy, codec, plan, simulation, wire_ratio(dag, plan))
+    return row(policy, codec, dag, plan, simulate_plan(dag, plan, devices, network, training, trace=False))
+
+
+def plan_for(
+    dag: OpDag, devices: Sequence[Device], network: Network, training: Training, policy: str, codec: CodecName
+) -> Plan:
+    """The plan of one policy and codec. Raises `PlanError`."""
+    return plan_job(
+        dag,
+        devices,
+        network,
+        policy=policy,
+        schedule=training.schedule,
+        micro_batches=training.micro_batches,
+        fragments=training.fragments,
+        optimizer=training.optimizer,
+        recompute=training.recompute,
+        compression=CompressionSpec(codec=codec, ratio=training.ratio),
+        use_all=training.use_all,
+        seed=training.seed,
+    )
 
 
 def row(
     policy: str,
     codec: str,
+    dag: OpDag | None = None,
     plan: Plan | None = None,
     simulation: Simulation | None = None,
-    ratio: float | None = None,
     reason: str | None = None,
 ) -> dict[str, Any]:
     """A plan and its simulation as plain values."""
-    return {
+    found: dict[str, Any] = {
         "policy": policy,
         "codec": codec,
-        "step_seconds": simulation.step_seconds if simulation else None,
-        "bubble": simulation.bubble if simulation else None,
-        "bytes_per_link": {
-            f"{source} -> {target}": round(size) for (source, target), size in simulation.bytes_per_link.items()
-        }
-        if simulation
-        else {},
-        "memory_per_worker": {name: round(size) for name, size in simulation.memory_per_worker.items()}
-        if simulation
-        else {},
-        "placement": list(plan.placement) if plan else [],
-        "cuts": list(plan.cuts) if plan else [],
-        "in_flight": list(plan.in_flight) if plan else [],
-        "wire_ratio": ratio,
+        "step_seconds": None,
+        "bubble": None,
+        "bytes_per_link": {},
+        "memory_per_worker": {},
+        "placement": [],
+        "cuts": [],
+        "in_flight": [],
+        "wire_ratio": None,
+        "codecs_per_link": {},
         "reason": reason,
+    }
+    if dag is None or plan is None or simulation is None:
+        return found
+    return found | {
+        "step_seconds": simulation.step_seconds,
+        "bubble": simulation.bubble,
+        "bytes_per_link": {_arrow(*ends): round(size) for ends, size in simulation.bytes_per_link.items()},
+        "memory_per_worker": {name: round(size) for name, size in simulation.memory_per_worker.items()},
+        "placement": list(plan.placement),
+        "cuts": list(plan.cuts),
+        "in_flight": list(plan.in_flight),
+        "wire_ratio": wire_ratio(dag, plan),
+        "codecs_per_link": codecs_per_link(dag, plan),
     }
 
 
 def wire_ratio(dag: OpDag, plan: Plan) -> float:
     """Tensor bytes over wire bytes, of all messages of a micro-batch; 1 without a codec or without a crossing."""
+    raw, sent = _tensor_and_wire_bytes(dag, plan)
+    return float(raw.sum() / sent.sum()) if sent.sum() else 1.0
+
+
+def codecs_per_link(dag: OpDag, plan: Plan) -> dict[str, dict[str, Any]]:
+    """For each pair of workers with a codec: its names, the nominal ratio (top-k keeps one value in so many), the wire ratio.
+
+    The edges of a pair have the same codec; the wire ratio counts them all, there and back.
+    """
+    crossings = workload(dag).crossings(plan.cuts)
+    raw, sent = _tensor_and_wire_bytes(dag, plan)
+    edges: dict[tuple[str, str], list[int]] = {}
+    for edge in sorted(plan.codecs):
+        edges.setdefault((plan.placement[crossings.source[edge]], plan.placement[crossings.target[edge]]), []).append(
+            edge
+        )
+    return {
+        _arrow(*ends): {
+            "forward": plan.codecs[mine[0]].forward,
+            "backward": plan.codecs[mine[0]].backward,
+            "nominal_ratio": plan.codecs[mine[0]].options.get("ratio"),
+            "wire_ratio": float(raw[mine].sum() / sent[mine].sum()),
+        }
+        for ends, mine in edges.items()
+        if ends[0] != ends[1]
+    }
+
+
+def _tensor_and_wire_bytes(dag: OpDag, plan: Plan) -> tuple[Floats, Floats]:
+    """By edge, activations and gradients of one micro-batch: bytes of the tensors, and of their messages."""
     work = workload(dag)
     crossings = work.crossings(plan.cuts)
     moving = ~crossings.parameter
-    raw, _ = message_bytes(work, crossings, {})
-    forward, backward = message_bytes(work, crossings, plan.codecs)
     returning = moving & crossings.gradient
-    sent = float(forward[moving].sum() + backward[returning].sum())
-    return float(raw[moving].sum() + raw[returning].sum()) / sent if sent else 1.0
+    plain = messages(work, crossings, {})
+    encoded = messages(work, crossings, plan.codecs)
+    raw, sent = (moving * found.forward.size + returning * found.backward.size for found in (plain, encoded))
+    return raw, sent
+
+
+def _arrow(source: str, target: str) -> str:
+    return f"{source} -> {target}"

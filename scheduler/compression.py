@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from compress.settings import parse
 from dag.workload import Crossings, Workload
@@ -13,14 +11,23 @@ from fusion.plan import CodecChoice
 from fusion.spec import CompressionSpec
 from scheduler.devices import Device, Network
 from scheduler.harm import ladder
+from scheduler.messages import price
 
-Floats = NDArray[np.float64]
 ADATOPK_FACTOR = 3.0
 """FusionLLM's factor on the ratio (a value and its index cost about three times a value). Its place in the formula is
 recalled from the paper with medium certainty, so the wire ratio is reported beside the nominal one."""
 
 MOST_HARM = 0.005
-"""`auto` uses codecs that cost at most this share of the loss in our measurement (`scheduler.harm`)."""
+"""`auto` and `adaint` use codecs that cost at most this share of the loss in our measurement (`scheduler.harm`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The edges that go from one worker to another; their gradients come back."""
+
+    source: str
+    target: str
+    edges: tuple[int, ...]
 
 
 def choose_codecs(
@@ -34,9 +41,11 @@ def choose_codecs(
     """Edge index -> codec for every crossing floating activation that does not travel as it is.
 
     `bf16`, `int8` and `topk` are the same on every edge, also between fragments of one worker, so that the bits don't
-    depend on the placement. `adatopk` follows each link: r_l = max(1, 3 r T_l / max T), and ratio 1 means `none`.
-    `auto` gives each directed pair of workers the least harmful codec whose messages of one micro-batch take no longer
-    than `busy_seconds`, the compute of the busiest worker, so that they hide behind it.
+    depend on the placement. `adatopk` and `adaint` follow each link's time T_l for uncompressed messages:
+    r_l = max(1, f r T_l / max T), where f is 3 for top-k, whose every value brings its place along, and 1 for integers.
+    Top-k keeps one value in r_l; integers take the mildest width that saves r_l times, or the narrowest. Ratio 1 means `none`.
+    `auto` gives each pair of workers the least harmful codec whose messages of one micro-batch take no longer than
+    `busy_seconds`, the compute of the busiest worker, so that they hide behind it.
     """
     edges = [edge for edge in range(len(crossings)) if _compressible(workload, crossings, edge)]
     if compression.codec == "none":
@@ -45,41 +54,102 @@ def choose_codecs(
         return {edge: CodecChoice(forward=compression.codec, backward=compression.codec) for edge in edges}
     if compression.codec == "topk":
         return {edge: _topk(compression.ratio) for edge in edges if compression.ratio > 1}
-    if compression.codec == "adatopk":
-        return _adaptive(compression, workload, crossings, edges, placement, network)
-    return _hidden(workload, crossings, edges, placement, network, busy_seconds)
+    pairs = list(_pairs(crossings, edges, placement))
+    if compression.codec in ("adatopk", "adaint"):
+        chosen = _adaptive(compression, workload, crossings, pairs, network)
+    else:
+        chosen = [_hidden(workload, crossings, pair, network, busy_seconds) for pair in pairs]
+    return {
+        edge: choice
+        for pair, choice in zip(pairs, chosen, strict=True)
+        if choice.forward != "none"
+        for edge in pair.edges
+    }
 
 
-def _hidden(
-    workload: Workload,
-    crossings: Crossings,
-    edges: Sequence[int],
-    placement: Sequence[str],
-    network: Network,
-    busy_seconds: float,
-) -> dict[int, CodecChoice]:
-    """`auto`: per pair of workers, the first rung of the ladder of harm that hides; the last one where none does."""
-    pairs: dict[tuple[str, str], list[int]] = {}
+def _pairs(crossings: Crossings, edges: Sequence[int], placement: Sequence[str]) -> Iterator[_Pair]:
+    """Pairs of different workers, in order of their first edge."""
+    found: dict[tuple[str, str], list[int]] = {}
     for edge in edges:
         ends = (placement[crossings.source[edge]], placement[crossings.target[edge]])
         if ends[0] != ends[1]:
-            pairs.setdefault(ends, []).append(edge)
-    found: dict[int, CodecChoice] = {}
-    for (source, target), mine in pairs.items():
-        out, back = network.link(source, target), network.link(target, source)
-        for row in ladder(MOST_HARM):
-            sizes = [_pair_bytes(workload, int(crossings.value[edge]), row.choice) for edge in mine]
-            forward = sum(size for size, _ in sizes) / out.bytes_per_second
-            backward = (
-                sum(size for edge, (_, size) in zip(mine, sizes, strict=True) if crossings.gradient[edge])
-                / back.bytes_per_second
+            found.setdefault(ends, []).append(edge)
+    for (source, target), mine in found.items():
+        yield _Pair(source, target, tuple(mine))
+
+
+def _hidden(
+    workload: Workload, crossings: Crossings, pair: _Pair, network: Network, busy_seconds: float
+) -> CodecChoice:
+    """`auto`: the first rung of the ladder of harm that hides; the last one where none does."""
+    rates = [network.link(*ends).bytes_per_second for ends in ((pair.source, pair.target), (pair.target, pair.source))]
+    chosen = CodecChoice()
+    for row in ladder(MOST_HARM):
+        chosen = row.choice
+        # Link, encoder and decoder work at the same time on different micro-batches, so each has to keep up for itself.
+        slowest = 0.0
+        for codec, rate, moving in zip(
+            (chosen.forward, chosen.backward), rates, (pair.edges, _returning(crossings, pair)), strict=True
+        ):
+            parts = [price(workload, int(crossings.value[edge]), codec, chosen.options) for edge in moving]
+            slowest = max(
+                slowest,
+                sum(size for size, _, _ in parts) / rate,
+                sum(seconds for _, seconds, _ in parts),
+                sum(seconds for _, _, seconds in parts),
             )
-            chosen = row.choice
-            if max(forward, backward) <= busy_seconds:
-                break
-        if chosen.forward != "none":
-            found.update(dict.fromkeys(mine, chosen))
+        if slowest <= busy_seconds:
+            break
+    return chosen
+
+
+def _returning(crossings: Crossings, pair: _Pair) -> tuple[int, ...]:
+    return tuple(edge for edge in pair.edges if crossings.gradient[edge])
+
+
+def _adaptive(
+    compression: CompressionSpec,
+    workload: Workload,
+    crossings: Crossings,
+    pairs: Sequence[_Pair],
+    network: Network,
+) -> list[CodecChoice]:
+    """The per-link rule of `adatopk` and `adaint`."""
+    seconds = [_plain_seconds(workload, crossings, pair, network) for pair in pairs]
+    slowest = max(seconds, default=0.0)
+    factor = ADATOPK_FACTOR if compression.codec == "adatopk" else 1.0
+    found = []
+    for needed in seconds:
+        ratio = max(1.0, factor * compression.ratio * needed / slowest) if slowest else 1.0
+        if ratio == 1:
+            found.append(CodecChoice())
+        elif compression.codec == "adatopk":
+            found.append(_topk(ratio))
+        else:
+            found.append(_width(ratio))
     return found
+
+
+def _plain_seconds(workload: Workload, crossings: Crossings, pair: _Pair, network: Network) -> float:
+    """T_l: what one micro-batch's uncompressed messages take on the slower of the pair's two ways."""
+    forward, backward = (
+        float(workload.value_bytes[crossings.value[list(edges)]].sum())
+        for edges in (pair.edges, _returning(crossings, pair))
+    )
+    out, back = network.link(pair.source, pair.target), network.link(pair.target, pair.source)
+    return max(out.transfer(forward), back.transfer(backward) if backward else 0.0)
+
+
+def _width(ratio: float) -> CodecChoice:
+    """The mildest integers that save `ratio` times of float32 bytes, or the narrowest that are harmless enough."""
+    rungs = ladder(MOST_HARM)
+    return next((row.choice for row in rungs if _saved(row.choice) >= ratio), rungs[-1].choice)
+
+
+def _saved(choice: CodecChoice) -> float:
+    """float32 bytes over wire bytes, both directions together."""
+    forward, backward = factors(choice)
+    return 2 / (forward + backward)
 
 
 def _compressible(workload: Workload, crossings: Crossings, edge: int) -> bool:
@@ -91,66 +161,27 @@ def _topk(ratio: float) -> CodecChoice:
     return CodecChoice(forward="topk", backward="topk", options={"ratio": ratio})
 
 
-def _adaptive(
-    compression: CompressionSpec,
-    workload: Workload,
-    crossings: Crossings,
-    edges: Sequence[int],
-    placement: Sequence[str],
-    network: Network,
-) -> dict[int, CodecChoice]:
-    seconds = {}
-    for edge in edges:
-        source, target = placement[crossings.source[edge]], placement[crossings.target[edge]]
-        link = network.link(source, target)
-        count = float(workload.value_bytes[crossings.value[edge]])
-        seconds[edge] = link.transfer(count) if source != target else 0.0
-    slowest = max(seconds.values(), default=0.0)
-    found = {}
-    for edge, needed in seconds.items():
-        ratio = max(1.0, ADATOPK_FACTOR * compression.ratio * needed / slowest) if slowest else 1.0
-        if ratio > 1:
-            found[edge] = _topk(ratio)
-    return found
-
-
-def message_bytes(workload: Workload, crossings: Crossings, codecs: Mapping[int, CodecChoice]) -> tuple[Floats, Floats]:
-    """Expected bytes of each edge's message forward and of its gradient back."""
-    forward = workload.value_bytes[crossings.value].astype(np.float64)
-    backward = forward.copy()
-    for edge, choice in codecs.items():
-        forward[edge], backward[edge] = _pair_bytes(workload, int(crossings.value[edge]), choice)
-    return forward, backward
-
-
-def _pair_bytes(workload: Workload, value: int, choice: CodecChoice) -> tuple[int, int]:
-    """Expected bytes of a value's message, and of its gradient's."""
-    meta = workload.metas[value]
-    if meta is None:
-        return int(workload.value_bytes[value]), int(workload.value_bytes[value])
-    forward, backward = (parse(name, choice.options) for name in (choice.forward, choice.backward))
-    return (
-        forward.expected_payload_bytes(meta.shape, meta.dtype),
-        backward.expected_payload_bytes(meta.shape, meta.dtype),
-    )
-
-
-def expected_factors(compression: CompressionSpec) -> tuple[float, float]:
-    """Wire bytes over float32 bytes, forward and back, to expect of a crossing before its link is known."""
+def factors(choice: CodecChoice) -> tuple[float, float]:
+    """Wire bytes over float32 bytes of a large tensor, forward and back."""
     shape, raw = (2**16,), 4.0 * 2**16
-    if compression.codec == "none":
-        return (1.0, 1.0)
-    if compression.codec == "auto":
-        choice = ladder(MOST_HARM)[-1].choice
-    elif compression.codec in ("topk", "adatopk"):
-        choice = _topk(compression.ratio)
-    else:
-        choice = CodecChoice(forward=compression.codec, backward=compression.codec)
     forward, backward = (parse(name, choice.options) for name in (choice.forward, choice.backward))
     return (
         forward.expected_payload_bytes(shape, "float32") / raw,
         backward.expected_payload_bytes(shape, "float32") / raw,
     )
+
+
+def expected_factors(compression: CompressionSpec) -> tuple[float, float]:
+    """Wire bytes over float32 bytes, forward and back, to expect of a crossing before its link is known."""
+    if compression.codec == "none":
+        return (1.0, 1.0)
+    if compression.codec == "auto":
+        return factors(ladder(MOST_HARM)[-1].choice)
+    if compression.codec == "adaint":
+        return factors(_width(compression.ratio))
+    if compression.codec in ("topk", "adatopk"):
+        return factors(_topk(compression.ratio))
+    return factors(CodecChoice(forward=compression.codec, backward=compression.codec))
 
 
 def device_names(devices: Sequence[Device], indices: Sequence[int]) -> tuple[str, ...]:

@@ -12,9 +12,12 @@ FLOPS_PER_BYTE = 8.0
 """A device that does not say how fast its memory is moves one byte per so many FLOPs (a CPU core: 50 GFLOP/s, 6 GB/s)."""
 DEFAULT_SPEED = 5e10
 """FLOP/s of a device that nobody measured: one CPU core."""
-SECONDS_PER_CALL = 2e-5
-"""Measured on a GPT so small that nothing else takes time: 7.6 ms a step on one CPU core for 107 calls forward
-and about twice as many backward."""
+SECONDS_PER_CALL = 4e-5
+"""Fixed time of an operator call that computes something; backward counts two for each. Fitted together with
+`TRAINING_SHARE` on one CPU core: a GPT of 2 layers and width 32 takes 3 ms for 26 calls forward and 52 back; one of 4 layers
+and width 128 (sequence 64) 16 ms; one of 6 layers and width 256 (sequence 128, batch 4) 235 ms a micro-batch."""
+TRAINING_SHARE = 0.57
+"""FusionLLM's lambda: how much of the speed of a large matrix product, which is what a worker measures, training reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,12 @@ def from_topology(topology: Topology) -> tuple[tuple[Device, ...], Network]:
     # A topology names every pair, so the default is never used between its workers.
     default = min(links.values(), key=lambda link: link.bytes_per_second, default=LOOPBACK)
     return devices, Network(default, links, links, {device.name: device.region for device in devices})
+
+
+def measured(name: str, matrix_product_speed: float, memory_bytes: int | None = None) -> Device:
+    """A device of which only the speed of a large matrix product is known (FLOP/s; 0: not even that)."""
+    speed = matrix_product_speed * TRAINING_SHARE if matrix_product_speed > 0 else DEFAULT_SPEED
+    return Device(name, flops_per_second=speed, memory_bytes=memory_bytes)
 
 
 def homogeneous(names: Iterable[str], *, flops_per_second: float = DEFAULT_SPEED) -> tuple[Device, ...]:

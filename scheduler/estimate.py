@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dag.workload import Crossings
 from scheduler.cost import Costs
 from scheduler.memory import FragmentMemory, fit_in_flight, fragment_memory, missing_bytes, worker_memory
+from scheduler.messages import Messages, plain
 
 Floats = NDArray[np.float64]
 SECONDS_PER_MESSAGE = 1e-4
@@ -32,8 +33,8 @@ class Placed:
     devices: tuple[int, ...]
 
 
-WireBytes = Callable[[Placed, Crossings], tuple[Floats, Floats]]
-"""(placement, its edges) -> bytes of each edge's message forward, and of its gradient back."""
+Encoding = Callable[[Placed, Crossings], Messages]
+"""(placement, its edges) -> what the codecs that it would get make of its messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +75,13 @@ class _Edges:
 class Estimator:
     """Prices placements for one job on one pool."""
 
-    def __init__(self, costs: Costs, wire_bytes: WireBytes | None = None) -> None:
+    def __init__(self, costs: Costs, encoding: Encoding | None = None) -> None:
         self.costs = costs
-        self.wire_bytes = wire_bytes or self._dense
+        self.encoding = encoding or self._dense
         self._known: dict[Placed, Estimate] = {}
 
-    def _dense(self, placed: Placed, crossings: Crossings) -> tuple[Floats, Floats]:
-        raw = self.costs.wire_bytes(crossings)
-        return raw, raw
+    def _dense(self, placed: Placed, crossings: Crossings) -> Messages:
+        return plain(self.costs.wire_bytes(crossings))
 
     def __call__(self, placed: Placed) -> Estimate:
         found = self._known.get(placed)
@@ -139,7 +139,10 @@ class Estimator:
 
     def _edges(self, placed: Placed, crossings: Crossings) -> _Edges:
         network, names = self.costs.network, [self.costs.devices[index].name for index in placed.devices]
-        out_bytes, back_bytes = self.wire_bytes(placed, crossings)
+        encoded = self.encoding(placed, crossings)
+        out_bytes, back_bytes = encoded.forward.size, encoded.backward.size
+        out_codec = encoded.forward.encode + encoded.forward.decode
+        back_codec = encoded.backward.encode + encoded.backward.decode
         found = _Edges([[] for _ in names], [[] for _ in names], {}, {}, 0.0)
         for edge in range(len(crossings)):
             source, target = int(crossings.source[edge]), int(crossings.target[edge])
@@ -148,12 +151,14 @@ class Estimator:
             if crossings.parameter[edge]:
                 found.parameters = max(found.parameters, there.transfer(out_bytes[edge]))
             else:
-                found.arriving[target].append((source, there.transfer(out_bytes[edge])))
+                codec = out_codec[edge] if first != second else 0.0
+                found.arriving[target].append((source, there.transfer(out_bytes[edge]) + codec))
                 if first != second:
                     found.handling += SECONDS_PER_MESSAGE + out_bytes[edge] / HANDLED_PER_SECOND
                     _add(found.forward, (first, second), out_bytes[edge] / there.bytes_per_second)
             if crossings.gradient[edge]:
-                found.awaited[source].append((target, here.transfer(back_bytes[edge])))
+                codec = back_codec[edge] if first != second else 0.0
+                found.awaited[source].append((target, here.transfer(back_bytes[edge]) + codec))
                 if first != second:
                     found.handling += SECONDS_PER_MESSAGE + back_bytes[edge] / HANDLED_PER_SECOND
                     _add(found.backward, (second, first), back_bytes[edge] / here.bytes_per_second)

@@ -10,11 +10,12 @@ from fusion.errors import PlanError
 from fusion.plan import CodecChoice, Plan, ScheduleName
 from fusion.spec import CompressionSpec, OptimizerSpec
 from fusion.units import format_bytes
-from scheduler.compression import choose_codecs, device_names, expected_factors, message_bytes
+from scheduler.compression import choose_codecs, device_names, expected_factors
 from scheduler.cost import Costs
 from scheduler.devices import Device, Network
-from scheduler.estimate import Estimate, Estimator, Floats, Placed, busiest_seconds
+from scheduler.estimate import Estimate, Estimator, Placed, busiest_seconds
 from scheduler.memory import fit_in_flight, fragment_memory
+from scheduler.messages import Messages, messages
 from scheduler.policies import POLICIES, Request
 from scheduler.simulator import play
 
@@ -71,15 +72,15 @@ def plan_job(
         busy = busiest_seconds(costs, placed) if chosen.codec == "auto" else 0.0
         return choose_codecs(chosen, work, crossings, names, net, busy)
 
-    def wire_bytes(placed: Placed, crossings: Crossings) -> tuple[Floats, Floats]:
-        return message_bytes(work, crossings, choices(placed, crossings))
+    def encoding(placed: Placed, crossings: Crossings) -> Messages:
+        return messages(work, crossings, choices(placed, crossings))
 
-    estimator = Estimator(costs, wire_bytes)
+    estimator = Estimator(costs, encoding)
     kept = None if cuts is None else tuple(cuts)
     # Before the links are known, a codec that adapts to them may take as few bytes as its strongest setting, or all.
     factors = (
         {expected_factors(chosen): None, (1.0, 1.0): None}
-        if chosen.codec in ("adatopk", "auto")
+        if chosen.codec in ("adatopk", "adaint", "auto")
         else {expected_factors(chosen): None}
     )
     answers = [POLICIES[policy](Request(costs, estimator, fragments, use_all, kept, seed, each)) for each in factors]

@@ -1,14 +1,15 @@
 """Plays a plan through discrete events: the executor's own task boards, devices that run one task at a time, queued links.
 
 A directed pair of workers is one serial link: a message waits for those before it, takes bytes / rate on the link, and
-arrives a latency later. What runs when is decided by `executor.board.TaskBoard`, the same class that runs in a worker.
+arrives a latency later. A worker encodes on one thread and decodes on another, beside its compute. What runs when is
+decided by `executor.board.TaskBoard`, the same class that runs in a worker.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 from typing import Literal
 
@@ -25,6 +26,7 @@ from fusion.wire import FrameKind
 from scheduler.cost import Costs
 from scheduler.estimate import Estimator, Placed
 from scheduler.memory import fragment_memory, worker_memory
+from scheduler.messages import Messages, Way
 
 Floats = NDArray[np.float64]
 STEPS = 3
@@ -36,8 +38,8 @@ class Span:
     """Something that kept a worker or a link busy from `start` to `end` (seconds)."""
 
     resource: str
-    """A worker's name, or `a → b` for a link."""
-    kind: Literal["forward", "backward", "update", "activation", "gradient", "parameter", "norms"]
+    """A worker's name, `a → b` for a link, or a worker's name followed by `encoder` or `decoder`."""
+    kind: Literal["forward", "backward", "update", "activation", "gradient", "parameter", "norms", "encode", "decode"]
     fragment: int
     """The fragment that runs; for a message, the one that receives it."""
     step: int
@@ -72,7 +74,7 @@ def simulate(
     cuts: Sequence[int],
     devices: Sequence[int],
     in_flight: Sequence[int],
-    wire_bytes: tuple[Floats, Floats],
+    messages: Messages,
     *,
     clip: bool = False,
     steps: int = STEPS,
@@ -80,11 +82,11 @@ def simulate(
 ) -> Simulation:
     """Play `steps` steps of a placement (`devices[i]`: index in `costs.devices` of fragment i's host).
 
-    `wire_bytes`: bytes of each edge's message forward and of its gradient back. `trace` False leaves `spans` empty.
+    `trace` False leaves `spans` empty.
     Raises `PlanError` if the tasks block each other, which no plan made here does.
     """
     crossings = costs.workload.crossings(tuple(cuts))
-    run = _Run(costs, tuple(cuts), tuple(devices), tuple(in_flight), crossings, wire_bytes, clip, steps, trace)
+    run = _Run(costs, tuple(cuts), tuple(devices), tuple(in_flight), crossings, messages, clip, steps, trace)
     run.play()
     return run.result()
 
@@ -92,8 +94,8 @@ def simulate(
 def play(costs: Costs, estimate: Estimator, placed: Placed, in_flight: Sequence[int], *, steps: int = 2) -> Simulation:
     """A short simulation without spans, for searching; a single step includes filling the pipeline."""
     crossings = costs.workload.crossings(placed.cuts)
-    wire_bytes = estimate.wire_bytes(placed, crossings)
-    return simulate(costs, placed.cuts, placed.devices, in_flight, wire_bytes, steps=steps, trace=False)
+    encoded = estimate.encoding(placed, crossings)
+    return simulate(costs, placed.cuts, placed.devices, in_flight, encoded, steps=steps, trace=False)
 
 
 def outline(workload: Workload, crossings: Crossings, fragments: int) -> Partition:
@@ -126,6 +128,25 @@ def outline(workload: Workload, crossings: Crossings, fragments: int) -> Partiti
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A message under way to the device `target`; `index` is its edge, or the fragment whose norms it brings."""
+
+    target: int
+    kind: FrameKind
+    index: int
+    step: int
+    micro_batch: int
+    decode: float
+    """Seconds that decoding still takes."""
+
+
+def _parcels(way: Way) -> list[tuple[float, float, float]]:
+    """(bytes, seconds to encode, seconds to decode) by edge, as plain numbers."""
+    columns = (way.size.tolist(), way.encode.tolist(), way.decode.tolist())
+    return list(zip(*columns, strict=True))
+
+
 class _Run:
     """One simulation in progress."""
 
@@ -136,7 +157,7 @@ class _Run:
         devices: tuple[int, ...],
         in_flight: tuple[int, ...],
         crossings: Crossings,
-        wire_bytes: tuple[Floats, Floats],
+        messages: Messages,
         clip: bool,
         steps: int,
         trace: bool,
@@ -146,8 +167,7 @@ class _Run:
         self._hosts = devices
         self._in_flight = in_flight
         self._crossings = crossings
-        self._forward_bytes = [float(size) for size in wire_bytes[0]]
-        self._backward_bytes = [float(size) for size in wire_bytes[1]]
+        self._ways = {FrameKind.ACTIVATION: _parcels(messages.forward), FrameKind.GRADIENT: _parcels(messages.backward)}
         self._clip = clip
         self._steps = steps
         self._trace = trace
@@ -171,9 +191,12 @@ class _Run:
         self._order = count()
         self._running: dict[int, bool] = dict.fromkeys(self._used, False)
         self._link_free: dict[tuple[int, int], float] = {}
+        # A worker has one thread that encodes and one that takes messages in; both run beside its compute thread.
+        self._encoder_free: dict[int, float] = {}
+        self._decoder_free: dict[int, float] = {}
         self._sent: dict[tuple[int, int], float] = {}
         self._busy: dict[int, float] = dict.fromkeys(self._used, 0.0)
-        self._messages: dict[int, tuple[int, FrameKind, int, int, int]] = {}
+        self._messages: dict[int, _Message] = {}
         self._step_ends = [0.0] * (steps + 1)
         self._spans: list[Span] = []
 
@@ -200,7 +223,8 @@ class _Run:
         while self._events:
             time, serial, device, task = heapq.heappop(self._events)
             if task is None:
-                self._boards[device].arrived(*self._messages.pop(serial)[1:])
+                if not self._taken_in(time, serial):
+                    continue
             else:
                 self._finish(time, device, task)
             if not self._running[device]:
@@ -245,67 +269,71 @@ class _Run:
                     self._send(time, edge, FrameKind.GRADIENT, task.step, task.micro_batch)
             if self._clip and task.micro_batch == self._costs.micro_batches - 1:
                 for other in self._used:
-                    self._deliver(time, device, other, task.fragment, FrameKind.NORMS, task.step, 0, 256.0)
+                    norms = _Message(other, FrameKind.NORMS, task.fragment, task.step, 0, 0.0)
+                    self._deliver(time, device, norms, 256.0)
         elif task.kind is TaskKind.UPDATE and task.step < self._steps:
             for edge in fragment.outputs:
                 if edge.kind == "parameter":
                     self._send(time, edge, FrameKind.ACTIVATION, task.step + 1, 0)
 
-    def _send(self, time: float, edge: Edge, kind: FrameKind, step: int, micro_batch: int) -> None:
-        source, target, sizes = edge.source, edge.target, self._forward_bytes
-        if kind is FrameKind.GRADIENT:
-            source, target, sizes = target, source, self._backward_bytes
-        self._deliver(
-            time, self._hosts[source], self._hosts[target], edge.index, kind, step, micro_batch, sizes[edge.index]
-        )
+    def _taken_in(self, time: float, serial: int) -> bool:
+        """A message has come over the link, or has been decoded: hand it on, or decode it first."""
+        message = self._messages.pop(serial)
+        if not message.decode:
+            self._boards[message.target].arrived(message.kind, message.index, message.step, message.micro_batch)
+            return True
+        begin = max(time, self._decoder_free.get(message.target, 0.0))
+        end = self._decoder_free[message.target] = begin + message.decode
+        self._messages[serial] = replace(message, decode=0.0)
+        heapq.heappush(self._events, (end, serial, message.target, None))
+        self._codec_span("decode", message.target, message, begin, end)
+        return False
 
-    def _deliver(
-        self,
-        time: float,
-        source: int,
-        target: int,
-        index: int,
-        kind: FrameKind,
-        step: int,
-        micro_batch: int,
-        size: float,
-    ) -> None:
+    def _send(self, time: float, edge: Edge, kind: FrameKind, step: int, micro_batch: int) -> None:
+        source, target = edge.source, edge.target
+        if kind is FrameKind.GRADIENT:
+            source, target = target, source
+        size, encode, decode = self._ways[kind][edge.index]
+        message = _Message(self._hosts[target], kind, edge.index, step, micro_batch, decode)
+        self._deliver(time, self._hosts[source], message, size, encode)
+
+    def _deliver(self, time: float, source: int, message: _Message, size: float, encode: float = 0.0) -> None:
+        target = message.target
         if source == target:
-            self._boards[source].arrived(kind, index, step, micro_batch)
+            self._boards[source].arrived(message.kind, message.index, message.step, message.micro_batch)
             return
+        if encode:
+            start = max(time, self._encoder_free.get(source, 0.0))
+            time = self._encoder_free[source] = start + encode
+            self._codec_span("encode", source, message, start, time)
         link = self._costs.network.link(self._names[source], self._names[target])
         begin = max(time, self._link_free.get((source, target), 0.0))
         end = begin + size / link.bytes_per_second
         self._link_free[source, target] = end
         self._sent[source, target] = self._sent.get((source, target), 0.0) + size
         serial = next(self._order)
-        self._messages[serial] = (target, kind, index, step, micro_batch)
+        self._messages[serial] = message
         heapq.heappush(self._events, (end + link.seconds, serial, target, None))
         if self._trace:
-            self._spans.append(self._message_span(source, target, index, kind, step, micro_batch, begin, end, size))
+            resource = f"{self._names[source]} → {self._names[target]}"
+            self._spans.append(
+                Span(resource, *self._about(message), message.step, message.micro_batch, begin, end, size)
+            )
 
-    def _message_span(
-        self,
-        source: int,
-        target: int,
-        index: int,
-        kind: FrameKind,
-        step: int,
-        micro_batch: int,
-        begin: float,
-        end: float,
-        size: float,
-    ) -> Span:
-        name: Literal["activation", "gradient", "parameter", "norms"]
-        if kind is FrameKind.NORMS:
-            name, fragment = "norms", index
-        elif kind is FrameKind.GRADIENT:
-            name, fragment = "gradient", self._partition.edges[index].source
-        else:
-            edge = self._partition.edges[index]
-            name, fragment = edge.kind, edge.target
-        resource = f"{self._names[source]} → {self._names[target]}"
-        return Span(resource, name, fragment, step, micro_batch, begin, end, size)
+    def _codec_span(
+        self, kind: Literal["encode", "decode"], device: int, message: _Message, begin: float, end: float
+    ) -> None:
+        if self._trace:
+            _, fragment = self._about(message)
+            resource = f"{self._names[device]} {kind}r"
+            self._spans.append(Span(resource, kind, fragment, message.step, message.micro_batch, begin, end))
+
+    def _about(self, message: _Message) -> tuple[Literal["activation", "gradient", "parameter", "norms"], int]:
+        """What a message is, and the fragment that gets it."""
+        if message.kind is FrameKind.NORMS:
+            return "norms", message.index
+        edge = self._partition.edges[message.index]
+        return ("gradient", edge.source) if message.kind is FrameKind.GRADIENT else (edge.kind, edge.target)
 
     def result(self) -> Simulation:
         costs, steps = self._costs, self._steps

@@ -1,43 +1,49 @@
-"""Draws a simulated step: Chrome trace JSON (chrome://tracing, Perfetto) and a self-contained HTML page."""
+"""Draws simulated steps: Chrome trace JSON (chrome://tracing, Perfetto) and a self-contained HTML page."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from fusion.units import format_bytes, format_seconds
 from scheduler.simulator import Simulation, Span
+from scheduler.timeline_page import PAGE
 
 _COLORS = {
     "forward": "#4c78a8",
-    "backward": "#72b7b2",
+    "backward": "#3f8f8a",
     "update": "#b279a2",
-    "activation": "#f2a65a",
-    "gradient": "#e4785a",
+    "activation": "#d9822b",
+    "gradient": "#c9523c",
     "parameter": "#9d755d",
-    "norms": "#bab0ac",
+    "norms": "#8c8681",
+    "encode": "#7a6fb0",
+    "decode": "#5f8f3e",
+    "idle": "#f0f0f0",
 }
-_ROW, _LEFT, _WIDTH = 26, 170, 1200
+_COMPUTE = ("forward", "backward", "update")
 
 
 def chrome_trace(simulation: Simulation) -> str:
-    """Trace events in microseconds: one process for workers, one for links, a thread for each resource."""
+    """Trace events in microseconds: one process for workers, one for links, one for codecs, a thread for each resource."""
     events: list[dict[str, Any]] = []
+    processes = {1: "workers", 2: "links", 3: "codecs"}
     rows = {name: number for number, name in enumerate(resources(simulation.spans))}
+    process = {span.resource: _process(span) for span in simulation.spans}
     for name, row in rows.items():
-        process = 2 if "→" in name else 1
-        events.append({"ph": "M", "name": "thread_name", "pid": process, "tid": row, "args": {"name": name}})
-    for process, name in ((1, "workers"), (2, "links")):
-        events.append({"ph": "M", "name": "process_name", "pid": process, "args": {"name": name}})
+        events.append({"ph": "M", "name": "thread_name", "pid": process[name], "tid": row, "args": {"name": name}})
+    for number, name in processes.items():
+        events.append({"ph": "M", "name": "process_name", "pid": number, "args": {"name": name}})
     for span in simulation.spans:
         events.append(
             {
                 "ph": "X",
                 "name": _label(span),
                 "cat": span.kind,
-                "pid": 2 if "→" in span.resource else 1,
+                "pid": process[span.resource],
                 "tid": rows[span.resource],
                 "ts": span.start * 1e6,
                 "dur": (span.end - span.start) * 1e6,
@@ -52,74 +58,92 @@ def chrome_trace(simulation: Simulation) -> str:
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
 
 
+def _process(span: Span) -> int:
+    return 1 if span.kind in _COMPUTE else 3 if span.kind in ("encode", "decode") else 2
+
+
 def resources(spans: Sequence[Span]) -> list[str]:
-    """Workers in order of their first task, then links in order of their first message."""
-    names = dict.fromkeys(span.resource for span in spans)
-    return [name for name in names if "→" not in name] + [name for name in names if "→" in name]
+    """Workers in order of their first task, then links in order of their first message, then encoders and decoders."""
+    first: dict[str, int] = {}
+    for span in spans:
+        first.setdefault(span.resource, _process(span))
+    return sorted(first, key=lambda name: first[name])
 
 
 def html(simulation: Simulation, title: str = "Pipeline") -> str:
-    """A page with one bar per task and message; hover tells what it is. Nothing is loaded from elsewhere."""
+    """A page to pan and zoom, with one bar for each task and message and the idle time of each worker."""
     spans, rows = simulation.spans, resources(simulation.spans)
-    end = max((span.end for span in spans), default=0.0) or 1.0
-    scale = _WIDTH / end
-    height = _ROW * (len(rows) + 1) + 10
-    bars = []
-    for row, name in enumerate(rows):
-        top = row * _ROW + 4
-        bars.append(f'<text x="4" y="{top + 15}" class="name">{escape(name)}</text>')
-        bars.append(f'<line x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{top + 21}" y2="{top + 21}" class="line"/>')
     index = {name: row for row, name in enumerate(rows)}
+    ends: dict[int, float] = {}
     for span in spans:
-        left, width = _LEFT + span.start * scale, max((span.end - span.start) * scale, 0.5)
-        top = index[span.resource] * _ROW + 4
-        tip = f"{_label(span)}, step {span.step}: {format_seconds(span.start)} + {(span.end - span.start) * 1e3:.3g} ms"
-        if span.size:
-            tip += f", {format_bytes(span.size)}"
-        text = (
-            f'<text x="{left + width / 2:.2f}" y="{top + 14}" class="number">{span.micro_batch}</text>'
-            if width > 12 and span.kind in ("forward", "backward")
-            else ""
-        )
-        bars.append(
-            f'<g><title>{escape(tip)}</title><rect x="{left:.2f}" y="{top}" width="{width:.2f}" height="20" '
-            f'fill="{_COLORS[span.kind]}"/>{text}</g>'
-        )
-    for tick in range(11):
-        x = _LEFT + _WIDTH * tick / 10
-        bars.append(f'<text x="{x:.1f}" y="{height - 8}" class="tick">{end * tick / 10 * 1e3:.4g} ms</text>')
-    legend = " ".join(f'<span style="background:{color}">{kind}</span>' for kind, color in _COLORS.items())
+        if span.kind in _COMPUTE:
+            ends[span.step] = max(ends.get(span.step, 0.0), span.end)
+    data = {
+        "rows": rows,
+        "workers": len({span.resource for span in spans if span.kind in _COMPUTE}),
+        "end": max((span.end for span in spans), default=1.0) or 1.0,
+        "ends": [ends[step] for step in sorted(ends)],
+        "colors": _COLORS,
+        "spans": [
+            [
+                index[span.resource],
+                span.kind,
+                str(span.micro_batch) if span.kind in ("forward", "backward") else "",
+                span.start,
+                span.end,
+                _tip(span),
+            ]
+            for span in spans
+        ],
+    }
     summary = (
-        f"{simulation.step_seconds * 1e3:.4g} ms per step in steady state, bubble {simulation.bubble:.1%}, "
+        f"{format_seconds(simulation.step_seconds)} per step in steady state, workers idle {simulation.bubble:.1%} of it, "
         f"{format_bytes(simulation.bytes_per_step)} on the wire per step"
     )
-    return _PAGE.format(
-        title=escape(title),
-        summary=escape(summary),
-        legend=legend,
-        width=_LEFT + _WIDTH + 60,
-        height=height,
-        bars="\n".join(bars),
+    dark = "color:#fff;background:"
+    legend = "".join(
+        f'<span style="{dark if kind != "idle" else "background:"}{color}">{kind}</span>'
+        for kind, color in _COLORS.items()
+        if kind == "idle" or any(span.kind == kind for span in spans)
     )
+    parts = {
+        "title": escape(title),
+        "summary": escape(summary),
+        "legend": legend,
+        "table": _table(simulation),
+        # No text may end the script element early.
+        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+    }
+    return re.sub(r"@(\w+)@", lambda found: parts[found[1]], PAGE)
+
+
+def _table(simulation: Simulation) -> str:
+    """Seconds of each kind of task in a step, and what is left."""
+    steps = max((span.step for span in simulation.spans), default=1)
+    rows = []
+    for worker, busy in simulation.busy_per_worker.items():
+        mine = [span for span in simulation.spans if span.resource == worker]
+        seconds = [sum(span.end - span.start for span in mine if span.kind == kind) / steps for kind in _COMPUTE]
+        idle = max(0.0, simulation.step_seconds - busy)
+        share = idle / simulation.step_seconds if simulation.step_seconds else 0.0
+        held = format_bytes(simulation.memory_per_worker.get(worker, 0.0))
+        cells = [escape(worker), *(_precise(amount) for amount in (*seconds, idle)), f"{share:.0%}", held]
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    titles = ("worker", *_COMPUTE, "idle", "idle share", "memory")
+    heading = "".join(f"<th>{name}</th>" for name in titles)
+    return f"<table><tr>{heading}</tr>{''.join(rows)}</table>"
+
+
+def _tip(span: Span) -> str:
+    text = f"{_label(span)}, step {span.step}: at {_precise(span.start)} for {_precise(span.end - span.start)}"
+    return f"{text}, {format_bytes(span.size)}" if span.size else text
+
+
+def _precise(seconds: float) -> str:
+    return f"{seconds:.4g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def _label(span: Span) -> str:
-    if "→" in span.resource:
-        return f"{span.kind} {span.micro_batch} for fragment {span.fragment}"
-    return f"{span.kind} {span.micro_batch} of fragment {span.fragment}"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 14px system-ui, sans-serif; margin: 1.5rem; color: #222; background: #fff }}
-.legend span {{ padding: 2px 8px; border-radius: 3px; color: #fff; font-size: 12px }}
-.drawing {{ overflow-x: auto; margin-top: 1rem }}
-.name {{ font-size: 12px }} .number {{ font-size: 10px; fill: #fff; text-anchor: middle; pointer-events: none }}
-.tick {{ font-size: 10px; fill: #666; text-anchor: middle }} .line {{ stroke: #ddd }}
-</style></head><body>
-<h1>{title}</h1><p>{summary}</p><p class="legend">{legend}</p>
-<div class="drawing"><svg width="{width}" height="{height}" role="img" aria-label="{title}">
-{bars}
-</svg></div></body></html>
-"""
+    if span.kind in _COMPUTE:
+        return f"{span.kind} {span.micro_batch} of fragment {span.fragment}"
+    return f"{span.kind} {span.micro_batch} for fragment {span.fragment}"

@@ -10,8 +10,6 @@ import typer
 from fusion.cli.options import JobArgument, JsonOption
 from fusion.cli.output import out, print_json, show
 
-CODECS = ("none", "bf16", "int8", "topk", "adatopk")
-
 
 def plan(
     job: JobArgument,
@@ -26,10 +24,19 @@ def plan(
     compare: Annotated[
         bool, typer.Option("--compare", envvar="FUSION_COMPARE", help="Compare the policies and codecs.")
     ] = False,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(
+            "--timeline",
+            envvar="FUSION_TIMELINE",
+            metavar="FILE",
+            help="Draw the simulated steps: FILE.html is a page, FILE.json a trace for Perfetto. With --compare: of the fastest.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict a job's plan and step time on a topology, without a pool."""
-    from fusion.errors import PlanError, UserError
+    from fusion.errors import UserError
     from fusion.spec_file import load_spec
     from fusion.topology import load_topology
     from fusion.units import format_seconds
@@ -40,31 +47,48 @@ def plan(
     pool = load_topology(topology)
     if policy is not None and policy not in POLICIES:
         raise UserError(f"--policy: no policy {policy!r}{suggest(policy, list(POLICIES))}")
+    from fusion.cli import predictions
     from fusion.cli.jobs import plan_table
-    from fusion.cli.predictions import comparison_table, links_table, predict
     from fusion.submit import capture_job, read_job
+    from scheduler.compare import compare as comparison
+    from scheduler.compare import plan_for, row, simulate_plan
+    from scheduler.devices import from_topology
 
+    if timeline is not None:
+        predictions.check_timeline(timeline)
     spec, base = read_job(job)
     dag = capture_job(spec, base).dag
+    training = predictions.training_of(spec)
+    devices, network = from_topology(pool)
+    chosen, codec = policy or spec.plan.policy, spec.compression.codec
     if compare:
-        predictions = [predict(dag, spec, pool, policy=name, codec=codec) for name in POLICIES for codec in CODECS]
+        found = comparison(dag, pool, training, policies=tuple(POLICIES) if policy is None else (policy,))
         if as_json:
-            print_json(predictions)
+            print_json(found)
         else:
-            show(comparison_table(predictions))
+            show(predictions.comparison_table(found))
+        fastest = min(found, key=lambda prediction: prediction["step_seconds"] or float("inf"))
+        chosen, codec = fastest["policy"], fastest["codec"]
+        if timeline is None:
+            return
+    made = plan_for(dag, devices, network, training, chosen, codec)
+    played = simulate_plan(dag, made, devices, network, training)
+    if timeline is not None:
+        predictions.write_timeline(timeline, played, f"{spec.name}: {chosen}, codec {codec}")
+    if compare:
         return
-    prediction = predict(dag, spec, pool, policy=policy or spec.plan.policy, codec=spec.compression.codec)
-    if "error" in prediction:
-        raise PlanError(prediction["error"])
+    prediction = row(chosen, codec, dag, made, played) | {"fragments": predictions.fragments(dag, made)}
     if as_json:
         print_json(prediction)
         return
     out(
-        f"{prediction['policy']}, codec {prediction['codec']}: {format_seconds(prediction['step_seconds'])} per step, "
-        f"workers idle {prediction['bubble']:.0%} of it"
+        f"{chosen}, codec {codec}: {format_seconds(played.step_seconds)} per step, "
+        f"workers idle {played.bubble:.0%} of it"
     )
     out("")
     show(plan_table(prediction))
+    out("")
+    show(predictions.memory_table(prediction))
     if prediction["bytes_per_link"]:
         out("")
-        show(links_table(prediction))
+        show(predictions.links_table(prediction))

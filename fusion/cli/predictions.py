@@ -1,73 +1,45 @@
-"""What a plan would do on a topology: the scheduler's plan, played through its simulator."""
+"""What a plan would do on a topology: the scheduler's comparison as tables, and files with a simulated step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dag.cut import cut
 from dag.graph import OpDag
-from dag.workload import workload
-from fusion.cli.output import table
-from fusion.errors import PlanError
+from fusion.cli.output import note, table
+from fusion.errors import UserError
 from fusion.plan import Plan
 from fusion.spec import JobSpec
-from fusion.topology import Topology
 from fusion.units import format_bytes, format_seconds
-from scheduler import from_topology, plan_job
-from scheduler.compression import message_bytes
-from scheduler.cost import Costs
-from scheduler.simulator import simulate
+from scheduler import Simulation, Training, chrome_trace, html
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Prediction = dict[str, Any]
+Prediction = Mapping[str, Any]
+TIMELINES = {".html": "a page to look at", ".json": "a trace for Perfetto or chrome://tracing"}
 
 
-def predict(dag: OpDag, spec: JobSpec, topology: Topology, *, policy: str, codec: str) -> Prediction:
-    """One line of a comparison; `error` instead of figures when this policy finds no plan."""
-    devices, network = from_topology(topology)
+def training_of(spec: JobSpec) -> Training:
+    """What the job asks of a plan."""
     train = spec.train
-    compression = spec.compression.model_copy(update={"codec": codec})
-    try:
-        plan = plan_job(
-            dag,
-            devices,
-            network,
-            policy=policy,
-            schedule=spec.plan.schedule,
-            micro_batches=train.micro_batches,
-            fragments=spec.plan.fragments,
-            optimizer=train.optimizer,
-            recompute=train.recompute,
-            compression=compression,
-            use_all=spec.plan.workers is not None,
-            seed=train.seed,
-        )
-    except PlanError as error:
-        return {"policy": policy, "codec": codec, "error": str(error)}
-    work = workload(dag)
-    costs = Costs(work, devices, network, plan.schedule, train.micro_batches, train.optimizer, train.recompute)
-    index = {device.name: position for position, device in enumerate(devices)}
-    hosts = [index[name] for name in plan.placement]
-    wire = message_bytes(work, work.crossings(plan.cuts), plan.codecs)
-    played = simulate(costs, plan.cuts, hosts, plan.in_flight, wire, clip=train.clip_grad_norm is not None, trace=False)
-    return {
-        "policy": policy,
-        "codec": codec,
-        "step_seconds": played.step_seconds,
-        "bubble": played.bubble,
-        "bytes_per_link": {f"{first} -> {second}": size for (first, second), size in played.bytes_per_link.items()},
-        "memory_per_worker": played.memory_per_worker,
-        "placement": list(plan.placement),
-        "cuts": list(plan.cuts),
-        "in_flight": list(plan.in_flight),
-        "fragments": _fragments(dag, plan),
-    }
+    return Training(
+        micro_batches=train.micro_batches,
+        schedule=spec.plan.schedule,
+        optimizer=train.optimizer,
+        recompute=train.recompute,
+        clip=train.clip_grad_norm is not None,
+        fragments=spec.plan.fragments,
+        ratio=spec.compression.ratio,
+        use_all=spec.plan.workers is not None,
+        seed=train.seed,
+    )
 
 
-def _fragments(dag: OpDag, plan: Plan) -> list[dict[str, Any]]:
+def fragments(dag: OpDag, plan: Plan) -> list[dict[str, Any]]:
+    """The plan's fragments, as `fusion job` shows them."""
     bounds = (0, *plan.cuts, len(dag.body))
     found = []
     for fragment, worker in zip(cut(dag, plan.cuts).fragments, plan.placement, strict=True):
@@ -89,29 +61,63 @@ def _fragments(dag: OpDag, plan: Plan) -> list[dict[str, Any]]:
 
 def comparison_table(predictions: Sequence[Prediction]) -> Table:
     """One row per policy and codec, the fastest first."""
-    ordered = sorted(predictions, key=lambda prediction: prediction.get("step_seconds", float("inf")))
     rows = []
-    for prediction in ordered:
-        if "error" in prediction:
-            rows.append((prediction["policy"], prediction["codec"], "-", "-", "-", "-", prediction["error"]))
+    for prediction in sorted(predictions, key=lambda found: found["step_seconds"] or float("inf")):
+        name = (prediction["policy"], prediction["codec"])
+        if prediction["reason"]:
+            rows.append((*name, "-", "-", "-", "-", "-", prediction["reason"]))
             continue
         links: Mapping[str, float] = prediction["bytes_per_link"]
         rows.append(
             (
-                prediction["policy"],
-                prediction["codec"],
+                *name,
                 format_seconds(prediction["step_seconds"]),
                 f"{prediction['bubble']:.0%}",
                 format_bytes(sum(links.values())),
+                f"{prediction['wire_ratio']:.1f}",
                 format_bytes(max(prediction["memory_per_worker"].values())),
                 " ".join(prediction["placement"]),
             )
         )
-    columns = ("policy", "codec", "step", "idle", "sent per step", "largest memory", "placement")
-    return table(None, columns, rows, right=("step", "idle", "sent per step", "largest memory"))
+    right = ("step", "idle", "sent per step", "ratio", "largest memory")
+    return table(None, ("policy", "codec", *right, "placement"), rows, right=right)
 
 
 def links_table(prediction: Prediction) -> Table:
-    """Bytes of one step over each link."""
-    rows = [(link, format_bytes(size)) for link, size in prediction["bytes_per_link"].items()]
-    return table(None, ("link", "sent per step"), rows, right=("sent per step",))
+    """Bytes of one step over each link, and what compresses them."""
+    chosen = prediction["codecs_per_link"]
+    rows = []
+    for link, size in prediction["bytes_per_link"].items():
+        source, _, target = link.partition(" -> ")
+        there, back = chosen.get(link), chosen.get(f"{target} -> {source}")
+        codecs = [found[way] for found, way in ((there, "forward"), (back, "backward")) if found]
+        nominal = next(
+            (f"{found['nominal_ratio']:.1f}" for found in (there, back) if found and found["nominal_ratio"]), ""
+        )
+        wire = next((f"{found['wire_ratio']:.1f}" for found in (there, back) if found), "")
+        rows.append((link, format_bytes(size), ", ".join(codecs), nominal, wire))
+    right = ("sent per step", "ratio asked", "ratio on the wire")
+    return table(None, ("link", "sent per step", "codec", *right[1:]), rows, right=right)
+
+
+def memory_table(prediction: Prediction) -> Table:
+    """What training takes on each worker."""
+    rows = [(name, format_bytes(size)) for name, size in prediction["memory_per_worker"].items()]
+    return table(None, ("worker", "memory"), rows, right=("memory",))
+
+
+def check_timeline(path: Path) -> None:
+    """Raises `UserError` unless the file's name says what to draw."""
+    if path.suffix not in TIMELINES:
+        kinds = " or ".join(f"{suffix} ({what})" for suffix, what in TIMELINES.items())
+        raise UserError(f"--timeline {path}: its name must end in {kinds}")
+
+
+def write_timeline(path: Path, simulation: Simulation, title: str) -> None:
+    """Draw the simulated steps, in the form that the file's name asks for."""
+    text = html(simulation, title) if path.suffix == ".html" else chrome_trace(simulation)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--timeline {path}: can't be written: {error.strerror or error}") from None
+    note(f"wrote {path}")

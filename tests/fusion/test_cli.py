@@ -252,7 +252,15 @@ def test_plan(capsys, job, tmp_path):
     wanted = {"policy", "codec", "step_seconds", "bubble", "bytes_per_link", "memory_per_worker", "placement"}
     assert all(wanted <= entry.keys() for entry in compared)
     assert {entry["policy"] for entry in compared} >= {"op-fence", "equal-ops", "equal-compute"}
-    assert run(capsys, "plan", str(job), "--topology", topology, "--compare")[0] == 0
+    assert {entry["codec"] for entry in compared} >= {"none", "int8", "topk", "adatopk", "adaint", "auto"}
+    page, trace = str(tmp_path / "steps.html"), str(tmp_path / "steps.json")
+    assert run(capsys, "plan", str(job), "--topology", topology, "--compare", "--timeline", page)[0] == 0
+    assert Path(page).read_text().startswith("<!doctype html>")
+    assert run(capsys, "plan", str(job), "--topology", topology, "--timeline", trace)[0] == 0
+    assert json.loads(Path(trace).read_text())["traceEvents"]
+    code, _, err = run(capsys, "plan", str(job), "--topology", topology, "--timeline", "steps.png")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "must end in .html" in err
     code, _, err = run(capsys, "plan", str(job), "--topology", topology, "--policy", "op-fnce")
     assert (code, err) == (1, "error: --policy: no policy 'op-fnce'; did you mean 'op-fence'?\n")
 

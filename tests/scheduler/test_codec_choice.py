@@ -9,8 +9,8 @@ from compress.settings import parse
 from dag.cut import cut
 from fusion.plan import CodecChoice, Plan
 from fusion.spec import CompressionSpec
-from scheduler import Link, Network, homogeneous, plan_job
-from scheduler.compare import wire_ratio
+from scheduler import Device, Link, Network, homogeneous, plan_job
+from scheduler.compare import codecs_per_link, wire_ratio
 from scheduler.harm import DENSE_LOSS, MEASURED, ladder
 
 DAG = transformer(6, elements=65536)
@@ -74,6 +74,43 @@ def test_adatopk_compresses_in_proportion_to_the_link_s_time() -> None:
     edges = cut(DAG, made.cuts).edges
     ratios = {edge.source: made.codecs[edge.index].options["ratio"] for edge in edges if edge.index in made.codecs}
     assert ratios == {1: pytest.approx(60.0)}, "3 r on the slowest link; 3 r / 100 < 1 on the fast one means no codec"
+
+
+def bad_link() -> tuple[tuple[Device, ...], Network]:
+    """Three devices in a row; the second link is a hundred times slower than the first."""
+    slow, fast = Link(1e6, 0.0), Link(1e8, 0.0)
+    return homogeneous("abc"), Network(fast, {("b", "c"): slow, ("c", "b"): slow})
+
+
+def test_a_link_s_time_is_that_of_all_its_messages_on_its_slower_way() -> None:
+    devices, network = bad_link()
+    back = Network(network.default, {("b", "a"): Link(1e6, 0.0), ("b", "c"): Link(1e8, 0.0)})
+    made = plan_job(
+        DAG, devices, back, micro_batches=8, policy="equal-ops", cuts=(11, 21),
+        compression=CompressionSpec(codec="adatopk", ratio=20.0),
+    )  # fmt: skip
+    links = codecs_per_link(DAG, made)
+    assert list(links) == ["a -> b"], "its gradients are what is slow"
+    # At 1 value in 60 a value and its place take about 3 bytes and a bit.
+    assert links["a -> b"]["nominal_ratio"] == pytest.approx(60.0)
+    assert 60 < links["a -> b"]["wire_ratio"] < 80
+
+
+def test_adaint_follows_the_same_rule_in_its_width() -> None:
+    devices, network = bad_link()
+    found = {}
+    for ratio in (2.0, 7.0, 8.0, 300.0):
+        made = plan_job(
+            DAG, devices, network, micro_batches=8, policy="equal-ops", cuts=(11, 21),
+            compression=CompressionSpec(codec="adaint", ratio=ratio),
+        )  # fmt: skip
+        found[ratio] = {
+            link: (codecs["forward"], codecs["backward"]) for link, codecs in codecs_per_link(DAG, made).items()
+        }
+    assert found[2.0] == {"b -> c": ("int8", "int8")}
+    assert found[7.0] == {"b -> c": ("int4", "int4")}
+    assert found[8.0] == {"b -> c": ("int4", "int3:stochastic=1")}
+    assert found[300.0] == {"a -> b": ("int8", "int8"), "b -> c": ("int4", "int2:stochastic=1")}
 
 
 def test_auto_leaves_fast_links_alone_and_takes_the_mildest_codec_that_hides() -> None:

@@ -83,7 +83,10 @@ def test_drawings_hold_every_span_and_load_nothing() -> None:
     events = json.loads(chrome_trace(simulation))["traceEvents"]
     assert sum(event["ph"] == "X" for event in events) == len(simulation.spans)
     assert all(event["dur"] >= 0 for event in events if event["ph"] == "X")
-    page = html(simulation, "a <title>")
-    assert page.count("<rect") == len(simulation.spans)
-    assert "a &lt;title&gt;" in page
+    page = html(simulation, "a <title> </script>")
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert len(data["spans"]) == len(simulation.spans)
+    assert set(data["rows"][: data["workers"]]) == set(simulation.busy_per_worker)
+    assert data["ends"][-1] <= data["end"]
+    assert "a &lt;title&gt; &lt;/script&gt;" in page
     assert "http" not in page

@@ -15,6 +15,7 @@ from fusion.spec import OptimizerSpec
 from scheduler import Training, plan_job, simulate_plan
 from scheduler.cost import Costs
 from scheduler.devices import Device, Link, Network
+from scheduler.messages import Messages, Way, plain
 from scheduler.simulator import Simulation, simulate
 
 INSTANT = Link(1e15, 0.0)
@@ -44,7 +45,7 @@ def stages(
         tuple(range(1, count)),
         hosts or tuple(range(count)),
         in_flight or tuple(count - index for index in range(count)),
-        (sizes, sizes),
+        plain(sizes),
         clip=clip,
     )
 
@@ -66,6 +67,31 @@ def test_one_micro_batch_pays_every_latency_and_transfer(clip: bool) -> None:
         assert simulation.bytes_per_link["d0", "d1"] == simulation.bytes_per_link["d1", "d0"] == 20.0
     else:
         assert simulation.bytes_per_link["d0", "d2"] == 256.0
+
+
+def test_encoding_and_decoding_take_threads_of_their_own() -> None:
+    dag = chain([1000] * 2, [1])
+    devices = tuple(Device(f"d{i}", flops_per_second=1000, bytes_per_second=1e15, seconds_per_call=0) for i in range(2))
+    for micro_batches, wanted in ((1, 6 + 2 * 1.5), (8, 8 * 3 + 3 + 2 * 1.5)):
+        costs = Costs(workload(dag), devices, Network(INSTANT), "1f1b", micro_batches, SGD)
+        way = Way(np.zeros(1), np.full(1, 0.5), np.full(1, 1.0))
+        simulation = simulate(costs, (1,), (0, 1), (min(4, micro_batches), 1), Messages(way, way))
+        # One message waits for its codec; with more of them only the first activation and the last gradient do.
+        assert simulation.step_seconds == pytest.approx(wanted)
+        encoded = [span for span in simulation.spans if span.kind == "encode" and span.step == 1]
+        assert {span.resource for span in encoded} == {"d0 encoder", "d1 encoder"}
+        assert len(encoded) == 2 * micro_batches
+        assert simulation.busy_per_worker == pytest.approx({"d0": 3 * micro_batches, "d1": 3 * micro_batches})
+
+
+def test_a_slow_codec_paces_the_pipeline_like_a_slow_link() -> None:
+    dag = chain([1000] * 2, [1])
+    devices = tuple(Device(f"d{i}", flops_per_second=1000, bytes_per_second=1e15, seconds_per_call=0) for i in range(2))
+    costs = Costs(workload(dag), devices, Network(INSTANT), "gpipe", 4, SGD)
+    slow, instant = Way(np.zeros(1), np.full(1, 5.0), np.zeros(1)), Way(*np.zeros((3, 1)))
+    assert simulate(costs, (1,), (0, 1), (4, 4), Messages(slow, instant)).step_seconds == pytest.approx(
+        1 + 4 * 5 + 1 + 4 * 2 + 2
+    )
 
 
 def test_gpipe_over_a_slow_link_is_paced_by_the_link() -> None:
