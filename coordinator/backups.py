@@ -121,15 +121,21 @@ class Backups:
             self.order(job, now, max(due, run.highest + run.margin), run.backups)
 
     def order(self, job: Job, now: float, step: int, backups: dict[int, str], *, hold: bool = False) -> bool:
-        """Order the snapshots of `step`; False when the job ends before.
+        """Order the snapshots of `step`, or of an earlier one if the job ends before; False when there is none.
 
         The last step is left out: whoever adopts a fragment then still has its last state to bring in.
         """
         run = job.run
         assert run is not None
-        if step >= job.train.steps:
+        last = job.train.steps - 1
+        if run.highest + SMALLEST_MARGIN <= last:
+            step = min(step, last)
+        if step > last:
             return False
         run.round = Round(step=step, epoch=job.epoch, backups=dict(backups), hold=hold, ordered_at=now)
+        if run.common_step > run.start:
+            # Said again, in case that it was lost: who holds a snapshot keeps it only while it may be the common one.
+            self._books.tell(job, Commit(job=job.id, epoch=job.epoch, step=run.common_step))
         if backups or hold:
             order = Backup(job=job.id, epoch=job.epoch, step=step, backups=run.round.backups, hold=hold)
             self._books.tell(job, order)

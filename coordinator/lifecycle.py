@@ -31,6 +31,7 @@ from fusion.messages import (
     Leaving,
     PeerLost,
     Ready,
+    Start,
     StepReport,
     Warned,
 )
@@ -133,8 +134,7 @@ class Lifecycle:
     def _reported(self, event: ev.Reported) -> None:
         member = self.pool.of_incarnation(event.incarnation)
         if member is None or not member.live:
-            if member is None or member.state == "lost":
-                self._membership.evict(event)
+            self._membership.evict(event)
             return
         member.last_heard = max(member.last_heard, event.time)
         if member.state == "joined":
@@ -179,8 +179,11 @@ class Lifecycle:
         match message:
             case Ready() if job.state == "preparing":
                 self._course.ready(job, member.name, now)
-            case Ready():
+            case Ready() if self._recovery.moves.is_newcomer(job, member):
                 self._recovery.moves.ready(job, member, message)
+            case Ready():
+                # It waits to be started, so it has not heard that the others were.
+                self._books.tell(job, Start(job=job.id, epoch=message.epoch), (member.name,))
             case StepReport() if job.state == "running" and message.step <= job.train.steps:
                 member.memory_used_bytes = message.memory_used_bytes or member.memory_used_bytes
                 for times in message.fragments:

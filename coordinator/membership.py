@@ -148,11 +148,17 @@ class Membership:
             self._consequences.go_back(job, now, f"worker {member.name} leaves")
 
     def evict(self, event: ev.Reported) -> None:
-        """Tell a worker that was declared lost to join again; not at each heartbeat that is still on its way."""
+        """Tell a worker that is not in the pool so; not at each heartbeat that is still on its way.
+
+        One that was declared lost joins again; one that was to leave has not heard of it.
+        """
+        member = self._books.pool.of_incarnation(event.incarnation)
         told = self._evicted.get(event.incarnation)
         if told is None or event.time - told >= self._books.timing.failure_timeout:
             self._evicted[event.incarnation] = event.time
-            self._books.do(ev.Send(event.incarnation, Shutdown(reason="declared lost; join again", evicted=True)))
+            left = member is not None and member.state == "left"
+            order = Shutdown(reason="left") if left else Shutdown(reason="declared lost; join again", evicted=True)
+            self._books.do(ev.Send(event.incarnation, order))
 
 
 def all_finished(job: Job) -> bool:

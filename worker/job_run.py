@@ -52,6 +52,7 @@ from worker.standby import Standby
 from worker.state_blob import StateBlob
 
 _HANDSHAKE_PATIENCE = 30.0
+_READY_AGAIN = 5.0
 _SNAPSHOTS = frozenset({FrameKind.SNAPSHOT, FrameKind.SNAPSHOT_WANT})
 
 log = logging.getLogger("fusion.worker")
@@ -101,6 +102,7 @@ class JobRun:
         self._loop = asyncio.get_running_loop()
         self._orders: asyncio.Queue[Order] = asyncio.Queue()
         self._abandoned = threading.Event()
+        self._started = False
         self._parts: _Parts | None = None
         self._tasks = [asyncio.create_task(self._make_ready(), name=f"prepare {self.job}")]
 
@@ -152,10 +154,12 @@ class JobRun:
         if not parts.host.hosted:
             # A newcomer to a job that is running: it takes part in pauses before it gets its first fragments.
             parts.host.start(parts.route)
+            self._started = True
         fetched = self._fetcher.fetched_bytes - before
-        self._send(Ready(job=prepare.job, epoch=prepare.plan.epoch, fetched_bytes=fetched))
+        ready = Ready(job=prepare.job, epoch=prepare.plan.epoch, fetched_bytes=fetched)
+        self._send(ready)
         self._tasks.append(asyncio.create_task(self._follow(parts), name=f"orders {self.job}"))
-        self._tasks.append(asyncio.create_task(self._poke(parts.backups), name=f"poke {self.job}"))
+        self._tasks.append(asyncio.create_task(self._poke(parts.backups, ready), name=f"poke {self.job}"))
         hosted = prepare.plan.fragments_of(self._worker)
         self._say(
             f"job {prepare.job}: fragment{'s' if len(hosted) != 1 else ''} {', '.join(map(str, hosted)) or 'none'} of "
@@ -223,7 +227,9 @@ class JobRun:
             order = await self._orders.get()
             match order:
                 case Start():
-                    if order.epoch == parts.host.epoch:
+                    # It comes again when it may have been lost.
+                    if order.epoch == parts.host.epoch and not self._started:
+                        self._started = True
                         self._say(f"job {self.job}: training starts")
                         parts.host.start(parts.route)
                         self._stand_by(parts, self._prepare.backups)
@@ -315,10 +321,15 @@ class JobRun:
                 )
             )
 
-    async def _poke(self, backups: Backups) -> None:
+    async def _poke(self, backups: Backups, ready: Ready) -> None:
+        said_at = monotonic()
         while True:
             await asyncio.sleep(1.0)
             backups.poke()
+            if not self._started and monotonic() - said_at >= _READY_AGAIN:
+                # The answer may have been lost with a connection that broke.
+                said_at = monotonic()
+                self._send(ready)
 
     # From other threads --------------------------------------------------------------------------------------------
 

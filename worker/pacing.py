@@ -44,7 +44,7 @@ class Pacing:
         """These fragments are hosted from now on; those that are new have everything before `first_step` behind them."""
         self._to_say = [edge for edge in self._pairs.values() if edge.target in hosted]
         self._done = {
-            edge: self._done.get(edge, first_step - 1) for edge in self._pairs.values() if edge.source in hosted
+            edge: max(self._done.get(edge, 0), first_step - 1) for edge in self._pairs.values() if edge.source in hosted
         }
 
     @property
@@ -55,6 +55,10 @@ class Pacing:
     def to_say(self, fragment: int) -> list[Edge]:
         """The edges on which `fragment`, hosted here, says DONE after each step."""
         return [edge for edge in self._to_say if edge.target == fragment]
+
+    def through(self, step: int) -> None:
+        """Everybody is through with `step`; that they said so may have been lost, and is forgotten."""
+        self._done = {edge: max(done, step) for edge, done in self._done.items()}
 
     def heard(self, edge: int, step: int) -> None:
         """DONE of `step` came on this edge."""

@@ -258,6 +258,7 @@ class Session(Generic[P]):
         self.base = step
         self.log.forget(step)
         self._orders = {at: wanted for at, wanted in self._orders.items() if at > step}
+        self._pacing.through(step)
         self.dispatch.settle()
         self.measure_log()
         self._restrain()
