@@ -103,6 +103,7 @@ class Course:
             job.restarts += 1
         if job.plan is not None:
             job.epoch += 1
+        self.publish(job, progress.flush(job, job.restart_step))  # Those steps are not run again.
         self._forget_run(job)
         job.state = "queued"
         job.refused_for = None

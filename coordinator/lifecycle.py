@@ -276,5 +276,6 @@ class Lifecycle:
             return
         self._collecting.over(job, event)
         self._course.end_when_done(job, event.time)
-        if job.state == "running" and isinstance(event, ev.CheckpointWritten):
+        last = event.step == job.train.steps  # Only the end of the job is left to wait for.
+        if job.state == "running" and isinstance(event, ev.CheckpointWritten) and not last:
             self._membership.leave_at_checkpoint(job, event.time)

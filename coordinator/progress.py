@@ -55,9 +55,9 @@ def add_evaluation(job: Job, report: EvaluationReport) -> list[Metric]:
     return _complete(job)
 
 
-def flush(job: Job) -> list[Metric]:
-    """All fragments are finished: what is complete waits for no evaluation any more."""
-    return _complete(job, wait_for_evaluation=False)
+def flush(job: Job, through: int | None = None) -> list[Metric]:
+    """What is complete, up to the step `through`, waits for no evaluation any more: there won't be another."""
+    return _complete(job, wait_for_evaluation=False, through=through)
 
 
 def evaluation_due(job: Job, step: int) -> bool:
@@ -65,11 +65,11 @@ def evaluation_due(job: Job, step: int) -> bool:
     return bool(every and job.train.eval_batches and step % every == 0)
 
 
-def _complete(job: Job, wait_for_evaluation: bool = True) -> list[Metric]:
+def _complete(job: Job, wait_for_evaluation: bool = True, through: int | None = None) -> list[Metric]:
     metrics: list[Metric] = []
     for step in sorted(job.partial):
         partial = job.partial[step]
-        if partial.completed_at is None:
+        if partial.completed_at is None or (through is not None and step > through):
             break
         waiting = wait_for_evaluation and evaluation_due(job, step) and partial.eval_loss is None
         following = job.partial.get(step + 1)

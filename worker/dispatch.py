@@ -13,6 +13,7 @@ from typing import TypeVar
 from dag.cut import Partition
 from fusion.plan import Plan
 from fusion.wire import FrameKind
+from worker.pacing import STEPS_AHEAD
 from worker.replay_log import Key, Parcel, ReplayLog, Sent
 
 P = TypeVar("P", bound=Parcel)
@@ -93,7 +94,9 @@ class Dispatch:
             return True
         if not self._follows(to):
             return False
-        return moved_there or step >= self._floors[to]
+        # A free-running fragment waits for what its receivers say of an earlier step than its own.
+        needed = self._floors[to] - (STEPS_AHEAD if kind is FrameKind.DONE else 0)
+        return moved_there or step >= needed
 
     def held_back(self, peer: str, log: ReplayLog[P]) -> list[Sent[P]]:
         """What has been held back for a peer that follows the plan now; some of it may go a second time.

@@ -1,0 +1,155 @@
+"""Single faults at chosen moments, and proof that the schedules would find what they look for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from protocol_values import CASES, Value
+from protocol_world import World
+
+from coordinator.backups import Backups
+from executor.ordering import Task, TaskKind
+from fusion.plan import Plan
+from fusion.wire import FrameKind
+from worker.dispatch import Dispatch
+from worker.session import LendParameters, Session
+
+cases = pytest.mark.parametrize("case", sorted(CASES))
+
+
+def disturbed(world: World, step: int, worker: int = 1) -> World:
+    """Kill a worker after a step."""
+    world.play_until(lambda: world.job.step >= step)
+    world.live()[worker].die()
+    return world
+
+
+@cases
+def test_in_good_weather_an_adoption_needs_no_message_twice(case: str) -> None:
+    for seed in range(3):
+        world = World(case, seed, workers=3)
+        disturbed(world, 4)
+        world.finish()
+        assert world.job.recoveries + world.job.restarts > 0
+        if world.job.recoveries:
+            assert not world.sent[FrameKind.RESEND]
+
+
+@cases
+def test_fragments_that_move_in_good_order_replay_nothing(case: str) -> None:
+    moves = 0
+    for seed in range(4):
+        world = World(case, seed, workers=3)
+        world.play_until(lambda world=world: world.job.step >= 2)
+        world.start_worker("d")
+        world.live()[seed % 2].leave()
+        world.finish()
+        if not world.job.restarts:
+            moves += any(" -> " in line for line in world.story)
+            assert set(world.executed.values()) == {1}
+    assert moves
+
+
+@cases
+@pytest.mark.parametrize("step", [0, 3, 9])
+def test_every_worker_gone_and_back(case: str, step: int) -> None:
+    world = World(case, seed=step, workers=3)
+    world.play_until(lambda: world.job.step >= step)
+    for process in world.live():
+        process.die()
+    world.play(30)
+    world.start_worker("e")
+    world.finish()
+    assert world.job.restarts or step == 0
+
+
+@pytest.mark.parametrize("after", range(0, 30, 3))
+def test_the_coordinator_dies_while_it_has_a_loss_to_tell(after: int) -> None:
+    world = disturbed(World("tied", seed=after, workers=4), 3)
+    assert world.coordinator is not None
+    world.coordinator.fuse = after
+    world.play(60)
+    world.finish()
+
+
+def test_a_full_log_does_not_stop_a_job_that_loses_a_worker_or_comes_to_its_end() -> None:
+    for seed in range(12):
+        disturbed(World("skips", seed, workers=3, log_memory=100), 1 + seed % 8).finish()
+
+
+# Mistakes that must be found ---------------------------------------------------------------------------------------
+
+
+def found(play: Callable[[int], World], schedules: Iterable[int] = range(30)) -> bool:
+    """Whether one of these schedules shows that something is wrong."""
+    for seed in schedules:
+        try:
+            play(seed).finish()
+        except (AssertionError, ValueError, KeyError):
+            return True
+    return False
+
+
+class Forgetful(Session[Value]):
+    """Prunes its log after each step, whoever may still need it."""
+
+    def completed(self, task: Task) -> None:
+        super().completed(task)
+        if task.kind is TaskKind.UPDATE:
+            self.log.forget(task.step - 1)
+
+
+class Hasty(Session[Value]):
+    """Goes on one step after the snapshot that it adopted, not after the next."""
+
+    def switch(self, plan: Plan, step: int) -> tuple[int, ...]:
+        added = super().switch(plan, step)
+        for fragment in added:
+            if step + 2 <= self._train.steps:
+                self.board.add(fragment, step + 2)
+        return added
+
+
+class Miserly(Session[Value]):
+    """Does not lend its parameters again after a move."""
+
+    def switch(self, plan: Plan, step: int) -> tuple[int, ...]:
+        added = super().switch(plan, step)
+        self._out = [each for each in self._out if not isinstance(each, LendParameters) or each.fragment in added]
+        return added
+
+
+def test_right_schedules_find_nothing() -> None:
+    assert not found(lambda seed: disturbed(World("tied", seed), 5), range(10))
+
+
+@pytest.mark.parametrize("session", [Forgetful, Hasty])
+def test_a_wrong_session_is_found(session: type[Session[Value]]) -> None:
+    assert found(lambda seed: disturbed(World("tied", seed, session=session), 5))
+
+
+def test_a_parameter_that_is_not_lent_to_a_fragment_that_moved_is_found() -> None:
+    def play(seed: int) -> World:
+        world = World("tied", seed, workers=3, session=Miserly)
+        world.play_until(lambda: world.job.step >= 2)
+        world.live()[0].leave()
+        return world
+
+    assert found(play)
+
+
+def test_a_snapshot_that_counts_too_early_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def complete(self: Backups, job: Any, now: float) -> bool:
+        return bool(job.run.round.held)
+
+    monkeypatch.setattr(Backups, "complete", complete)
+    assert found(lambda seed: disturbed(World("tied", seed), 5))
+
+
+def test_what_is_not_pushed_to_an_adopter_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Dispatch, "held_back", lambda *_: [])
+    world = disturbed(World("tied", seed=1), 5)
+    world.finish()  # Asking again mends it, later.
+    assert world.sent[FrameKind.RESEND]
