@@ -204,8 +204,8 @@ class Running:
 def joined(pool: LocalPool, workers: Sequence[str]) -> bool:
     """Whether all of these are in the pool and live."""
     with suppress(FusionError), pool.client() as client:
-        live = {w["name"] for w in client.workers() if w["state"] not in ("lost", "left")}
-        return set(workers) <= live
+        live: set[str] = {w["name"] for w in client.workers() if w["state"] not in ("lost", "left")}
+        return live.issuperset(workers)
     return False
 
 

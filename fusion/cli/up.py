@@ -46,6 +46,12 @@ def up(
     threads: Annotated[
         int, typer.Option("--threads", envvar="FUSION_THREADS", min=1, help="Compute threads of each worker.")
     ] = 1,
+    chaos: Annotated[
+        bool,
+        typer.Option(
+            "--chaos", envvar="FUSION_CHAOS", help="Kill a worker at random now and then, and see the job get over it."
+        ),
+    ] = False,
     resume: Annotated[
         str | None,
         typer.Option("--resume", envvar="FUSION_RESUME", metavar="PATH", help="A checkpoint's folder or file."),
@@ -58,6 +64,7 @@ def up(
     ] = None,
 ) -> None:
     """Train on this machine: starts a coordinator, workers and a job, and shows progress until it has ended."""
+    from fusion.chaos import Chaos
     from fusion.demo import write_demo
     from fusion.errors import UserError
     from fusion.local import LocalPool
@@ -69,6 +76,8 @@ def up(
     from fusion.topology import load_topology
 
     spec = load_spec(job) if job is not None else None
+    if chaos and workers == 1:
+        raise UserError("--chaos needs at least two workers: somebody has to take over; leave out --workers 1")
     pool_on_paper = load_topology(topology) if topology is not None else None
     if pool_on_paper is not None and workers is not None and workers != len(pool_on_paper.workers):
         raise UserError(f"--workers {workers}: the topology has {len(pool_on_paper.workers)}; leave out --workers")
@@ -107,10 +116,14 @@ def up(
             def capture() -> CapturedJob:
                 return capture_job(spec, path.resolve().parent, say=view.status)
 
+            disturb = Chaos(pool, spec.train.steps, view.say).heard if chaos else None
+
             def show_item(item: StreamItem) -> None:
                 file.write(item)
                 board.write(item)
                 view.show(item)
+                if disturb is not None:
+                    disturb(item)
 
             try:
                 run = train_on(
