@@ -22,7 +22,7 @@ def workers(
     if as_json:
         print_json(found)
     elif not found:
-        out(f"no workers; the command that joins one, token included, is what `fusion coordinator` printed for {url}")
+        out(f"no workers at {url}; `fusion token create --role join` prints the command that adds one")
     else:
         columns = ("name", "state", "job", "fragments", "device", "threads", "memory", "endpoint")
         show(table(None, columns, [_row(worker) for worker in found], right=("threads", "memory")))

@@ -8,11 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from coordinator_cases import FakeWorker, Server, ref_of, serving
 
 from coordinator import api
 from coordinator.tokens import RIGHTS, DeniedError, Role, Token, TokenBook, TokenRequest, refuse_ended
+from fusion.errors import CoordinatorError
+from fusion.messages import JoinRequest
+from fusion.sockets import new_keys
+from worker.joining import ask
 
 ALL_ROUTES = api.all_routes()
 OPEN = {"/healthz", "/api/v1/openapi.json", "/", "/dashboard/{file}"}
@@ -213,3 +218,21 @@ async def test_a_browser_gets_in_by_the_address_and_holds_no_more_than_reads(tmp
         assert (await server.call("GET", "/api/v1/jobs", None, headers=jar))[0] == 200
         stolen = {"Cookie": f"fusion_viewer={server.access.operator_token}"}
         assert (await server.call("POST", "/api/v1/jobs", None, headers=stolen, json={}))[0] == 401
+
+
+async def test_a_worker_is_told_how_its_token_ended(server: Server) -> None:
+    invitation = await made(server, "join", uses=1)
+    worker = FakeWorker(server, "b")
+    async with aiohttp.ClientSession() as session:
+
+        async def join() -> str:
+            request = JoinRequest.model_validate(worker.join_body(public_key=new_keys().public))
+            return (await ask(session, server.url, invitation["token"], request)).worker
+
+        assert await join() == "b"
+        with pytest.raises(CoordinatorError) as caught:
+            await join()
+    assert str(caught.value) == (
+        f"the coordinator at {server.url} refused this worker: token {invitation['id']} is used up (1 of 1 uses); "
+        "ask the pool's operator for another: `fusion token create --role join`"
+    )
