@@ -48,8 +48,8 @@ class Request:
         if estimate.missing_bytes > 0:
             return estimate.score
         depths = [estimate.in_flight]
-        if self.costs.schedule == "1f1b" and len(placed.devices) > 1:
-            # Often better where the pipeline comes back to a device.
+        if len(placed.devices) > len(set(placed.devices)):
+            # Where the pipeline comes back to a device, this is often better.
             depths.append(self._deepest(placed))
         seconds = min(play(self.costs, self.estimate, placed, depth).step_seconds for depth in dict.fromkeys(depths))
         return (0.0, seconds + estimate.handling)

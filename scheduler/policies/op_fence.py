@@ -25,12 +25,12 @@ LARGE_POOL = 128
 """From here on the search is narrowed: fewer orders, bounds and positions."""
 SIMULATED_TASKS = 1200
 """The search may simulate about so many forwards; the estimate alone decides about longer pipelines."""
-MOST_PLAYS = 40
+MOST_PLAYS = 24
 LEAST_GAIN = 0.003
 """What a further fragment or message must save of the step to be worth having."""
 LEAST_GAIN_OF_RETURNING = 0.01
 """What coming back to a device must save: more messages, and more that depends on the prediction being right."""
-BEAM_POOL, BEAM_POSITIONS, BEAM_WIDTH, BEAM_ANSWERS = 8, 14, 60, 24
+BEAM_POOL, BEAM_POSITIONS, BEAM_WIDTH, BEAM_ANSWERS = 8, 14, 60, 16
 """The beam search's limits: it is for pools of up to so many devices."""
 MOST_RETURNING = 3
 """Of its answers, so many are simulated in full."""

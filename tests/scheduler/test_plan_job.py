@@ -63,7 +63,7 @@ def test_the_same_question_gets_the_same_answer(policy: str) -> None:
 def test_memory_is_respected() -> None:
     dag = transformer(6)
     work, generator, planned = workload(dag), Random(1), 0
-    for seed in range(25):
+    for seed in range(14):
         devices = tuple(Device(f"d{i}", memory_bytes=generator.randint(4, 20) * 250_000) for i in range(4))
         with suppress(PlanError):
             plan = plan_job(dag, devices, micro_batches=8, policy="op-fence" if seed % 2 else "equal-compute")
@@ -72,7 +72,7 @@ def test_memory_is_respected() -> None:
             used = worker_memory(fragment_memory(costs, plan.cuts, work.crossings(plan.cuts)), hosts, plan.in_flight)
             assert all(held <= (devices[index].memory_bytes or 0) for index, held in used.items())
             planned += 1
-    assert 5 <= planned < 25
+    assert 3 <= planned < 14
 
 
 def test_little_memory_lowers_the_micro_batches_in_flight() -> None:
@@ -194,7 +194,7 @@ def test_a_tied_parameter_too_dear_to_ship_brings_the_pipeline_back_to_its_home(
 
 
 def test_op_fence_is_never_slower_than_the_baselines() -> None:
-    for seed in range(20):
+    for seed in range(10):
         dag, devices, network, micro_batches = random_case(seed, most_devices=4, positions=8)
         names = [device.name for device in devices]
         times = {}
@@ -207,7 +207,7 @@ def test_op_fence_is_never_slower_than_the_baselines() -> None:
 
 
 def test_op_fence_never_cuts_between_two_fragments_of_one_worker() -> None:
-    for seed in range(20):
+    for seed in range(10):
         dag, devices, network, micro_batches = random_case(seed, most_devices=4, positions=8)
         plan = plan_job(dag, devices, network, micro_batches=micro_batches)
         assert all(first != second for first, second in itertools.pairwise(plan.placement))
