@@ -131,8 +131,11 @@ class Running:
         self.until(lambda: self.ended is not None or self.step >= step, seconds)
 
     def heard(self, event: str, count: int = 1) -> bool:
+        return self.count(event) >= count
+
+    def count(self, event: str) -> int:
         with self._changed:
-            return sum(told["event"] == event for told in self.events) >= count
+            return sum(told["event"] == event for told in self.events)
 
     def plan(self) -> tuple[str, ...]:
         """The placement of the moment; empty while there is none."""
@@ -201,12 +204,11 @@ class Running:
             self._changed.notify_all()
 
 
-def joined(pool: LocalPool, workers: Sequence[str]) -> bool:
-    """Whether all of these are in the pool and live."""
+def joined(pool: LocalPool, workers: Sequence[str]) -> set[str]:
+    """Those of these workers that are in the pool and live; none when the coordinator can't be asked now."""
     with suppress(FusionError), pool.client() as client:
-        live: set[str] = {w["name"] for w in client.workers() if w["state"] not in ("lost", "left")}
-        return live.issuperset(workers)
-    return False
+        return {w["name"] for w in client.workers() if w["state"] not in ("lost", "left")} & set(workers)
+    return set()
 
 
 def differences(one: Outcome, other: Outcome) -> list[str]:

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from benchmarks.disturbed import FaultyPool, Outcome, Running, differences, joined
 from cases import all_cases
 from runs import captured
 
+from benchmarks.disturbed import FaultyPool, Outcome, Running, differences, joined
 from fusion.submit import CapturedJob
 
 pytestmark = pytest.mark.system
@@ -138,7 +138,7 @@ def test_stalled_workers_wake_before_and_after_they_are_given_up(gpt: Scene, tmp
         run.until(lambda: run.heard("worker-lost"))
         run.until_step(run.step + 3)
         pool.wake(late)
-        run.until(lambda: run.ended or joined(pool, NAMES))
+        run.until(lambda: run.ended or len(joined(pool, NAMES)) == 4)
         pool.fail_at(early, "cut")
         same(gpt, run, adoption=1, **{"worker-lost": 1})
 
