@@ -245,7 +245,7 @@ class Coordinator:
             self._send(incarnation, message)
 
     def _probe(self, incarnation: str, endpoint: str) -> None:
-        if not self._world.listens(endpoint):
+        if not self._world.processes[endpoint].alive:
             self.post(ev.WorkerUnreachable(self.now, incarnation))
 
     def _write(self, asked: ev.WriteCheckpoint) -> None:

@@ -15,7 +15,7 @@ from dag.cut import Edge, Fragment, Partition
 from dag.graph import TensorMeta
 from fusion.messages import BlobRef, TrainConfig
 from fusion.plan import ScheduleName
-from fusion.spec import LrScheduleSpec, OptimizerSpec
+from fusion.spec import JobSpec, LrScheduleSpec, OptimizerSpec
 from fusion.wire import FrameKind
 from worker.replay_log import Key
 
@@ -292,3 +292,18 @@ CASES: dict[str, Case] = {
     )
 }
 """With and without: a tied parameter, clipping, evaluation, checkpoints, a stem that no gradient comes back to."""
+
+
+def spec_of(checkpoint_every: int | None, backup_every: int | Literal["auto"], log_memory: int, keep: int) -> JobSpec:
+    """A spec with these settings; the rest is not looked at."""
+    return JobSpec.model_validate(
+        {
+            "name": "job",
+            "model": {"entrypoint": "model.py:build"},
+            "loss": "mse",
+            "data": {"arrays": "data.npz"},
+            "train": {"steps": 1, "global_batch": 1, "micro_batch": 1},
+            "checkpoint": {"every": checkpoint_every, "keep": keep},
+            "fault_tolerance": {"failure_timeout": 5.0, "backup_every": backup_every, "log_memory": log_memory},
+        }
+    )

@@ -10,26 +10,25 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import count
-from typing import Any, Literal
+from typing import Literal
 
+from protocol_computing import Computing
 from protocol_coordinator import JOB, Coordinator, Store
 from protocol_network import Clock, Network
 from protocol_run import JobRun
-from protocol_values import CASES, Value, part_of
+from protocol_values import CASES, Value, part_of, spec_of
 from protocol_worker import Process
 from pydantic import BaseModel
 
 from coordinator import events as ev
 from coordinator.jobs import Job
 from executor.ordering import Task, TaskKind
-from fusion.spec import JobSpec
 from fusion.wire import FrameKind, Header
 from worker.session import Session
 
 COORDINATOR = "coordinator"
 _SECONDS = {TaskKind.FORWARD: 0.02, TaskKind.BACKWARD: 0.03, TaskKind.UPDATE: 0.02, TaskKind.EVALUATE: 0.01}
-_CHECK_EVERY = 16
-"""Events between two looks at what is costly to look at."""
+_CHECK_EVERY = 16  # Events between two looks at what is costly to look at.
 
 
 class World:
@@ -70,8 +69,8 @@ class World:
         self.executed: dict[tuple[int, int], int] = {}
         """(fragment, step) -> how often its update was run."""
         self._numbers = count(1)
-        self._session = session
-        self._active: dict[tuple[int, int], JobRun] = {}
+        self.session = session
+        self._active: dict[tuple[int, int], Computing] = {}
         self._margin = 2
         self._log_memory = log_memory
         self.start_coordinator()
@@ -81,7 +80,7 @@ class World:
             self.start_worker("abcdefgh"[index])
         while len(pool.idle()) < workers:
             self.clock.advance()
-        self.coordinator.submit(_spec(self.case.train.checkpoint_every, backup_every, log_memory, keep))
+        self.coordinator.submit(spec_of(self.case.train.checkpoint_every, backup_every, log_memory, keep))
 
     # What people ask for -----------------------------------------------------------------------------------------
 
@@ -109,22 +108,22 @@ class World:
     def play(self, events: int) -> None:
         """Let so many things happen."""
         for _ in range(events):
-            if self.over or not self.clock.advance():
+            if self.over or not self._advance():
                 return
-            self.events += 1
-            if self.events % _CHECK_EVERY == 0:
-                self.check()
 
     def play_until(self, condition: Callable[[], bool], limit: int = 100_000) -> None:
         """Let things happen until `condition`; it must come."""
         for _ in range(limit):
             if condition():
                 return
-            assert self.clock.advance(), "nothing more happens"
-            self.events += 1
-            if self.events % _CHECK_EVERY == 0:
-                self.check()
+            assert self._advance(), "nothing more happens"
         raise AssertionError("it never came")
+
+    def _advance(self) -> bool:
+        self.events += 1
+        if self.events % _CHECK_EVERY == 0:
+            self.check()
+        return self.clock.advance()
 
     def finish(self) -> None:
         """Faults stop, enough workers live: the job must end, and its result must be that of an undisturbed run."""
@@ -143,8 +142,7 @@ class World:
         self.damage = 0.0
         self.full.clear()
         for pair in list(self.network.cuts):
-            one, other = sorted(pair)
-            self.heal(one, other)
+            self.heal(*sorted(pair))
         for process in self.live():
             process.wake()
             process.fuse = None
@@ -188,13 +186,11 @@ class World:
         self.log(f"{one} and {other} are apart")
         self.network.cut(one, other)
         if COORDINATOR in (one, other):
-            name = other if one == COORDINATOR else one
-            found = self.network.cuts.get(frozenset((one, other)))
-            self.clock.at(3.1, lambda: self._notice_cut(name) if found and found.broken else None)
+            self.clock.at(3.1, lambda: self._notice_cut(other if one == COORDINATOR else one))
 
     def _notice_cut(self, name: str) -> None:
-        process = self.process(name)
-        if process is not None and self.network.apart(name, COORDINATOR):
+        process, found = self.process(name), self.network.cuts.get(frozenset((name, COORDINATOR)))
+        if process is not None and found is not None and found.broken:
             process.happens(process.disconnected)
 
     def heal(self, one: str, other: str) -> None:
@@ -250,9 +246,6 @@ class World:
         reachable = peer.alive and not peer.stalled and not self.network.apart(peer.name, process.name)
         return reachable and process.key in peer.gate
 
-    def listens(self, key: str) -> bool:
-        return self.processes[key].alive
-
     def upload(self, process: Process, state: int) -> bool:
         if self.coordinator is None or self.network.apart(process.name, COORDINATOR):
             return False
@@ -269,12 +262,9 @@ class World:
     def seconds(self, name: str, task: Task) -> float:
         return _SECONDS[task.kind] * self.slow.get(name, 1.0) * (0.5 + self.dice.random())
 
-    def new_session(self, **settings: Any) -> Session[Value]:
-        return self._session(**settings)
-
     # What must hold ----------------------------------------------------------------------------------------------
 
-    def begins(self, run: JobRun, task: Task) -> None:
+    def begins(self, run: Computing, task: Task) -> None:
         """No two workers are active for one fragment in one epoch."""
         other = self._active.setdefault((run.epoch, task.fragment), run)
         assert other is run, f"{run.process.key} and {other.process.key} run fragment {task.fragment} in one epoch"
@@ -282,7 +272,7 @@ class World:
             key = (task.fragment, task.step)
             self.executed[key] = self.executed.get(key, 0) + 1
 
-    def measured(self, run: JobRun, logged: int) -> None:
+    def measured(self, run: Computing, logged: int) -> None:
         """The log is bounded: its limit, and what the steps make that were begun before it was reached."""
         if self.coordinator is not None and (job := self.coordinator.lifecycle.jobs[JOB]).run is not None:
             self._margin = max(self._margin, job.run.margin)
@@ -315,8 +305,8 @@ class World:
             if run is not None and job.plan.placement[fragment] != holder:
                 assert run.snapshots.state(fragment, common) is not None, f"{holder} lacks {fragment} after {common}"
         for run in by_name.values():
-            run.made = {key for key in run.made if key[2] > common}
-            for key in run.made:
+            run.computing.made = {key for key in run.computing.made if key[2] > common}
+            for key in run.computing.made:
                 source = run.session.dispatch.source(key[0], key[1])
                 if source in run.session.hosted:
                     assert run.session.log.find(key) is not None, f"{run.process.name} has forgotten {key}"
@@ -329,7 +319,7 @@ class World:
             if process.incarnation in hosts
             and process.run is not None
             and job.run is not None
-            and process.run.started
+            and process.run.computing.started
             and process.run.prepare.plan.epoch >= job.run.epoch
         ]
 
@@ -356,19 +346,5 @@ class World:
             for process in self.live()
             if (run := process.run) is not None
         )
-        run = job.run.model_dump(exclude={"times"}) if job.run is not None else None
-        return f"{job.state} {job.reason} step {job.step}; {workers}; {run}"
-
-
-def _spec(checkpoint_every: int | None, backup_every: int | Literal["auto"], log_memory: int, keep: int) -> JobSpec:
-    return JobSpec.model_validate(
-        {
-            "name": "job",
-            "model": {"entrypoint": "model.py:build"},
-            "loss": "mse",
-            "data": {"arrays": "data.npz"},
-            "train": {"steps": 1, "global_batch": 1, "micro_batch": 1},
-            "checkpoint": {"every": checkpoint_every, "keep": keep},
-            "fault_tolerance": {"failure_timeout": 5.0, "backup_every": backup_every, "log_memory": log_memory},
-        }
-    )
+        record = job.run.model_dump(exclude={"times"}) if job.run is not None else None
+        return f"{job.state} {job.reason} step {job.step}; {workers}; {record}"

@@ -19,9 +19,14 @@ from worker.session import LendParameters, Session
 cases = pytest.mark.parametrize("case", sorted(CASES))
 
 
+def reach(world: World, step: int) -> None:
+    """Let the job come to a step."""
+    world.play_until(lambda: world.job.step >= step)
+
+
 def disturbed(world: World, step: int, worker: int = 1) -> World:
     """Kill a worker after a step."""
-    world.play_until(lambda: world.job.step >= step)
+    reach(world, step)
     world.live()[worker].die()
     return world
 
@@ -42,7 +47,7 @@ def test_fragments_that_move_in_good_order_replay_nothing(case: str) -> None:
     moves = 0
     for seed in range(4):
         world = World(case, seed, workers=3)
-        world.play_until(lambda world=world: world.job.step >= 2)
+        reach(world, 2)
         world.start_worker("d")
         world.live()[seed % 2].leave()
         world.finish()
@@ -56,7 +61,7 @@ def test_fragments_that_move_in_good_order_replay_nothing(case: str) -> None:
 @pytest.mark.parametrize("step", [0, 3, 9])
 def test_every_worker_gone_and_back(case: str, step: int) -> None:
     world = World(case, seed=step, workers=3)
-    world.play_until(lambda: world.job.step >= step)
+    reach(world, step)
     for process in world.live():
         process.die()
     world.play(30)
@@ -133,7 +138,7 @@ def test_a_wrong_session_is_found(session: type[Session[Value]]) -> None:
 def test_a_parameter_that_is_not_lent_to_a_fragment_that_moved_is_found() -> None:
     def play(seed: int) -> World:
         world = World("tied", seed, workers=3, session=Miserly)
-        world.play_until(lambda: world.job.step >= 2)
+        reach(world, 2)
         world.live()[0].leave()
         return world
 

@@ -16,7 +16,7 @@ from protocol_worker import Process
 from protocol_world import COORDINATOR, World
 
 SCHEDULES = int(os.environ.get("FUSION_SCHEDULES", "0"))
-FEW = 100
+FEW = 200
 
 which = st.integers(0, 7)
 
@@ -197,7 +197,7 @@ class Schedule(RuleBasedStateMachine):
 
 @pytest.mark.timeout(max(300, SCHEDULES))
 def test_whatever_happens_the_job_ends_with_the_same_bits() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Schedule,
         settings=settings(
             max_examples=SCHEDULES or FEW,
