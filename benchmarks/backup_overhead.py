@@ -1,0 +1,151 @@
+"""What backups and replay logs cost while nothing goes wrong: a step with them, at default settings, over one without.
+
+`python benchmarks/backup_overhead.py`. One pool on loopback trains the same job again and again, in turn with and without:
+without, the workers keep no log and ignore the orders to take snapshots. The processes are the same, the losses too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.common import (
+    ONE_THREAD,
+    Sample,
+    Workload,
+    arguments,
+    interleave,
+    machine,
+    ratios,
+    report,
+    seconds_per_step,
+    write_text,
+)
+from benchmarks.placed_pool import PlacedPool
+from benchmarks.placed_worker import BARE
+from fusion.local import check_done
+from fusion.submit import CapturedJob, capture_job, read_job, submit
+
+BOUND = 1.03
+SETTINGS = (
+    (Workload(steps=150, warm_up=30), 2),
+    (Workload(steps=150, warm_up=30), 4),
+    (Workload(layers=6, width=256, sequence_length=128, micro_batch=4, steps=40, warm_up=8), 2),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    seconds: float
+    """Mean step time."""
+    cpu_seconds: float
+    """Processor time per step of all processes."""
+    last_loss: float
+    snapshot_step: int
+    """The last common snapshot."""
+
+
+def train(pool: PlacedPool, job: CapturedJob, workload: Workload, bare: bool) -> Run:
+    pool.switch(BARE, bare)
+    metrics: dict[int, dict[str, Any]] = {}
+    processor: dict[int, float] = {}
+    common = 0
+
+    def take(item: Any) -> None:
+        nonlocal common
+        if item.kind == "job":
+            common = max(common, int(item.data.get("common_step") or 0))
+        if item.kind == "metrics":
+            step = item.data["step"]
+            metrics[step] = item.data
+            if step in (workload.warm_up, workload.steps):
+                spent = [psutil.Process(pid).cpu_times() for pid in pool.process_ids().values()]
+                processor[step] = sum(times.user + times.system for times in spent)
+
+    with pool.client() as client:
+        final = pool.watch(str(submit(client, job)["id"]), take)
+    check_done(final)
+    counted = workload.steps - workload.warm_up
+    return Run(
+        seconds_per_step([metrics[step]["step_seconds"] for step in sorted(metrics)], workload),
+        (processor[workload.steps] - processor[workload.warm_up]) / counted,
+        metrics[workload.steps]["loss"],
+        common,
+    )
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--setting", type=int, choices=range(len(SETTINGS)), help="only this one of the settings")
+    options = parser.parse_args()
+    os.environ.update(ONE_THREAD)
+    about = machine()
+    rows: list[list[str]] = []
+    results: list[dict[str, object]] = []
+    for workload, workers in SETTINGS if options.setting is None else [SETTINGS[options.setting]]:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            PlacedPool(Path(folder), [f"worker-{index}" for index in range(workers)]) as pool,
+        ):
+            spec = workload.job(write_text(Path(folder)), workers=workers, fragments=workers, policy="equal-compute")
+            job = capture_job(*read_job(spec))
+            pool.wait_for_workers()
+            train(pool, job, workload, bare=False)  # files and code come into memory
+            variants = {
+                "backed up": partial(train, pool, job, workload, False),
+                "bare": partial(train, pool, job, workload, True),
+            }
+            runs, disturbed = interleave(variants, options.rounds, options.repeats)
+        if len({run.last_loss for taken in runs.values() for run in taken}) != 1:
+            raise SystemExit("the losses differ: the two sides did not train the same")
+        if any(run.snapshot_step for run in runs["bare"]) or not all(run.snapshot_step for run in runs["backed up"]):
+            raise SystemExit("snapshots were taken where none should be, or not where they should be")
+        figures = (
+            ("ms/step", {name: Sample(tuple(run.seconds for run in taken)) for name, taken in runs.items()}),
+            (
+                "processor ms/step",
+                {name: Sample(tuple(run.cpu_seconds for run in taken)) for name, taken in runs.items()},
+            ),
+        )
+        result: dict[str, object] = {
+            "workload": workload.describe(),
+            "workers": workers,
+            "cores_taken_by_others": disturbed,
+        }
+        for figure, samples in figures:
+            ratio = ratios(samples["backed up"].values, samples["bare"].values)
+            rows.append(
+                [
+                    f"{workload.describe()}, {workers} workers" if figure == "ms/step" else "",
+                    figure,
+                    *(f"{samples[name].median * 1e3:.1f}" for name in variants),
+                    f"{ratio.median:.3f}",
+                    ratio.spread(digits=3),
+                ]
+            )
+            result[figure] = {
+                "seconds": {name: sample.values for name, sample in samples.items()},
+                "ratio": ratio.median,
+                "spread": ratio.spread(digits=3),
+            }
+        results.append(result)
+    report(
+        "backup_overhead",
+        "A step with backups and logs over one without",
+        ["setting", "figure", "with", "without", "ratio", "spread"],
+        rows,
+        {"machine": about, "target": f"ratio <= {BOUND}", "results": results},
+    )
+
+
+if __name__ == "__main__":
+    main()
