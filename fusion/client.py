@@ -9,29 +9,23 @@ import socket
 import ssl
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
 from fusion.errors import BlobError, CoordinatorError, UnreachableError, UserError, VersionError
+from fusion.event_stream import StreamItem, server_sent_events
+from fusion.file_reader import FileReader
 from fusion.tls import client_context, explain
 
 if TYPE_CHECKING:
     from fusion.messages import BlobRef  # pydantic's models take longer to import than a short command runs
 
+__all__ = ["Client", "Json", "StreamItem"]
 Json = dict[str, Any]
 MAX_ANSWER_BYTES = 256 * 2**20
 _CHUNK = 1 << 20
-
-
-@dataclass(frozen=True)
-class StreamItem:
-    """One server-sent event: `kind` is `job`, `metrics`, `event` or `log`."""
-
-    kind: str
-    data: Json
 
 
 class Client:
@@ -130,7 +124,7 @@ class Client:
         self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
     ) -> Generator[StreamItem, None, None]:
         try:
-            yield from _server_sent_events(response)
+            yield from server_sent_events(response)
         except (OSError, http.client.HTTPException) as error:
             raise self._unreachable(error) from None
         finally:
@@ -153,8 +147,8 @@ class Client:
 
     def create_token(self, role: str, lifetime_seconds: float | None, uses: int | None = None, note: str = "") -> Json:
         """Make a token; `token` in the answer is shown this once."""
-        body = {"role": role, "lifetime_seconds": lifetime_seconds, "uses": uses, "note": note}
-        return self._object("POST", "/api/v1/tokens", body)
+        fields = {"role": role, "lifetime_seconds": lifetime_seconds, "uses": uses, "note": note}
+        return self._object("POST", "/api/v1/tokens", fields)
 
     def revoke_token(self, token_id: str) -> Json:
         return self._object("POST", f"/api/v1/tokens/{quote(token_id, safe='')}/revoke", {})
@@ -210,11 +204,10 @@ class Client:
                 progress(ref.size)
             return False
         if isinstance(source, bytes):
-            body: bytes | _Reader = source
-            self._request("PUT", f"/api/v1/blobs/{ref.digest}", body, _blob_headers(ref))
+            self._request("PUT", f"/api/v1/blobs/{ref.digest}", source, _blob_headers(ref))
         else:
             with open(source, "rb") as file:
-                self._request("PUT", f"/api/v1/blobs/{ref.digest}", _Reader(file, progress), _blob_headers(ref))
+                self._request("PUT", f"/api/v1/blobs/{ref.digest}", FileReader(file, progress), _blob_headers(ref))
         return True
 
     def download_blob(self, ref: BlobRef) -> bytes:
@@ -253,7 +246,7 @@ class Client:
             raise CoordinatorError(f"{self.url}{path}: the answer is not JSON; is this a Fusion coordinator?") from None
 
     def _request(
-        self, method: str, path: str, body: bytes | _Reader | None = None, headers: Mapping[str, str] | None = None
+        self, method: str, path: str, body: bytes | FileReader | None = None, headers: Mapping[str, str] | None = None
     ) -> bytes:
         with self._streamed(method, path, body, headers) as response:
             data = response.read(MAX_ANSWER_BYTES + 1)
@@ -264,7 +257,7 @@ class Client:
 
     @contextmanager
     def _streamed(
-        self, method: str, path: str, body: bytes | _Reader | None = None, headers: Mapping[str, str] | None = None
+        self, method: str, path: str, body: bytes | FileReader | None = None, headers: Mapping[str, str] | None = None
     ) -> Iterator[http.client.HTTPResponse]:
         """A response with a good status; the kept connection is dropped when anything goes wrong."""
         reused = self._kept is not None
@@ -278,7 +271,7 @@ class Client:
                     raise
                 # The server closed an idle connection: that is no failure, ask once more on a fresh one.
                 self.close()
-                if isinstance(body, _Reader):
+                if isinstance(body, FileReader):
                     body.rewind()
                 self._kept = connection = self._connection(self.timeout)
                 response = self._send(connection, method, path, body, headers or {})
@@ -308,7 +301,7 @@ class Client:
         connection: http.client.HTTPConnection,
         method: str,
         path: str,
-        body: bytes | _Reader | None,
+        body: bytes | FileReader | None,
         headers: Mapping[str, str],
     ) -> http.client.HTTPResponse:
         sent = dict(headers)
@@ -345,25 +338,6 @@ class Client:
         raise CoordinatorError(message or f"the coordinator at {self.url} answered with status {status}", status)
 
 
-class _Reader:
-    """A file that reports how much of it was read, and that can start again."""
-
-    def __init__(self, file: BinaryIO, progress: Callable[[int], None] | None) -> None:
-        self._file = file
-        self._progress = progress
-
-    def read(self, size: int = -1) -> bytes:
-        chunk = self._file.read(_CHUNK if size < 0 else max(size, _CHUNK))
-        if self._progress is not None:
-            self._progress(len(chunk))
-        return chunk
-
-    def rewind(self) -> None:
-        if self._progress is not None:
-            self._progress(-self._file.tell())
-        self._file.seek(0)
-
-
 @contextmanager
 def _writing(target: Path) -> Iterator[None]:
     try:
@@ -374,20 +348,3 @@ def _writing(target: Path) -> Iterator[None]:
 
 def _blob_headers(ref: BlobRef) -> dict[str, str]:
     return {"Content-Type": "application/octet-stream", "Content-Length": str(ref.size)}
-
-
-def _server_sent_events(response: http.client.HTTPResponse) -> Iterator[StreamItem]:
-    kind = "message"
-    lines: list[str] = []
-    while raw := response.readline(_CHUNK):
-        line = raw.decode("utf-8", "replace").rstrip("\r\n")
-        if not line:
-            if lines:
-                data = json.loads("\n".join(lines))
-                if isinstance(data, dict):
-                    yield StreamItem(kind, data)
-            kind, lines = "message", []
-        elif line.startswith("event:"):
-            kind = line[6:].strip()
-        elif line.startswith("data:"):
-            lines.append(line[5:].removeprefix(" "))
