@@ -156,7 +156,7 @@ class Backups:
                 self._send_announcement(fragment, step, offer)
 
     def _send_announcement(self, fragment: int, step: int, offer: _Offer) -> None:
-        announcement = memoryview(msgpack.packb([offer.size, offer.digest]))
+        announcement = memoryview(msgpack.packb([offer.size, offer.digest, self._common]))
         self._transmit(offer.to, self._header(fragment, step, 0, len(announcement)), announcement)
 
     def _send_piece(self, header: Header, sender: str) -> None:
@@ -173,7 +173,7 @@ class Backups:
     def _announced(self, header: Header, sender: str, announcement: bytes) -> None:
         fragment, step = header.edge, header.step
         known = self._held.get((fragment, step))
-        size, digest = _read(announcement)
+        size, digest, common = _read(announcement)
         if known is not None and (known.digest, known.source) == (digest, sender):
             if known.verified:
                 self._report(self._holding(fragment, step, known))
@@ -196,9 +196,9 @@ class Backups:
                 f"of the {format_bytes(self._memory.limit)} that this worker may use",
             )
             return
-        # The one before may have become the common snapshot without our having heard of it; those before that have not.
-        uncommon = sorted(at for at in self._held if at[0] == fragment and at[1] > self._common)
-        for stale in uncommon[:-1]:
+        # The host had heard of the common snapshot when this one was ordered; we may not have. Others came to nothing.
+        kept = (common, self._common)
+        for stale in [at for at in self._held if at[0] == fragment and at[1] < step and at[1] not in kept]:
             del self._held[stale]
         pieces = -(-size // PIECE_BYTES)
         held = self._held[fragment, step] = _Held(sender, size, digest, bytearray(size), set(range(1, pieces + 1)))
@@ -260,10 +260,13 @@ def _state_limit(dag: OpDag, fragment: Fragment) -> int:
     return 2 * _COPIES * parameters + buffers + 4096 * (1 + len(fragment.parameters) + len(fragment.written_buffers))
 
 
-def _read(announcement: bytes) -> tuple[int, str]:
-    """Size and hash; an announcement that is none counts as one that nothing fits."""
+def _read(announcement: bytes) -> tuple[int, str, int]:
+    """Size, hash and common step; an announcement that is none counts as one that nothing fits."""
     try:
-        size, digest = msgpack.unpackb(announcement, max_array_len=2, max_str_len=64, max_map_len=0, max_bin_len=0)
+        read = msgpack.unpackb(announcement, max_array_len=3, max_str_len=64, max_map_len=0, max_bin_len=0)
+        size, digest, common = read
     except Exception:
-        return 2**62, ""
-    return (size, digest) if type(size) is int and size >= 0 and isinstance(digest, str) else (2**62, "")
+        return 2**62, "", -1
+    if type(size) is int and size >= 0 and isinstance(digest, str) and type(common) is int:
+        return size, digest, common
+    return 2**62, "", -1

@@ -75,7 +75,7 @@ class Snapshots:
                 self._transmit(sender, self._header(fragment, step, 1), Value(offer[2], ROOM))
         elif header.micro_batch == 0:
             assert value is not None
-            self._announced(fragment, step, sender, value.value)
+            self._announced(fragment, step, sender, value)
         else:
             assert value is not None
             held = self._held.get(key)
@@ -89,9 +89,9 @@ class Snapshots:
             held.here = True
             self._hold(fragment, step)
 
-    def _announced(self, fragment: int, step: int, sender: str, state: int) -> None:
+    def _announced(self, fragment: int, step: int, sender: str, value: Value) -> None:
         known = self._held.get((fragment, step))
-        if known is not None and (known.state, known.source) == (state, sender):
+        if known is not None and (known.state, known.source) == (value.value, sender):
             if known.here:
                 self._hold(fragment, step)
             return
@@ -100,14 +100,15 @@ class Snapshots:
         if not self._room(fragment):
             self._fail(fragment, step, "memory")
             return
-        for stale in sorted(at for at in self._held if at[0] == fragment and at[1] > self._common)[:-1]:
+        kept = (value.common, self._common)
+        for stale in [at for at in self._held if at[0] == fragment and at[1] < step and at[1] not in kept]:
             del self._held[stale]
-        self._held[fragment, step] = _Held(sender, state)
+        self._held[fragment, step] = _Held(sender, value.value)
         self._want(fragment, step, sender)
 
     def _announce(self, fragment: int) -> None:
         step, to, state = self._offers[fragment]
-        self._transmit(to, self._header(fragment, step, 0), Value(state, ROOM))
+        self._transmit(to, self._header(fragment, step, 0), Value(state, ROOM, self._common))
 
     def _want(self, fragment: int, step: int, source: str) -> None:
         self._transmit(source, Header(self._job, self._epoch(), FrameKind.SNAPSHOT_WANT, fragment, step, 1), None)

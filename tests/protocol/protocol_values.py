@@ -35,6 +35,8 @@ class Value:
 
     value: int
     nbytes: int = PAYLOAD_BYTES
+    common: int = -1
+    """With the announcement of a snapshot: the common step, as far as its host knows."""
 
 
 NOTHING = Value(0, 0)
