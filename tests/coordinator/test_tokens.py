@@ -15,8 +15,9 @@ from coordinator_cases import FakeWorker, Server, ref_of, serving
 from coordinator import api
 from coordinator.tokens import RIGHTS, DeniedError, Role, Token, TokenBook, TokenRequest, refuse_ended
 from fusion.errors import CoordinatorError
-from fusion.messages import JoinRequest
+from fusion.messages import Device, JoinRequest
 from fusion.sockets import new_keys
+from fusion.wire import PROTOCOL_VERSION
 from worker.joining import ask
 
 ALL_ROUTES = api.all_routes()
@@ -222,16 +223,22 @@ async def test_a_browser_gets_in_by_the_address_and_holds_no_more_than_reads(tmp
 
 async def test_a_worker_is_told_how_its_token_ended(server: Server) -> None:
     invitation = await made(server, "join", uses=1)
-    worker = FakeWorker(server, "b")
+    requests = [
+        JoinRequest(
+            name=name,
+            protocol_version=PROTOCOL_VERSION,
+            fusion_version="0",
+            torch_version="0",
+            device=Device(memory_bytes=0, flops_per_second=1e9),
+            data_endpoint="tcp://127.0.0.1:1",
+            public_key=new_keys().public,
+        )
+        for name in "bc"
+    ]
     async with aiohttp.ClientSession() as session:
-
-        async def join() -> str:
-            request = JoinRequest.model_validate(worker.join_body(public_key=new_keys().public))
-            return (await ask(session, server.url, invitation["token"], request)).worker
-
-        assert await join() == "b"
+        assert (await ask(session, server.url, invitation["token"], requests[0])).worker == "b"
         with pytest.raises(CoordinatorError) as caught:
-            await join()
+            await ask(session, server.url, invitation["token"], requests[1])
     assert str(caught.value) == (
         f"the coordinator at {server.url} refused this worker: token {invitation['id']} is used up (1 of 1 uses); "
         "ask the pool's operator for another: `fusion token create --role join`"
