@@ -79,6 +79,31 @@ def test_the_coordinator_dies_while_it_has_a_loss_to_tell(after: int) -> None:
     world.finish()
 
 
+@pytest.mark.parametrize("after", range(1, 8))
+def test_the_coordinator_dies_while_it_starts_a_job(after: int) -> None:
+    world = World("chain", seed=after, workers=3)
+    world.play_until(lambda: world.job.state == "preparing" and bool(world.job.ready))
+    assert world.coordinator is not None
+    world.coordinator.fuse = after
+    world.play(60)
+    world.finish()
+
+
+def test_a_worker_leaves_although_the_coordinator_died_before_it_could_say_so() -> None:
+    world = World("chain", workers=3)
+    reach(world, 4)  # Too late for fragments to move to a newcomer.
+    world.start_worker("d")
+    coordinator, leaver = world.coordinator, world.process("d")
+    assert coordinator is not None
+    assert leaver is not None
+    world.play_until(lambda: any(member.name == "d" for member in coordinator.lifecycle.pool.idle()))
+    coordinator.fuse = 1
+    world.drain("d")
+    assert world.coordinator is None
+    world.finish()
+    world.play_until(lambda: not leaver.alive)
+
+
 def test_a_full_log_does_not_stop_a_job_that_loses_a_worker_or_comes_to_its_end() -> None:
     for seed in range(12):
         disturbed(World("skips", seed, workers=3, log_memory=100), 1 + seed % 8).finish()
