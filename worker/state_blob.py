@@ -59,15 +59,15 @@ class StateBlob:
             for begin in range(0, len(data), _PIECE):
                 yield data[begin : begin + _PIECE]
 
-    def read(self, begin: int, end: int) -> bytes:
-        """Bytes `begin` to `end` of the blob, less what lies beyond its end."""
-        parts: list[bytes | memoryview] = [self._head[begin:end]]
+    def read(self, begin: int, end: int) -> bytes | memoryview:
+        """Bytes `begin` to `end` of the blob, less what lies beyond its end; no copy of what lies in one tensor."""
+        parts: list[bytes | memoryview] = [self._head[begin:end]] if begin < len(self._head) else []
         for index in range(max(0, bisect_right(self._begins, begin) - 1), len(self._tensors)):
             first = self._begins[index]
             if first >= end:
                 break
             parts.append(bytes_of(self._tensors[index])[max(0, begin - first) : end - first])
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def ref(self) -> BlobRef:
         """Its name and size; reads all of it."""
