@@ -131,7 +131,7 @@ def test_submit_follow_and_fetch(capsys, job, tmp_path, monkeypatch):
         monkeypatch.setenv("FUSION_TOKEN", "wrong")
         code, _, err = run(capsys, "submit", str(job))
         assert code == 1
-        assert "token is missing or wrong" in err
+        assert "the bearer token is wrong; give --token" in err
 
         client = fusion.Client(pool.url, pool.token)
         posted = client.submit(job)
