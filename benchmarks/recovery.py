@@ -320,6 +320,16 @@ def torchft(python: str, workload: Workload, text: Path, kills: int) -> dict[str
     return result
 
 
+def row_of_torchft(theirs: dict[str, Any]) -> list[str]:
+    recovered = [seconds for seconds in theirs["next_step_seconds"] if seconds is not None]
+    stuck = len(theirs["next_step_seconds"]) - len(recovered)
+    note = f"a step takes {theirs['median_step']:.2f} s; stuck for a minute: {stuck}"
+    sample = Sample(tuple(recovered))
+    if not recovered:
+        return ["torchft, loopback", "", "", "", note]
+    return ["torchft, loopback", f"{sample.median:.2f}", sample.spread(digits=2), "", note]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=5, help="of each kind in each setting")
@@ -354,10 +364,8 @@ def main() -> None:
             rows += rows_of(result)
         if options.torchft:
             theirs = torchft(options.torchft, base, text, options.kills)
-            sample = Sample(tuple(theirs["next_step_seconds"]))
             data["torchft"] = theirs
-            note = f"a step takes {theirs['median_step']:.2f} s; the lost step's gradients are gone"
-            rows.append(["torchft, loopback", f"{sample.median:.2f}", sample.spread(digits=2), "", note])
+            rows.append(row_of_torchft(theirs))
     data["results"] = [result.to_json() for result in results]
     report(
         "recovery",
