@@ -95,15 +95,14 @@ def test_between_update_and_report_while_its_snapshot_is_under_way_and_while_it_
     gpt: Scene, tmp_path: Path
 ) -> None:
     with storm(gpt, tmp_path) as (pool, run):
-        die(pool, run, run.plan()[1], "report")
-        host = next(name for name in NAMES if pool.alive(name) and name in run.plan())
-        die(pool, run, host, "snapshot")
-        placement, backups = run.plan(), run.backups()
-        victim = placement[2]
-        heir = backups[2]
+        for point in ("report", "snapshot"):
+            victim = run.plan()[1]
+            die(pool, run, victim, point)
+            pool.start_again(victim)
+        victim, heir = run.plan()[2], run.backups()[2]
         pool.fail_at(heir, "replay")
-        die(pool, run, victim, "backward")
-        assert not pool.alive(heir)
+        pool.fail_at(victim, "backward")
+        run.until(lambda: not pool.alive(victim) and not pool.alive(heir))
         pool.start_again(heir)
         pool.start_again(victim)
         same(gpt, run)
