@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 from urllib.parse import urlsplit
 
-PATIENCE = 1.0
+PATIENCE = 2.0
+_FIRST_WAIT = 0.25
+"""For an answer to the first knock; it doubles. A lost packet alone would be sent again after a second."""
 _KNOCKS = 20
 _PAUSE = 0.02
 
@@ -19,9 +21,14 @@ async def refuses(endpoint: str, patience: float = PATIENCE) -> bool:
         address = urlsplit(endpoint)
         async with asyncio.timeout(patience):
             # Accepted and closed again: a process that is just being taken down, or one that sends us away.
+            wait = _FIRST_WAIT
             for _ in range(_KNOCKS):
-                if await _greets(address.hostname or "", address.port or 0):
-                    return False
+                try:
+                    async with asyncio.timeout(wait):
+                        if await _greets(address.hostname or "", address.port or 0):
+                            return False
+                except TimeoutError:
+                    wait *= 2
                 await asyncio.sleep(_PAUSE)
     except ConnectionRefusedError:
         return bool(address.hostname and address.port)

@@ -50,6 +50,19 @@ async def test_a_process_that_is_being_taken_down_is_tried_again() -> None:
     assert knocks == 1
 
 
+async def test_an_answer_that_was_lost_is_asked_for_again() -> None:
+    knocked = asyncio.Event()
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        knocked.set()
+        server.close()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    assert await refuses(f"tcp://127.0.0.1:{port}", 5.0)
+    assert knocked.is_set()
+
+
 async def test_an_address_that_can_t_be_reached_says_nothing() -> None:
     assert not await refuses("tcp://host.invalid:1", 0.5)
     assert not await refuses("tcp://nowhere", 0.1)
