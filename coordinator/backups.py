@@ -37,8 +37,9 @@ def choose(
 ) -> tuple[dict[int, str], str]:
     """Fragment -> backup worker, and why some fragments have none, in words.
 
-    The next of the plan's workers that has room; the `previous` one while it can be, because it has built the fragment
-    already. A worker that leaves takes no backups.
+    The worker half way round the plan's ring, or the next after it that has room: never a neighbour while there are four, so
+    that neighbours may be lost together. The `previous` one while it can be, because it has built the fragment already. A
+    worker that leaves takes no backups.
     """
     live = {member.name: member for member in members if member.state != "draining" and member.name in plan.workers}
     ring = [name for name in plan.workers if name in live]
@@ -55,7 +56,7 @@ def choose(
     lacking: dict[int, int] = {}
     for fragment, host in enumerate(plan.placement):
         need = 2 * sizes.get(fragment, 0) * (1 + slots)  # The last snapshot stays until the next one is whole.
-        at = ring.index(host) + 1 if host in ring else 0
+        at = (ring.index(host) + len(ring) // 2) % len(ring) if host in ring else 0
         candidates = [name for name in (*ring[at:], *ring[:at]) if name != host]
         before = (previous or {}).get(fragment)
         if before in candidates:

@@ -90,12 +90,13 @@ def test_a_worker_and_its_holder_together_send_the_job_back() -> None:
     assert play.state() == "preparing"  # Again, on what is left.
 
 
-def test_two_workers_with_other_holders_are_one_adoption() -> None:
+def test_two_neighbours_together_are_one_adoption() -> None:
+    """Their backup workers are neighbours of neither."""
     play = Play("abcd")
     step = play.backed_up()
-    play.lose("a", "c")
-    adopt = play.sent(Adopt)["b"]
-    assert (adopt.plan.placement, adopt.plan.epoch, adopt.step) == (("b", "b", "d", "d"), 1, step)
+    play.lose("a", "b")
+    adopt = play.sent(Adopt)["c"]
+    assert (adopt.plan.placement, adopt.plan.epoch, adopt.step) == (("c", "d", "c", "d"), 1, step)
     assert play.job.recoveries == 1
 
 
@@ -103,12 +104,12 @@ def test_another_loss_while_one_is_adopted() -> None:
     play = Play("abcd")
     step = play.backed_up()
     play.lose("a")
-    assert play.sent(Adopt)["b"].plan.placement == ("b", "b", "c", "d")
-    play.lose("c")
-    adopt = play.sent(Adopt)["b"]
-    assert (adopt.plan.placement, adopt.plan.epoch, adopt.step) == (("b", "b", "d", "d"), 2, step)
+    assert play.sent(Adopt)["c"].plan.placement == ("c", "b", "c", "d")
+    play.lose("b")
+    adopt = play.sent(Adopt)["c"]
+    assert (adopt.plan.placement, adopt.plan.epoch, adopt.step) == (("c", "d", "c", "d"), 2, step)
     assert play.run.switch is not None
-    assert play.run.switch.behind == [0, 2]
+    assert play.run.switch.behind == [0, 1]
 
 
 def test_an_adopter_that_dies_before_the_next_snapshot_sends_the_job_back() -> None:

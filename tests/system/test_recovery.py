@@ -115,10 +115,11 @@ def test_neighbours_at_once_and_a_worker_with_its_backup(gpt: Scene, tmp_path: P
         pool.kill(one)
         pool.kill(other)
         run.until_step(run.step + 4)
-        run.until(lambda: run.backups() and run.common_step() > 0)
-        victim = run.plan()[0]
-        heir = run.backups()[0]
+        assert not run.heard("restarted"), run.story()
         pool.start_again(one)
+        pool.start_again(other)
+        run.until(lambda: len(set(run.plan())) > 2)
+        victim, heir = run.plan()[0], run.backups()[0]
         pool.kill(victim)
         pool.kill(heir)
         same(gpt, run, restarted=1)
