@@ -16,7 +16,7 @@ from protocol_worker import Process
 from protocol_world import COORDINATOR, World
 
 SCHEDULES = int(os.environ.get("FUSION_SCHEDULES", "0"))
-FEW = 200
+FEW = 100
 
 which = st.integers(0, 7)
 

@@ -18,13 +18,15 @@ pytestmark = pytest.mark.system
 
 NAMES = ("w0", "w1", "w2", "w3")
 TIMEOUT = 1.5
-STEPS = 200
+STEPS = 160
 
 
 class Scene:
     """A captured job and what comes of it when nothing happens."""
 
-    def __init__(self, folder: Path, name: str, steps: int, **compression: object) -> None:
+    def __init__(
+        self, folder: Path, name: str, steps: int, workers: Sequence[str] = NAMES[:1], **sections: dict[str, object]
+    ) -> None:
         case = next(case for case in all_cases() if case.name == name)
         folder.mkdir()
         self.folder = folder
@@ -32,12 +34,11 @@ class Scene:
             case,
             folder,
             train={"steps": steps, "clip_grad_norm": 1.0, "eval_every": 20},
-            plan={"fragments": 4},
-            compression=compression,
             checkpoint={"every": 40},
             fault_tolerance={"failure_timeout": TIMEOUT},
+            **{"plan": {"fragments": 4}, **sections},
         )
-        with FaultyPool(folder / "calm", ("w0",)) as pool:
+        with FaultyPool(folder / "calm", workers) as pool:
             pool.wait_for_workers()
             self.calm = Running(pool, self.job).finish()
 
@@ -122,7 +123,9 @@ def test_neighbours_at_once_and_a_worker_with_its_backup(gpt: Scene, tmp_path: P
         victim, heir = run.plan()[0], run.backups()[0]
         pool.kill(victim)
         pool.kill(heir)
-        same(gpt, run, restarted=1)
+        outcome = same(gpt, run)
+        # The two deaths are one loss or two, as they are noticed; with both goes the only copy of a fragment.
+        assert outcome.count("restarted") >= 1, run.story()
 
 
 def test_stalled_workers_wake_before_and_after_they_are_given_up(gpt: Scene, tmp_path: Path) -> None:
@@ -180,7 +183,11 @@ def test_drain_and_sigterm_replay_nothing_and_everybody_gone_comes_back(gpt: Sce
 
 
 def test_a_lossy_codec_and_batch_norm(tmp_path: Path) -> None:
-    scene = Scene(tmp_path / "job", "resnet-18", 60, codec="int8")
-    with storm(scene, tmp_path / "storm", NAMES[:3]) as (pool, run):
+    """The codecs of a plan are those of the edges that cross workers when it is made: as many workers for the calm run."""
+    workers = NAMES[:3]
+    plan: dict[str, object] = {"policy": "equal-ops", "fragments": 3}
+    scene = Scene(tmp_path / "job", "resnet-18", 30, workers, plan=plan, compression={"codec": "int8"})
+    with storm(scene, tmp_path / "storm", workers) as (pool, run):
         die(pool, run, run.plan()[1], "backward")
-        same(scene, run, adoption=1)
+        outcome = same(scene, run, adoption=1)
+        assert outcome.job["plan"]["codecs"]
