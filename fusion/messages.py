@@ -381,9 +381,7 @@ class Leaving(_Message):
     reason: str
 
 
-ToWorker = Annotated[
-    Prepare | Start | Backup | Commit | Adopt | Connect | Stop | Shutdown, Field(discriminator="type")
-]
+ToWorker = Annotated[Prepare | Start | Backup | Commit | Adopt | Connect | Stop | Shutdown, Field(discriminator="type")]
 JobMessage = (
     Ready
     | StepReport

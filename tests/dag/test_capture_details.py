@@ -242,7 +242,9 @@ def test_recurrent_layers_count_every_position(cell: type[nn.RNNBase]) -> None:
             return self.cell(inputs)[0]
 
     length, batch, gates = 5, 2, 4 if cell is nn.LSTM else 3
-    found = capture(Model(), {"inputs": torch.randn(batch, length, 8), "targets": torch.randn(batch, length, 16)}, "mse")
+    found = capture(
+        Model(), {"inputs": torch.randn(batch, length, 8), "targets": torch.randn(batch, length, 16)}, "mse"
+    )
     (op,) = [op for op in found.dag.ops if op.flops]
     assert op.flops == 2 * length * batch * gates * 16 * (8 + 16)
     assert op.backward_flops >= 1.5 * op.flops
