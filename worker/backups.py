@@ -1,14 +1,14 @@
 """Snapshots between workers: those of our fragments on their way to backup workers, those of others that we hold.
 
-A host announces a snapshot (piece 0: size and hash); its backup worker asks for one piece after the other, so that a
+A host announces a snapshot (piece 0: size and checksum); its backup worker asks for one piece after the other, so that a
 snapshot never puts more than two pieces between the messages of the training. Once whole and verified it is held until
 a newer one is the common snapshot. Called from the data plane's thread, the compute thread and the event loop.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
+import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ class _Offer:
 
     to: str
     size: int
-    digest: str
+    checksum: int
     blob: StateBlob
     heard_at: float
 
@@ -57,7 +57,7 @@ class _Held:
 
     source: str
     size: int
-    digest: str
+    checksum: int
     data: bytearray
     missing: set[int]
     asked: int = 0
@@ -148,15 +148,14 @@ class Backups:
 
     def _announce(self, fragment: int, step: int, to: str, state: Mapping[str, Tensor]) -> None:
         blob = StateBlob(state)
-        ref = blob.ref()
-        offer = _Offer(to, ref.size, ref.digest, blob, monotonic())
+        offer = _Offer(to, blob.size, blob.checksum(), blob, monotonic())
         with self._lock:
             if step > self._common:
                 self._offers[fragment] = (step, offer)
                 self._send_announcement(fragment, step, offer)
 
     def _send_announcement(self, fragment: int, step: int, offer: _Offer) -> None:
-        announcement = memoryview(msgpack.packb([offer.size, offer.digest, self._common]))
+        announcement = memoryview(msgpack.packb([offer.size, offer.checksum, self._common]))
         self._transmit(offer.to, self._header(fragment, step, 0, len(announcement)), announcement)
 
     def _send_piece(self, header: Header, sender: str) -> None:
@@ -173,8 +172,8 @@ class Backups:
     def _announced(self, header: Header, sender: str, announcement: bytes) -> None:
         fragment, step = header.edge, header.step
         known = self._held.get((fragment, step))
-        size, digest, common = _read(announcement)
-        if known is not None and (known.digest, known.source) == (digest, sender):
+        size, checksum, common = _read(announcement)
+        if known is not None and (known.checksum, known.source) == (checksum, sender):
             if known.verified:
                 self._report(self._holding(fragment, step, known))
             return
@@ -201,7 +200,7 @@ class Backups:
         for stale in [at for at in self._held if at[0] == fragment and at[1] < step and at[1] not in kept]:
             del self._held[stale]
         pieces = -(-size // PIECE_BYTES)
-        held = self._held[fragment, step] = _Held(sender, size, digest, bytearray(size), set(range(1, pieces + 1)))
+        held = self._held[fragment, step] = _Held(sender, size, checksum, bytearray(size), set(range(1, pieces + 1)))
         while held.asked < min(_WINDOW, pieces):
             held.asked += 1
             self._want(sender, fragment, step, held.asked)
@@ -224,14 +223,17 @@ class Backups:
             self._hasher.submit(self._verify, fragment, step, held)
 
     def _verify(self, fragment: int, step: int, held: _Held) -> None:
-        digest = hashlib.sha256(held.data).hexdigest()
+        checksum = zlib.crc32(held.data)
         with self._lock:
             if self._held.get((fragment, step)) is not held:
                 return
-            if digest != held.digest:
+            if checksum != held.checksum:
                 del self._held[fragment, step]
                 self._fail(
-                    fragment, step, "corrupt", f"the snapshot of fragment {fragment} after step {step} has another hash"
+                    fragment,
+                    step,
+                    "corrupt",
+                    f"the snapshot of fragment {fragment} after step {step} has another checksum",
                 )
                 return
             held.verified = True
@@ -260,13 +262,13 @@ def _state_limit(dag: OpDag, fragment: Fragment) -> int:
     return 2 * _COPIES * parameters + buffers + 4096 * (1 + len(fragment.parameters) + len(fragment.written_buffers))
 
 
-def _read(announcement: bytes) -> tuple[int, str, int]:
-    """Size, hash and common step; an announcement that is none counts as one that nothing fits."""
+def _read(announcement: bytes) -> tuple[int, int, int]:
+    """Size, checksum and common step; an announcement that is none counts as one that nothing fits."""
     try:
-        read = msgpack.unpackb(announcement, max_array_len=3, max_str_len=64, max_map_len=0, max_bin_len=0)
-        size, digest, common = read
+        read = msgpack.unpackb(announcement, max_array_len=3, max_str_len=0, max_map_len=0, max_bin_len=0)
+        size, checksum, common = read
     except Exception:
-        return 2**62, "", -1
-    if type(size) is int and size >= 0 and isinstance(digest, str) and type(common) is int:
-        return size, digest, common
-    return 2**62, "", -1
+        return 2**62, 0, -1
+    if type(size) is int and size >= 0 and type(checksum) is int and type(common) is int:
+        return size, checksum, common
+    return 2**62, 0, -1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tracemalloc
+import zlib
 
 import safetensors.torch
 import torch
@@ -27,7 +28,8 @@ def test_safetensors_reads_it_back() -> None:
     for name, value in tensors.items():
         assert read[name].dtype == value.dtype
         assert torch.equal(read[name], value)
-    assert blob.ref().size == len(data)
+    assert blob.ref().size == blob.size == len(data)
+    assert blob.checksum() == zlib.crc32(data)
     assert blob.ref().digest == hashlib.sha256(data).hexdigest()
     for piece in (1000, 4096, 2**20):
         assert b"".join(blob.read(begin, begin + piece) for begin in range(0, len(data), piece)) == data
