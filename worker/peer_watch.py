@@ -53,6 +53,10 @@ class PeerWatch:
             self._dispose()
             with self._lock:
                 monitors = dict(self._monitors)
+            if not monitors:
+                # pyzmq's poller answers at once when there is nothing to poll.
+                self._stopping.wait(_POLL_MILLISECONDS / 1000)
+                continue
             poller: Any = zmq.Poller()
             for monitor in monitors.values():
                 poller.register(monitor, zmq.POLLIN)

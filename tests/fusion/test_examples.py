@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fusion.cli.predictions import predict
+from fusion.cli.predictions import training_of
 from fusion.submit import capture_job, read_job
 from fusion.topology import load_topology
+from scheduler.compare import plan_for, simulate_plan
+from scheduler.devices import from_topology
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -21,5 +23,7 @@ def test_example(path):
     spec, base = read_job(path)
     job = capture_job(spec, base)
     assert job.data.manifest.train_samples >= spec.train.global_batch
-    prediction = predict(job.dag, spec, load_topology(EXAMPLES / "two_cities.yaml"), policy="op-fence", codec="none")
-    assert prediction["step_seconds"] > 0
+    devices, network = from_topology(load_topology(EXAMPLES / "two_cities.yaml"))
+    training = training_of(spec)
+    plan = plan_for(job.dag, devices, network, training, "op-fence", "none")
+    assert simulate_plan(job.dag, plan, devices, network, training).step_seconds > 0
