@@ -70,12 +70,12 @@ class Costs:
     def forward_seconds(self, device: Device, first: int, last: int) -> float:
         """One micro-batch's forward through `body[first:last]`."""
         forward = self.times(device).forward
-        return float(forward[last] - forward[first])
+        return float(forward[last] - forward[first]) + device.seconds_per_task
 
     def backward_seconds(self, device: Device, first: int, last: int) -> float:
         """One micro-batch's backward, with the repeated forward where activations are recomputed."""
         backward = self.times(device).backward
-        return float(backward[last] - backward[first])
+        return float(backward[last] - backward[first]) + device.seconds_per_task
 
     def update_seconds(self, device: Device, first: int, last: int) -> float:
         """The optimiser's update: it reads value, gradient and slots, and writes value and slots."""

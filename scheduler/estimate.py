@@ -20,7 +20,7 @@ from scheduler.memory import FragmentMemory, fit_in_flight, fragment_memory, mis
 from scheduler.messages import Messages, plain
 
 Floats = NDArray[np.float64]
-SECONDS_PER_MESSAGE = 1e-4
+SECONDS_PER_MESSAGE = 3e-4
 HANDLED_PER_SECOND = 2e9
 """What a core spends on a message and on its bytes."""
 

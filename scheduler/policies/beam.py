@@ -60,6 +60,7 @@ class Beam:
         at = positions.at
         self._forward = np.array([costs.times(device).forward[at] for device in devices])
         self._backward = np.array([costs.times(device).backward[at] for device in devices])
+        self._task = np.array([device.seconds_per_task for device in devices])
         both = self._forward + self._backward
         self._rest = (both[:, -1:] - both).min(axis=0)
         work = (costs.workload.flops + costs.workload.backward_flops)[at]
@@ -117,8 +118,8 @@ class Beam:
         reached[one, chosen] = np.minimum(reached[one, chosen], entry)
         found = []
         for end in range(start + 1, len(self._positions.at)):
-            forward = (self._forward[:, end] - self._forward[:, start])[chosen]
-            backward = (self._backward[:, end] - self._backward[:, start])[chosen]
+            forward = (self._forward[:, end] - self._forward[:, start] + self._task)[chosen]
+            backward = (self._backward[:, end] - self._backward[:, start] + self._task)[chosen]
             ahead, back = partials.ahead[row], partials.back[row]
             ahead[one, chosen] += forward
             back[one, chosen] += backward

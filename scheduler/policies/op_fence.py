@@ -28,7 +28,7 @@ SIMULATED_TASKS = 1200
 MOST_PLAYS = 24
 LEAST_GAIN = 0.003
 """What a further fragment or message must save of the step to be worth having."""
-LEAST_GAIN_OF_RETURNING = 0.01
+LEAST_GAIN_OF_RETURNING = 0.03
 """What coming back to a device must save: more messages, and more that depends on the prediction being right."""
 BEAM_POOL, BEAM_POSITIONS, BEAM_WIDTH, BEAM_ANSWERS = 8, 14, 60, 16
 """The beam search's limits: it is for pools of up to so many devices."""

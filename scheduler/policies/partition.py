@@ -155,7 +155,7 @@ class Programme:
             return found
         device, at = self._devices[rank], self._positions.at
         both = self._costs.times(device).both[at]
-        seconds: Floats = both[None, :] - both[:, None]
+        seconds: Floats = both[None, :] - both[:, None] + 2 * device.seconds_per_task
         seconds[at[None, :] <= at[:, None]] = np.inf
         if device.memory_bytes is not None:
             seconds[self._memory(rank) > device.memory_bytes] = np.inf

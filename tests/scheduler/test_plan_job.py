@@ -188,7 +188,8 @@ def test_the_slow_link_is_crossed_where_one_value_is() -> None:
 def test_a_tied_parameter_too_dear_to_ship_brings_the_pipeline_back_to_its_home() -> None:
     devices, network = two_cities()
     dag = transformer(8, elements=65536, tied=True, flops=200 * MEGA)
-    plan = plan_job(dag, devices, network, micro_batches=8)
+    plan = plan_job(dag, devices[:2], network, micro_batches=8, use_all=True)
+    assert set(plan.placement) == {"oslo-1", "lima-1"}
     parameters = [edge for edge in cut(dag, plan.cuts).edges if edge.kind == "parameter"]
     assert all(plan.placement[edge.source] == plan.placement[edge.target] for edge in parameters)
 

@@ -36,7 +36,8 @@ def stages(
     """`count` stages of 1 s forward and 2 s backward each; messages of `size` bytes."""
     dag = chain([1000] * count, [1] * (count - 1))
     devices = tuple(
-        Device(f"d{index}", flops_per_second=1000, bytes_per_second=1e15, seconds_per_call=0) for index in range(count)
+        Device(f"d{index}", flops_per_second=1000, bytes_per_second=1e15, seconds_per_call=0, seconds_per_task=0)
+        for index in range(count)
     )
     costs = Costs(workload(dag), devices, Network(link), schedule, micro_batches, SGD)
     sizes = np.full(count - 1, size)
@@ -71,7 +72,10 @@ def test_one_micro_batch_pays_every_latency_and_transfer(clip: bool) -> None:
 
 def test_encoding_and_decoding_take_threads_of_their_own() -> None:
     dag = chain([1000] * 2, [1])
-    devices = tuple(Device(f"d{i}", flops_per_second=1000, bytes_per_second=1e15, seconds_per_call=0) for i in range(2))
+    devices = tuple(
+        Device(f"d{i}", flops_per_second=1000, bytes_per_second=1e15, seconds_per_call=0, seconds_per_task=0)
+        for i in range(2)
+    )
     for micro_batches, wanted in ((1, 6 + 2 * 1.5), (8, 8 * 3 + 3 + 2 * 1.5)):
         costs = Costs(workload(dag), devices, Network(INSTANT), "1f1b", micro_batches, SGD)
         way = Way(np.zeros(1), np.full(1, 0.5), np.full(1, 1.0))
@@ -86,7 +90,10 @@ def test_encoding_and_decoding_take_threads_of_their_own() -> None:
 
 def test_a_slow_codec_paces_the_pipeline_like_a_slow_link() -> None:
     dag = chain([1000] * 2, [1])
-    devices = tuple(Device(f"d{i}", flops_per_second=1000, bytes_per_second=1e15, seconds_per_call=0) for i in range(2))
+    devices = tuple(
+        Device(f"d{i}", flops_per_second=1000, bytes_per_second=1e15, seconds_per_call=0, seconds_per_task=0)
+        for i in range(2)
+    )
     costs = Costs(workload(dag), devices, Network(INSTANT), "gpipe", 4, SGD)
     slow, instant = Way(np.zeros(1), np.full(1, 5.0), np.zeros(1)), Way(*np.zeros((3, 1)))
     assert simulate(costs, (1,), (0, 1), (4, 4), Messages(slow, instant)).step_seconds == pytest.approx(
