@@ -9,13 +9,15 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from fusion.errors import FrameError
 from fusion.plan import Plan
 from fusion.spec import LrScheduleSpec, OptimizerSpec
 
 MAX_MESSAGE_BYTES = 64 * 2**20
+MAX_TRACED = 2000
+"""Tasks of one worker's step; a step with more is not traced."""
 
 
 class _Message(BaseModel):
@@ -226,6 +228,23 @@ class FragmentTimes(_Message):
     update: float
 
 
+class StepTrace(_Message):
+    """When a worker's tasks of one step ran and what they needed arrived, in seconds after `begun`, for people to look at."""
+
+    begun: FiniteFloat
+    """Seconds since the epoch, by the worker's clock."""
+    told: FiniteFloat
+    """When this was put together: whoever receives it can set the clocks against each other."""
+    tasks: list[tuple[Literal["forward", "backward", "update", "evaluate"], int, int, FiniteFloat, FiniteFloat]] = (
+        Field(max_length=MAX_TRACED)
+    )
+    """(kind, fragment, micro-batch, begin, end)."""
+    arrivals: list[tuple[Literal["activation", "gradient"], int, int, FiniteFloat, str]] = Field(
+        default_factory=list, max_length=MAX_TRACED
+    )
+    """(kind, the fragment that made it, micro-batch, when, by which worker)."""
+
+
 class StepReport(_Message):
     """Worker -> coordinator: all my fragments finished `step` (from 1)."""
 
@@ -244,6 +263,8 @@ class StepReport(_Message):
     memory_used_bytes: int = 0
     log_bytes: int = 0
     """Held in the replay log after the step."""
+    trace: StepTrace | None = None
+    """Of some steps."""
 
 
 class EvaluationReport(_Message):

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, time
 
 import torch
 from pydantic import BaseModel
@@ -34,6 +34,7 @@ from worker.memory import MemoryGuard
 from worker.parcel import Parcel
 from worker.route import Route
 from worker.session import Session
+from worker.trace import Trace
 from worker.waiting import Patience
 from worker.ways import misfit, ways
 
@@ -52,6 +53,7 @@ class Arrived:
     header: Header
     sender: str
     value: Arrival
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class JobHost:
         )
         self._ways = ways(prepare.plan, assembly.partition)
         self._accounts = Accounts(self.job, prepare.train)
+        self._trace = Trace(perf_counter() - time())
         self._patience = Patience(prepare.failure_timeout)
         self._uploads: list[Future[None]] = []
         self._finished_epoch = -1
@@ -132,9 +135,9 @@ class JobHost:
         """A message for this job has arrived and was admitted; from any thread."""
         # Norms are put together on the CPU, whatever the device.
         if self._stager is not None and value is not None and header.kind is not FrameKind.NORMS:
-            self._events.put(Arrived(header, sender, self._stager.to_device(value)))
+            self._events.put(Arrived(header, sender, self._stager.to_device(value), perf_counter()))
         else:
-            self._events.put(Arrived(header, sender, value))
+            self._events.put(Arrived(header, sender, value, perf_counter()))
 
     def post(self, event: Backup | Commit | Switch) -> None:
         """An order of the coordinator; from any thread."""
@@ -200,7 +203,9 @@ class JobHost:
                 self._update(task)
             case TaskKind.EVALUATE:
                 self._evaluate(task)
-        self._accounts.spent(task, perf_counter() - begin)
+        end = perf_counter()
+        self._accounts.spent(task, end - begin)
+        self._trace.ran(task, begin, end)
         self._session.completed(task)
         if task.kind is TaskKind.UPDATE:
             self._checkpoint(task)
@@ -313,7 +318,8 @@ class JobHost:
         assert self._route is not None
         used = self._memory.used()
         sent, logged = self._route.take_sent(), self._session.measure_log()
-        self._report(self._accounts.step_report(self.epoch, step, fragments, sent, used, logged))
+        report = self._accounts.step_report(self.epoch, step, fragments, sent, used, logged)
+        self._report(report.model_copy(update={"trace": self._trace.take(step, perf_counter())}))
         self._memory.check(used)
 
     def _checkpoint(self, task: Task) -> None:
@@ -346,9 +352,10 @@ class JobHost:
 
     def _take_in(self, event: Event) -> None:
         match event:
-            case Arrived(header, sender, value):
+            case Arrived(header, sender, value, at):
                 if self._session.arrived(header, sender, value):
                     self._patience.arrived()
+                    self._trace_arrival(header, sender, at)
                 else:
                     self._patience.duplicated()
             case Backup():
@@ -360,6 +367,13 @@ class JobHost:
                 self._switch(event)
             case Exception():
                 raise event
+
+    def _trace_arrival(self, header: Header, sender: str, at: float) -> None:
+        gradient = header.kind is FrameKind.GRADIENT
+        if gradient or header.kind is FrameKind.ACTIVATION:
+            edge = self.assembly.partition.edges[header.edge]
+            maker = edge.target if gradient else edge.source
+            self._trace.arrived(header.step, gradient, maker, header.micro_batch, at, sender)
 
     def _switch(self, event: Switch) -> None:
         self._adopted_at = monotonic()
