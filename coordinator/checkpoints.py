@@ -2,7 +2,8 @@
 
 A checkpoint does not know the plan: `model.safetensors` has every key of `model.state_dict()` (aliases of tied parameters
 as copies, entries that the captured graph does not use from the initial weights), and nothing else.
-`optimizer.safetensors` has `optimizer/SLOT/NAME`, and `buffer/NAME` for non-persistent buffers that training writes.
+`optimizer.safetensors` has `optimizer/SLOT/NAME`, `buffer/NAME` for non-persistent buffers that training writes, and
+`feedback/PLAN/EDGE/DIRECTION` for what codecs with error feedback have left over.
 Everything here blocks; it is called from a thread.
 """
 
@@ -75,7 +76,7 @@ def collect(
                 optimizer[key] = tensor  # Written in training but not of the state dict: needed to go on, not to load.
             elif kind in ("parameter", "buffer"):
                 trained[name] = tensor
-            elif kind == "optimizer":
+            elif kind in ("optimizer", "feedback"):
                 optimizer[key] = tensor
             else:
                 raise BlobError(f"part of fragment {fragment} has an unknown key {key!r}")

@@ -22,6 +22,8 @@ class CodecChoice(BaseModel):
     forward: str = "none"
     backward: str = "none"
     options: dict[str, float] = Field(default_factory=dict)
+    error_feedback: bool = False
+    """What a codec loses of one micro-batch is added to the next one's value before that is encoded."""
 
 
 class Plan(BaseModel):

@@ -194,9 +194,21 @@ class PlanSpec(_Section):
     fragments: int | None = Field(None, gt=0, description="Fragments to cut. Default: the policy decides.")
 
 
+DirectionCodec = Annotated[
+    str, Field(pattern=r"^(none|bf16|int8|int4|int3|int2|topk|topk-sampled)(:[a-z_]+=[0-9.]+(,[a-z_]+=[0-9.]+)*)?$")
+]
+
+
 class CompressionSpec(_Section):
-    codec: Literal["none", "bf16", "int8", "topk", "adatopk", "adaint", "auto"] = Field(
-        "none", description="Codec of crossing edges."
+    codec: Literal[
+        "none", "bf16", "int8", "int4", "int3", "int2", "topk", "topk-sampled", "adatopk", "adaint", "auto"
+    ] = Field("none", description="Codec of crossing edges.")
+    forward: DirectionCodec | None = Field(
+        None, description="Codec of activations in place of `codec`, with its options if need be: `int4:stochastic=1`."
+    )
+    backward: DirectionCodec | None = Field(None, description="Codec of gradients in place of `codec`, likewise.")
+    error_feedback: bool = Field(
+        False, description="Add what a codec lost of one micro-batch to the next one, on every edge with a lossy codec."
     )
     ratio: float = Field(
         100.0,

@@ -19,8 +19,8 @@ from scheduler.planner import plan_job
 from scheduler.policies import POLICIES
 from scheduler.simulator import STEPS, Simulation, simulate
 
-CodecName = Literal["none", "bf16", "int8", "topk", "adatopk", "adaint", "auto"]
-CODECS: tuple[CodecName, ...] = ("none", "bf16", "int8", "topk", "adatopk", "adaint", "auto")
+CodecName = Literal["none", "bf16", "int8", "int4", "topk", "adatopk", "adaint", "auto"]
+CODECS: tuple[CodecName, ...] = ("none", "bf16", "int8", "int4", "topk", "adatopk", "adaint", "auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +96,19 @@ def describe(
 ) -> dict[str, Any]:
     """Plan and simulate one policy and codec; one row of `compare`."""
     try:
-        plan = plan_for(dag, devices, network, training, policy, codec)
+        plan = plan_for(dag, devices, network, training, policy, CompressionSpec(codec=codec, ratio=training.ratio))
     except PlanError as error:
         return row(policy, codec, reason=str(error))
     return row(policy, codec, dag, plan, simulate_plan(dag, plan, devices, network, training, trace=False))
 
 
 def plan_for(
-    dag: OpDag, devices: Sequence[Device], network: Network, training: Training, policy: str, codec: CodecName
+    dag: OpDag,
+    devices: Sequence[Device],
+    network: Network,
+    training: Training,
+    policy: str,
+    compression: CompressionSpec,
 ) -> Plan:
     """The plan of one policy and codec. Raises `PlanError`."""
     return plan_job(
@@ -116,7 +121,7 @@ def plan_for(
         fragments=training.fragments,
         optimizer=training.optimizer,
         recompute=training.recompute,
-        compression=CompressionSpec(codec=codec, ratio=training.ratio),
+        compression=compression,
         use_all=training.use_all,
         seed=training.seed,
     )

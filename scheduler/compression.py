@@ -40,7 +40,7 @@ def choose_codecs(
 ) -> dict[int, CodecChoice]:
     """Edge index -> codec for every crossing floating activation that does not travel as it is.
 
-    `bf16`, `int8` and `topk` are the same on every edge, also between fragments of one worker, so that the bits don't
+    `bf16`, `int8`, `topk` and the like are the same on every edge, also between fragments of one worker, so that the bits don't
     depend on the placement. `adatopk` and `adaint` follow each link's time T_l for uncompressed messages:
     r_l = max(1, f r T_l / max T), where f is 3 for top-k, whose every value brings its place along, and 1 for integers.
     Top-k keeps one value in r_l; integers take the mildest width that saves r_l times, or the narrowest. Ratio 1 means `none`.
@@ -48,12 +48,45 @@ def choose_codecs(
     `busy_seconds`, the compute of the busiest worker, so that they hide behind it.
     """
     edges = [edge for edge in range(len(crossings)) if _compressible(workload, crossings, edge)]
-    if compression.codec == "none":
+    chosen = _by_rule(compression, workload, crossings, edges, placement, network, busy_seconds)
+    settled = {edge: with_directions(compression, chosen.get(edge, CodecChoice())) for edge in edges}
+    return {edge: choice for edge, choice in settled.items() if (choice.forward, choice.backward) != ("none", "none")}
+
+
+def with_directions(compression: CompressionSpec, choice: CodecChoice) -> CodecChoice:
+    """What the spec says of a direction goes before the rule; error feedback where it asks for it.
+
+    Raises `PlanError` for an option that the codec does not have.
+    """
+    forward, backward = compression.forward or choice.forward, compression.backward or choice.backward
+    for name in (compression.forward, compression.backward):
+        if name is not None:
+            parse(name)
+    lossy = (forward, backward) != ("none", "none")
+    return CodecChoice(
+        forward=forward,
+        backward=backward,
+        options=choice.options if lossy else {},
+        error_feedback=compression.error_feedback and lossy,
+    )
+
+
+def _by_rule(
+    compression: CompressionSpec,
+    workload: Workload,
+    crossings: Crossings,
+    edges: Sequence[int],
+    placement: Sequence[str],
+    network: Network,
+    busy_seconds: float,
+) -> dict[int, CodecChoice]:
+    """What `compression.codec` gives each edge; an edge that is not named travels as it is."""
+    if compression.codec == "none" or (compression.forward is not None and compression.backward is not None):
         return {}
-    if compression.codec in ("bf16", "int8"):
+    if compression.codec in ("topk", "topk-sampled"):
+        return {edge: _topk(compression.ratio, compression.codec) for edge in edges if compression.ratio > 1}
+    if compression.codec not in ("adatopk", "adaint", "auto"):
         return {edge: CodecChoice(forward=compression.codec, backward=compression.codec) for edge in edges}
-    if compression.codec == "topk":
-        return {edge: _topk(compression.ratio) for edge in edges if compression.ratio > 1}
     pairs = list(_pairs(crossings, edges, placement))
     if compression.codec in ("adatopk", "adaint"):
         chosen = _adaptive(compression, workload, crossings, pairs, network)
@@ -157,8 +190,8 @@ def _compressible(workload: Workload, crossings: Crossings, edge: int) -> bool:
     return not crossings.parameter[edge] and meta is not None and meta.is_floating
 
 
-def _topk(ratio: float) -> CodecChoice:
-    return CodecChoice(forward="topk", backward="topk", options={"ratio": ratio})
+def _topk(ratio: float, codec: str = "topk") -> CodecChoice:
+    return CodecChoice(forward=codec, backward=codec, options={"ratio": ratio})
 
 
 def factors(choice: CodecChoice) -> tuple[float, float]:
@@ -173,15 +206,16 @@ def factors(choice: CodecChoice) -> tuple[float, float]:
 
 def expected_factors(compression: CompressionSpec) -> tuple[float, float]:
     """Wire bytes over float32 bytes, forward and back, to expect of a crossing before its link is known."""
-    if compression.codec == "none":
-        return (1.0, 1.0)
-    if compression.codec == "auto":
-        return factors(ladder(MOST_HARM)[-1].choice)
-    if compression.codec == "adaint":
-        return factors(_width(compression.ratio))
-    if compression.codec in ("topk", "adatopk"):
-        return factors(_topk(compression.ratio))
-    return factors(CodecChoice(forward=compression.codec, backward=compression.codec))
+    match compression.codec:
+        case "auto":
+            choice = ladder(MOST_HARM)[-1].choice
+        case "adaint":
+            choice = _width(compression.ratio)
+        case "topk" | "adatopk" | "topk-sampled":
+            choice = _topk(compression.ratio)
+        case name:
+            choice = CodecChoice(forward=name, backward=name)
+    return factors(with_directions(compression, choice))
 
 
 def device_names(devices: Sequence[Device], indices: Sequence[int]) -> tuple[str, ...]:

@@ -7,8 +7,10 @@ shapes and dtypes are checked against it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from dag import serialize
 from dag.cut import Fragment, Partition, cut
@@ -19,8 +21,10 @@ from fusion.messages import Prepare
 from fusion.plan import Plan
 from worker.admission import Admission
 from worker.feed import Feed, load_feed, sources
+from worker.feedback import Feedback
 from worker.fetch import Fetcher, TensorFile
 from worker.memory import MemoryGuard
+from worker.ways import ways
 
 # Tensors that the optimizer keeps per parameter, beside the parameter and its gradient.
 _SLOTS = {"sgd": 0, "adam": 2, "adamw": 2, "adagrad": 1, "muon": 1}
@@ -34,6 +38,17 @@ class Piece:
     feed: Feed
     placeholders: tuple[str, ...]
     """Data keys that it feeds itself."""
+    feedback: Feedback
+    """What its codecs have left over."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of all that training changes. Take it between an update and the next forward."""
+        return self.program.state() | self.feedback.state()
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave. Raises `BlobError` when a tensor has another shape or dtype than expected."""
+        self.program.load_state(tensors)
+        self.feedback.load(tensors)
 
 
 @dataclass(frozen=True)
@@ -95,11 +110,13 @@ async def build(
         tensors = await weights.tensors(program.state_names)
         await asyncio.to_thread(program.load, tensors)
         del tensors
+        data = tuple(dag.ops[op].target for op in fragment.placeholders)
+        piece = Piece(program, feed, data, _feedback(prepare.plan, partition, index))
         if moments is not None:
             own = set(program.parameter_names)
-            keys = [key for key in moments.entries if _parameter_of(key) in own]
-            await asyncio.to_thread(program.load_state, await moments.tensors(keys))
-        pieces[index] = Piece(program, feed, tuple(dag.ops[op].target for op in fragment.placeholders))
+            keys = [key for key in moments.entries if _parameter_of(key) in own or key in piece.feedback.keys]
+            await asyncio.to_thread(piece.load_state, await moments.tensors(keys))
+        pieces[index] = piece
     return pieces
 
 
@@ -117,6 +134,15 @@ def _build(prepare: Prepare, dag: OpDag, fragment: Fragment, device: str) -> Fra
         device=device,
         recompute=train.recompute,
     )
+
+
+def _feedback(plan: Plan, partition: Partition, fragment: int) -> Feedback:
+    sends = {
+        (backward, edge): way
+        for (backward, edge), way in ways(plan, partition).items()
+        if way.feedback and fragment == (partition.edges[edge].target if backward else partition.edges[edge].source)
+    }
+    return Feedback(plan.id, sends)
 
 
 async def _optimizer_file(prepare: Prepare, fetcher: Fetcher) -> TensorFile | None:

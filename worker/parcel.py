@@ -8,17 +8,32 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from compress import codec
+from compress import ErrorFeedback, codec
 from executor.staging import ToHost
 
 
 class Parcel:
     """One value and how it travels. `value` is None for a null gradient. Don't write to the value afterwards.
 
-    `staged` is the copy to the host under way, for a value on another device.
+    `staged` is the copy to the host under way, for a value on another device. With `feedback`, what the codec loses is
+    kept as `residual`, and that of `before` (the parcel before this one, or a tensor) is added to the value first.
     """
 
-    __slots__ = ("_codec", "_dtype", "_lock", "_options", "_payload", "_seed", "_shape", "_staged", "_value", "null")
+    __slots__ = (
+        "_before",
+        "_codec",
+        "_dtype",
+        "_feedback",
+        "_lock",
+        "_options",
+        "_payload",
+        "_residual",
+        "_seed",
+        "_shape",
+        "_staged",
+        "_value",
+        "null",
+    )
 
     def __init__(
         self,
@@ -27,6 +42,9 @@ class Parcel:
         options: Mapping[str, float] | None = None,
         seed: int = 0,
         staged: ToHost | None = None,
+        *,
+        feedback: bool = False,
+        before: Parcel | Tensor | None = None,
     ) -> None:
         self.null = value is None
         self._value = value
@@ -34,6 +52,9 @@ class Parcel:
         self._options = options or {}
         self._seed = seed
         self._staged = staged
+        self._feedback = feedback
+        self._before = before
+        self._residual: Tensor | None = None
         self._payload: memoryview | None = None
         self._shape = () if value is None else tuple(value.shape)
         self._dtype = None if value is None else value.dtype
@@ -59,19 +80,46 @@ class Parcel:
         """What goes over the wire; encodes when nobody has yet."""
         if self.null:
             return None
+        for parcel in self._not_encoded_before():
+            parcel.payload()
         with self._lock:
             if self._payload is None:
                 assert self._value is not None
                 value = self._staged.wait() if self._staged is not None else self._value
-                lossless = self._codec == "none"
-                self._payload = (
-                    _bytes_of(value) if lossless else codec(self._codec, **self._options).encode(value, self._seed)
-                )
+                self._payload = self._encoded(value)
                 self._staged = None
-                if not lossless or value is not self._value:
+                if self._codec != "none" or value is not self._value:
                     # The payload is all that is needed from here on; keeping both would take the memory twice.
                     self._value = None
             return self._payload
+
+    def residual(self) -> Tensor | None:
+        """What the codec left over; encodes when nobody has yet. Only for the last parcel of a chain: the next takes it."""
+        self.payload()
+        return self._residual
+
+    def _encoded(self, value: Tensor) -> memoryview:
+        if self._codec == "none":
+            return _bytes_of(value)
+        chosen = codec(self._codec, **self._options)
+        if not self._feedback:
+            return chosen.encode(value, self._seed)
+        before, self._before = self._before, None
+        if isinstance(before, Parcel):
+            # Nobody else asks for it: a chain is encoded in its order, and each residual is kept once.
+            predecessor, before = before, before.residual()
+            predecessor._residual = None
+        payload, self._residual = ErrorFeedback(chosen).encode(value, self._seed, before)
+        return payload
+
+    def _not_encoded_before(self) -> list[Parcel]:
+        """The parcels of its chain that have to be encoded first, the oldest first: a chain may be too long to recurse."""
+        found: list[Parcel] = []
+        parcel = self._before
+        while isinstance(parcel, Parcel) and parcel._payload is None:
+            found.append(parcel)
+            parcel = parcel._before
+        return found[::-1]
 
     def received(self) -> Tensor | None:
         """What a receiver gets, in host memory or on the value's own device."""

@@ -23,6 +23,8 @@ class Way:
     dtype: torch.dtype
     codec: str
     options: dict[str, float]
+    feedback: bool
+    """Whether what the codec loses is added to the next value."""
 
 
 def ways(plan: Plan, partition: Partition) -> dict[tuple[bool, int], Way]:
@@ -32,7 +34,8 @@ def ways(plan: Plan, partition: Partition) -> dict[tuple[bool, int], Way]:
         choice = plan.codecs.get(edge.index, CodecChoice())
         dtype = getattr(torch, edge.meta.dtype)
         for backward, codec in ((False, choice.forward), (True, choice.backward)):
-            found[backward, edge.index] = Way(edge.meta, dtype, codec, dict(choice.options))
+            feedback = choice.error_feedback and codec != "none" and edge.kind == "activation"
+            found[backward, edge.index] = Way(edge.meta, dtype, codec, dict(choice.options), feedback)
     return found
 
 

@@ -49,6 +49,7 @@ def plan(
         raise UserError(f"--policy: no policy {policy!r}{suggest(policy, list(POLICIES))}")
     from fusion.cli import predictions
     from fusion.cli.jobs import plan_table
+    from fusion.spec import CompressionSpec
     from fusion.submit import capture_job, read_job
     from scheduler.compare import compare as comparison
     from scheduler.compare import plan_for, row, simulate_plan
@@ -60,7 +61,7 @@ def plan(
     dag = capture_job(spec, base).dag
     training = predictions.training_of(spec)
     devices, network = from_topology(pool)
-    chosen, codec = policy or spec.plan.policy, spec.compression.codec
+    chosen, compression = policy or spec.plan.policy, spec.compression
     if compare:
         found = comparison(dag, pool, training, policies=tuple(POLICIES) if policy is None else (policy,))
         if as_json:
@@ -68,21 +69,22 @@ def plan(
         else:
             show(predictions.comparison_table(found))
         fastest = min(found, key=lambda prediction: prediction["step_seconds"] or float("inf"))
-        chosen, codec = fastest["policy"], fastest["codec"]
+        chosen = fastest["policy"]
+        compression = CompressionSpec(codec=fastest["codec"], ratio=training.ratio)
         if timeline is None:
             return
-    made = plan_for(dag, devices, network, training, chosen, codec)
+    made = plan_for(dag, devices, network, training, chosen, compression)
     played = simulate_plan(dag, made, devices, network, training)
     if timeline is not None:
-        predictions.write_timeline(timeline, played, f"{spec.name}: {chosen}, codec {codec}")
+        predictions.write_timeline(timeline, played, f"{spec.name}: {chosen}, codec {compression.codec}")
     if compare:
         return
-    prediction = row(chosen, codec, dag, made, played) | {"fragments": predictions.fragments(dag, made)}
+    prediction = row(chosen, compression.codec, dag, made, played) | {"fragments": predictions.fragments(dag, made)}
     if as_json:
         print_json(prediction)
         return
     out(
-        f"{chosen}, codec {codec}: {format_seconds(played.step_seconds)} per step, "
+        f"{chosen}, codec {compression.codec}: {format_seconds(played.step_seconds)} per step, "
         f"workers idle {played.bubble:.0%} of it"
     )
     out("")

@@ -25,5 +25,5 @@ def test_example(path):
     assert job.data.manifest.train_samples >= spec.train.global_batch
     devices, network = from_topology(load_topology(EXAMPLES / "two_cities.yaml"))
     training = training_of(spec)
-    plan = plan_for(job.dag, devices, network, training, "op-fence", "none")
+    plan = plan_for(job.dag, devices, network, training, "op-fence", spec.compression)
     assert simulate_plan(job.dag, plan, devices, network, training).step_seconds > 0

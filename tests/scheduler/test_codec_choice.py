@@ -7,6 +7,7 @@ from scheduler_cases import transformer, two_cities
 
 from compress.settings import parse
 from dag.cut import cut
+from fusion.errors import PlanError
 from fusion.plan import CodecChoice, Plan
 from fusion.spec import CompressionSpec
 from scheduler import Device, Link, Network, homogeneous, plan_job
@@ -32,6 +33,23 @@ def test_uniform_codecs_cover_every_floating_activation(codec: str) -> None:
     edges = cut(DAG, made.cuts).edges
     wanted = {edge.index for edge in edges if edge.kind == "activation" and edge.meta.is_floating}
     assert made.codecs == dict.fromkeys(wanted, CodecChoice(forward=codec, backward=codec))
+
+
+def test_a_direction_may_have_a_codec_of_its_own() -> None:
+    devices, network = two_cities()
+    spec = CompressionSpec(codec="int8", backward="int3:stochastic=1", error_feedback=True)
+    made = plan_job(DAG, devices, network, micro_batches=8, compression=spec, policy="equal-ops")
+    assert set(made.codecs) == set(plan("int8").codecs)
+    for choice in made.codecs.values():
+        assert (choice.forward, choice.backward) == ("int8", "int3:stochastic=1")
+        assert choice.error_feedback
+
+
+def test_an_option_that_the_codec_does_not_have_is_refused() -> None:
+    devices, network = two_cities()
+    spec = CompressionSpec(forward="int8:ratio=3")
+    with pytest.raises(PlanError, match="codec int8 has no option 'ratio'"):
+        plan_job(DAG, devices, network, micro_batches=8, compression=spec)
 
 
 def test_uniform_codecs_don_t_depend_on_the_placement() -> None:

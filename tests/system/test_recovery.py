@@ -182,12 +182,15 @@ def test_drain_and_sigterm_replay_nothing_and_everybody_gone_comes_back(gpt: Sce
         assert outcome.count("restarted") >= 1
 
 
-def test_a_lossy_codec_and_batch_norm(tmp_path: Path) -> None:
+def test_lossy_codecs_error_feedback_and_batch_norm(tmp_path: Path) -> None:
     """The codecs of a plan are those of the edges that cross workers when it is made: as many workers for the calm run."""
     workers = NAMES[:3]
     plan: dict[str, object] = {"policy": "equal-ops", "fragments": 3}
-    scene = Scene(tmp_path / "job", "resnet-18", 30, workers, plan=plan, compression={"codec": "int8"})
+    lossy = {"codec": "int4", "backward": "int3:stochastic=1", "error_feedback": True}
+    scene = Scene(tmp_path / "job", "resnet-18", 30, workers, plan=plan, compression=lossy)
     with storm(scene, tmp_path / "storm", workers) as (pool, run):
         die(pool, run, run.plan()[1], "backward")
         outcome = same(scene, run, adoption=1)
-        assert outcome.job["plan"]["codecs"]
+        codecs = outcome.job["plan"]["codecs"].values()
+        assert codecs
+        assert all(codec["error_feedback"] for codec in codecs)
