@@ -22,8 +22,8 @@ from fusion.units import format_bytes
 from scheduler.cost import optimizer_slots
 
 _LARGEST_MARGIN = 256
-_MOST_STEPS = 10
-"""Steps that an adopted fragment runs again at most, where rounds cost little ..."""
+_MOST_STEPS = 3
+"""Steps between rounds where these cost little ..."""
 _MOST_SECONDS = 5.0
 """... or fewer, where steps take long."""
 _FEWEST_SECONDS = 0.25

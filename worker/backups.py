@@ -7,6 +7,7 @@ a newer one is the common snapshot. Called from the data plane's thread, the com
 
 from __future__ import annotations
 
+import math
 import threading
 import zlib
 from collections.abc import Callable, Mapping
@@ -258,8 +259,12 @@ def _state_limit(dag: OpDag, fragment: Fragment) -> int:
     """More bytes than any state of this fragment has."""
     parameters = sum(dag.ops[op].output_bytes for op in fragment.parameters)
     buffers = sum(dag.ops[op].output_bytes for op in fragment.written_buffers)
+    # What error feedback keeps: float32, whatever the value's dtype.
+    crossings = (*fragment.inputs, *fragment.outputs)
+    residuals = sum(4 * math.prod(edge.meta.shape) for edge in crossings)
+    entries = 1 + len(fragment.parameters) + len(fragment.written_buffers) + len(crossings)
     # Moments may be kept in float32 for parameters of half the size.
-    return 2 * _COPIES * parameters + buffers + 4096 * (1 + len(fragment.parameters) + len(fragment.written_buffers))
+    return 2 * _COPIES * parameters + buffers + residuals + 4096 * entries
 
 
 def _read(announcement: bytes) -> tuple[int, int, int]:

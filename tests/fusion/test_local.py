@@ -148,6 +148,7 @@ def test_a_topology_names_the_workers(capsys, job, tmp_path):
     code, out, err = up(capsys, *arguments)
     assert code == 0, err
     assert "oslo-1" in out
+    assert f"links between workers, and workers beside the fastest, are as slow as {tmp_path / 'pool.yaml'} says" in err
     assert (tmp_path / "run" / "logs" / "lima-1.log").exists()
     code, _, err = up(capsys, *arguments, "--workers", "3")
     assert (code, err) == (1, "error: --workers 3: the topology has 2; leave out --workers\n")
@@ -221,5 +222,6 @@ def test_the_built_in_example(capsys, tmp_path):
     losses = [line["loss"] for line in map(json.loads, metrics.read_text().splitlines()) if "loss" in line]
     assert losses[0] > 5.4
     assert losses[-1] < 3
-    assert "4 fragments" in out
+    assert "between 4 workers" in out
+    assert all(f"worker-{number}" in out for number in (1, 2, 3, 4))
     assert (tmp_path / "run" / "checkpoint" / "model.safetensors").exists()

@@ -14,7 +14,7 @@ from fusion.messages import Holding
 from fusion.wire import Header
 from worker.backups import Backups
 
-FRAGMENT = SimpleNamespace(parameters=(), written_buffers=())
+FRAGMENT = SimpleNamespace(parameters=(), written_buffers=(), inputs=(), outputs=())
 MEMORY = SimpleNamespace(limit=2**30, used=lambda: 0)
 
 
