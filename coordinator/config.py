@@ -40,6 +40,8 @@ class CoordinatorConfig:
     """Reads need a token on loopback too: for a machine of several people, or behind a proxy."""
     topology: Topology | None = None
     """Speeds and links of the workers by name, for the scheduler; without it they go by what they measured."""
+    relative_speeds: bool = False
+    """The topology's speeds are relative: each worker takes that share of the speed of what is here (local mode)."""
     heartbeat_seconds: float = 0.25
     timing: Timing = field(default_factory=Timing)
     max_blob_bytes: int = 64 * 2**30

@@ -90,7 +90,7 @@ def make_engine(config: CoordinatorConfig, planner: Planner | None = None) -> En
     if planner is None:
         from coordinator.scheduling import scheduler_planner
 
-        planner = scheduler_planner(config.topology)
+        planner = scheduler_planner(config.topology, relative_speeds=config.relative_speeds)
     return Engine(config, store, blobs, checkpoints, planner)
 
 

@@ -15,15 +15,20 @@ from fusion.spec import JobSpec
 from fusion.topology import Topology
 
 
-def scheduler_planner(topology: Topology | None = None) -> Planner:
-    """A planner for a pool; `topology` names the links between its workers (all alike without it)."""
-    return SchedulerPlanner(topology)
+def scheduler_planner(topology: Topology | None = None, *, relative_speeds: bool = False) -> Planner:
+    """A planner for a pool; `topology` names the links between its workers (all alike without it).
+
+    With `relative_speeds` its speeds are those of the workers to each other, as in local mode, where each is slowed down to
+    its share of what this machine measures.
+    """
+    return SchedulerPlanner(topology, relative_speeds=relative_speeds)
 
 
 class SchedulerPlanner:
     """Makes plans, and prices them."""
 
-    def __init__(self, topology: Topology | None = None) -> None:
+    def __init__(self, topology: Topology | None = None, *, relative_speeds: bool = False) -> None:
+        self._relative = relative_speeds
         known, self._network = scheduler.from_topology(topology) if topology is not None else ((), scheduler.Network())
         self._described = {device.name: device for device in known}
 
@@ -75,10 +80,23 @@ class SchedulerPlanner:
         return played.step_seconds
 
     def _devices(self, candidates: Sequence[Candidate]) -> list[scheduler.Device]:
-        return [self._device(candidate) for candidate in candidates]
+        # Workers of local mode measure the same processor, each with its own error.
+        fastest = max((said for each in candidates if (said := each.device.flops_per_second) > 0), default=0.0)
+        return [self._device(candidate, fastest) for candidate in candidates]
 
-    def _device(self, candidate: Candidate) -> scheduler.Device:
+    def _device(self, candidate: Candidate, fastest: float) -> scheduler.Device:
         device = self._described.get(candidate.name) or _measured(candidate)
+        if self._relative and candidate.name in self._described:
+            slowdown = max(each.flops_per_second for each in self._described.values()) / device.flops_per_second
+            here = scheduler.measured(device.name, fastest, device.memory_bytes)
+            # A slowed down worker rests after each task, so all of it takes longer.
+            device = replace(
+                here,
+                region=device.region,
+                flops_per_second=here.flops_per_second / slowdown,
+                seconds_per_call=here.seconds_per_call * slowdown,
+                seconds_per_task=here.seconds_per_task * slowdown,
+            )
         return replace(device, flops_per_second=device.flops_per_second / candidate.slower)
 
 

@@ -61,8 +61,9 @@ class _Child:
 class LocalPool:
     """A coordinator and its workers. Use as a context manager; leaving it stops every child.
 
-    `folder` gets `state/` (the coordinator's) and `logs/`. `host` is where the coordinator listens, `worker_module` what
-    workers run (`python -m`). Raises `ServiceError` when a child does not come up, with its last lines.
+    `folder` gets `state/` (the coordinator's) and `logs/`. Workers that `topology` names have the links of it, and are
+    slowed down as its speeds relate. `host` is where the coordinator listens, `worker_module` what workers run
+    (`python -m`). Raises `ServiceError` when a child does not come up, with its last lines.
     """
 
     def __init__(
@@ -134,6 +135,8 @@ class LocalPool:
         arguments += ["--threads", str(worker.threads), "--local"]
         if worker.memory_limit is not None:
             arguments += ["--memory-limit", str(worker.memory_limit)]
+        if self._topology is not None:
+            arguments += ["--topology", str(self._topology.resolve())]
         self._spawn(worker.name, arguments, threads=worker.threads, module=self._worker_module)
 
     def kill(self, name: str) -> None:

@@ -25,7 +25,9 @@ class TopologyWorker(_Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="The worker's name.")
     region: str = Field(description="Where it stands; links are given between regions.")
-    speed: float = Field(gt=0, allow_inf_nan=False, description="Speed in FLOP/s.")
+    speed: float = Field(
+        gt=0, allow_inf_nan=False, description="Speed in FLOP/s; for `fusion up`, relative to the fastest worker."
+    )
     memory: ByteCount = Field(gt=0, description="Memory for training, e.g. 4GiB.")
 
 
@@ -88,6 +90,14 @@ class Topology(_Section):
         if found is None:
             raise SpecError(f"the topology has no worker {name!r}{suggest(name, sorted(self._workers))}")
         return found
+
+    def names(self, name: str) -> bool:
+        """Whether there is a worker of that name."""
+        return name in self._workers
+
+    def slowdown(self, name: str) -> float:
+        """How many times slower than the fastest worker this one is. Raises `SpecError`."""
+        return max(worker.speed for worker in self.workers) / self.worker(name).speed
 
     def link(self, first: str, second: str) -> tuple[float, float]:
         """(bytes per second, seconds of one-way latency) between two workers; (inf, 0) from a worker to itself."""

@@ -7,6 +7,7 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from fusion.errors import UserError
 from fusion.logs import redact
+from fusion.topology import Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class WorkerConfig:
     """Everything is said as log lines in JSON on stderr."""
     exit_on_stdin_close: bool = False
     """Leave at once when stdin ends: a parent that dies takes its local workers along."""
+    topology: Topology | None = None
+    """Local mode: act as this worker of it, with links and a device as slow as there."""
     max_frame_bytes: int = 2**30
     """A peer that sends a larger frame is cut off before memory is taken for it."""
     max_blob_bytes: int = 2**38

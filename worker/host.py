@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from time import monotonic, perf_counter, time
+from time import monotonic, perf_counter, thread_time, time
 
 import torch
 from pydantic import BaseModel
@@ -34,6 +34,7 @@ from worker.memory import MemoryGuard
 from worker.parcel import Parcel
 from worker.route import Route
 from worker.session import Session
+from worker.surroundings import Surroundings
 from worker.trace import Trace
 from worker.waiting import Patience
 from worker.ways import misfit, ways
@@ -76,6 +77,7 @@ class JobHost:
     """The compute side of one job. `deliver` and `post` from the start, `start` once, `stop` at any time.
 
     With a `stager` (for a device other than the CPU), values are copied to and from the device beside the computation.
+    `surroundings` say how slow the device is to be.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class JobHost:
         upload: Upload,
         ship: Ship = _no_backup,
         stager: Stager | None = None,
+        surroundings: Surroundings | None = None,
     ) -> None:
         self.assembly = assembly
         prepare = assembly.prepare
@@ -103,6 +106,9 @@ class JobHost:
         self._upload = upload
         self._ship = ship
         self._stager = stager
+        self._surroundings = surroundings or Surroundings()
+        # One thread's own time: what it waited for a core is none of the device's slowness.
+        self._busy_clock = thread_time if threads == 1 and stager is None else perf_counter
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -193,7 +199,7 @@ class JobHost:
                 self._execute(task)
 
     def _execute(self, task: Task) -> None:
-        begin = perf_counter()
+        begin, busy_from = perf_counter(), self._busy_clock()
         match task.kind:
             case TaskKind.FORWARD:
                 self._forward(task)
@@ -203,6 +209,9 @@ class JobHost:
                 self._update(task)
             case TaskKind.EVALUATE:
                 self._evaluate(task)
+        rest = self._surroundings.rest(self._busy_clock() - busy_from, perf_counter() - begin)
+        if rest:
+            self._stopping.wait(rest)
         end = perf_counter()
         self._accounts.spent(task, end - begin)
         self._trace.ran(task, begin, end)

@@ -50,6 +50,7 @@ from worker.mover import Mover
 from worker.route import Route
 from worker.standby import Standby
 from worker.state_blob import StateBlob
+from worker.surroundings import Surroundings
 
 _HANDSHAKE_PATIENCE = 30.0
 _READY_AGAIN = 5.0
@@ -88,6 +89,7 @@ class JobRun:
         memory: MemoryGuard,
         send: Callable[[BaseModel], None],
         say: Callable[[str], None],
+        surroundings: Surroundings | None = None,
     ) -> None:
         self.job = prepare.job
         self._prepare = prepare
@@ -97,6 +99,7 @@ class JobRun:
         self._fetcher = fetcher
         self._mover = mover
         self._memory = memory
+        self._surroundings = surroundings
         self._send = send
         self._say = say
         self._loop = asyncio.get_running_loop()
@@ -192,6 +195,7 @@ class JobRun:
             upload=self._upload,
             ship=ship,
             stager=Stager(torch.device(self._device)) if self._device != "cpu" else None,
+            surroundings=self._surroundings,
         )
         fragments = assembly.partition.fragments
         backups = Backups(

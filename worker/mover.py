@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -24,8 +24,10 @@ from fusion.messages import PeerAddress
 from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, keep_alive, secure_client, secure_server, sender_key
 from fusion.wire import decode_header
 from worker.admission import Admission, Layout, Refused
+from worker.delay_line import DelayLine
 from worker.peer_watch import PeerWatch
 from worker.route import Deliver, Peer, Route
+from worker.slow_links import SlowLink
 
 DOMAIN = "data"
 _POLL_MILLISECONDS = 200
@@ -47,6 +49,7 @@ class Mover:
     """Owns the worker's data sockets. `start`, then `open` a route per job, then `close`.
 
     `warn(message)` is called, on the receiver thread, the first time that a peer has a message of some category refused.
+    What goes to the peers that `links` names is as slow as those links.
     """
 
     def __init__(
@@ -55,12 +58,14 @@ class Mover:
         warn: Callable[[str], None],
         *,
         max_frame_bytes: int = 2**30,
+        links: Mapping[str, SlowLink] | None = None,
     ) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._keys = keys
         self._warn = warn
         self._gate = Gatekeeper(self._context, self._stranger)
         self._route: Route | None = None
+        self._line = DelayLine(links) if links else None
         self._watch: PeerWatch
         self._silence = 5.0
         self._stopped: deque[str] = deque(maxlen=64)
@@ -106,7 +111,7 @@ class Mover:
         Waits until every peer's handshake is through; raises `UnreachableError` when one is not within `patience`
         seconds. `silence` is the time after which a dead connection is noticed.
         """
-        route = Route(admission, {}, deliver, on_error)
+        route = Route(admission, {}, deliver, on_error, self._line)
         self._silence = silence
         self._watch = PeerWatch(on_peer_lost)
         # Peers may start before we do: what they send must find the route.
@@ -186,6 +191,8 @@ class Mover:
         """Stop the receiver and close every socket."""
         if self._route is not None:
             self.close_route(self._route)
+        if self._line is not None:
+            self._line.close()
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()

@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import zmq
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from fusion.messages import PeerAddress
 from fusion.wire import Header, encode_header
 from worker.admission import Admission
+from worker.delay_line import DelayLine
 from worker.parcel import Parcel
 
 log = logging.getLogger("fusion.worker")
@@ -67,7 +69,8 @@ class Peer:
 class Route:
     """One job's part of the data plane, from `Mover.open` to `Mover.close_route`.
 
-    `admission` may be replaced at any time: by that of the plan that is followed from then on.
+    `admission` may be replaced at any time: by that of the plan that is followed from then on. With a `line`, messages to
+    the peers that it covers go through it.
     """
 
     def __init__(
@@ -76,8 +79,10 @@ class Route:
         peers: dict[str, Peer],
         deliver: Deliver,
         on_error: Callable[[Exception], None] = lambda _: None,
+        line: DelayLine | None = None,
     ) -> None:
         self.admission = admission
+        self._line = line
         self.deliver = deliver
         self._on_error = on_error
         self._lock = threading.Lock()
@@ -150,6 +155,11 @@ class Route:
         peer = self._peers.get(to)
         if peer is None:
             return
-        sent = peer.transmit(encode_header(header), payload)
+        encoded = encode_header(header)
+        if self._line is not None and self._line.covers(to):
+            sent = len(encoded) + (0 if payload is None else payload.nbytes)
+            self._line.put(to, sent, partial(peer.transmit, encoded, payload))
+        else:
+            sent = peer.transmit(encoded, payload)
         with self._lock:
             self._sent[to] += sent

@@ -45,6 +45,7 @@ from worker.job_run import JobRun
 from worker.joining import address_towards, connector, join
 from worker.memory import MemoryGuard
 from worker.mover import Mover
+from worker.surroundings import surroundings
 
 # The coordinator lets a leaving worker wait for the next checkpoint for a minute at most.
 _LEAVE_PATIENCE = 90.0
@@ -65,12 +66,18 @@ class Service:
         self._messages: asyncio.Queue[ToWorker] = asyncio.Queue()
         self._over = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._mover = Mover(self._keys, self._warn, max_frame_bytes=config.max_frame_bytes)
+        self._name = config.name or default_name()
+        self._surroundings = surroundings(config.topology, self._name) if config.topology is not None else None
+        self._mover = Mover(
+            self._keys,
+            self._warn,
+            max_frame_bytes=config.max_frame_bytes,
+            links=self._surroundings.links if self._surroundings is not None else None,
+        )
         self._control = Control(self._keys, self._messages.put_nowait, self._connection_changed)
         self._run: JobRun | None = None
         self._leaving = False
         self._was_lost = False
-        self._name = config.name or default_name()
 
     async def run(self) -> int:
         """Join and serve until told to go. Raises `FusionError` when the pool refuses us."""
@@ -246,6 +253,7 @@ class Service:
             memory=self._memory,
             send=self._control.send,
             say=self._say,
+            surroundings=self._surroundings,
         )
 
     async def _drop_job(self, why: str) -> None:

@@ -84,6 +84,7 @@ def coordinator(
             exit_on_stdin_close=local,
             no_dashboard=no_dashboard,
             topology=links,
+            relative_speeds=local,
         )
     )
     raise typer.Exit(code)

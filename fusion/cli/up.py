@@ -32,7 +32,10 @@ def up(
     topology: Annotated[
         Path | None,
         typer.Option(
-            "--topology", envvar="FUSION_TOPOLOGY", metavar="FILE", help="Workers and links to plan for, a YAML file."
+            "--topology",
+            envvar="FUSION_TOPOLOGY",
+            metavar="FILE",
+            help="Workers and links to act out: a YAML file. Links and workers are slowed down to it.",
         ),
     ] = None,
     metrics: MetricsOption = None,
@@ -101,9 +104,7 @@ def up(
     ):
         view.say(f"{spec.name}: {spec.train.steps} steps on {len(team)} workers, in {folder}")
         if pool_on_paper is not None:
-            view.say(
-                f"planning for the speeds and links of {topology}; the links of this machine are as fast as they are"
-            )
+            view.say(f"links between workers, and workers beside the fastest, are as slow as {topology} says")
         view.status("starting the coordinator and the workers")
         pool = LocalPool(folder, team, port=port, dashboard=not no_dashboard, topology=topology)
         with pool:

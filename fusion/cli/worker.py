@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,6 +45,9 @@ def worker(
     ca: CaOption = None,
     log_format: LogFormatOption = LogFormat.text,
     local: Annotated[bool, typer.Option("--local", envvar="FUSION_LOCAL", hidden=True)] = False,
+    topology: Annotated[
+        Path | None, typer.Option("--topology", envvar="FUSION_TOPOLOGY", metavar="FILE", hidden=True)
+    ] = None,
 ) -> None:
     """Join this machine to a pool and work until told to leave."""
     # Before torch is imported: it reads these once. Threads that spin while they wait slow their neighbours down.
@@ -55,6 +59,7 @@ def worker(
         limit = parse_bytes(memory_limit) if memory_limit is not None else None
     except ValueError as error:
         raise UserError(f"--memory-limit: {error}") from None
+    from fusion.topology import load_topology
     from worker.config import WorkerConfig
     from worker.daemon import run_worker
 
@@ -71,6 +76,7 @@ def worker(
             tls_ca=str(ca) if ca is not None else None,
             json_logs=log_format is LogFormat.json,
             exit_on_stdin_close=local,
+            topology=load_topology(topology) if topology is not None else None,
         )
     )
     if code:

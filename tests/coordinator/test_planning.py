@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from coordinator_cases import job_spec, tiny_dag
 
 from coordinator.planning import Candidate, Pricing, with_fewer_moves
 from coordinator.scheduling import scheduler_planner
 from fusion.messages import Device, TrainConfig
 from fusion.plan import Plan
+from fusion.topology import Topology
 
 
 def plan(*placement: str, seconds: float | None = None) -> Plan:
@@ -64,3 +66,32 @@ def test_the_scheduler_prices_a_plan_for_workers_as_slow_as_they_are_now() -> No
     assert planner.price(dag, [Candidate("b", device)], spec, train, here) is None
     small = Device(flops_per_second=1e3, memory_bytes=1)
     assert planner.price(dag, [Candidate("a", small)], spec, train, here) is None
+
+
+def test_in_local_mode_speeds_of_a_topology_are_shares_of_what_is_measured() -> None:
+    worker = {"region": "here", "memory": "4GiB"}
+    topology = Topology.model_validate(
+        {
+            "workers": [{"name": "a", "speed": 4e15, **worker}, {"name": "b", "speed": 1e15, **worker}],
+            "links": [{"between": ["here", "here"], "bandwidth": "1Gbit/s", "latency": 0}],
+        }
+    )
+    # Both measure the same processor, each with its own error.
+    pool = [Candidate("a", Device(flops_per_second=1e3)), Candidate("b", Device(flops_per_second=1.1e3))]
+    dag, spec = tiny_dag(), job_spec()
+    train = TrainConfig(
+        steps=1,
+        micro_batches=2,
+        micro_batch_size=4,
+        seed=0,
+        optimizer=spec.train.optimizer,
+        lr_schedule=spec.train.lr_schedule,
+    )
+    local, elsewhere = scheduler_planner(topology, relative_speeds=True), scheduler_planner(topology)
+    assert isinstance(local, Pricing)
+    assert isinstance(elsewhere, Pricing)
+    prices = {name: local.price(dag, pool, spec, train, plan(name)) for name in ("a", "b")}
+    assert prices["b"] == pytest.approx(4 * prices["a"])
+    measured = scheduler_planner().price(dag, pool, spec, train, plan("b"))
+    assert prices["a"] == pytest.approx(measured)
+    assert elsewhere.price(dag, pool, spec, train, plan("a")) < prices["a"]

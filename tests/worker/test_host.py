@@ -41,6 +41,7 @@ from worker.host import JobHost
 from worker.memory import MemoryGuard
 from worker.mover import Mover
 from worker.route import Route
+from worker.surroundings import Surroundings
 
 ROOM = MemoryGuard(2**50)
 
@@ -320,6 +321,29 @@ def test_values_pass_through_staging_on_a_device() -> None:
     made = train(case, ("a", "b", "a"), stager=Stager(torch.device("cpu"), runtime))
     assert [report.loss for report in made.steps()] == losses
     assert runtime.copies > 10
+
+
+class Resting(Surroundings):
+    """Slow by a fixed time a task."""
+
+    def rest(self, busy: float, elapsed: float) -> float:
+        assert busy >= 0
+        assert elapsed > 0
+        return 0.02
+
+
+def test_a_worker_that_is_to_be_slow_rests_after_each_task() -> None:
+    case = make_case(Stack(dropout=0.0), steps=3)
+    losses, _ = plain_loop(case, Stack(dropout=0.0))
+    with crew(case, ("a", "b")) as made:
+        made.hosts["b"]._surroundings = Resting()
+        made.start()
+        made.finish()
+    assert [report.loss for report in made.steps()] == losses
+    for report in made.reports["b"].of(StepReport):
+        (times,) = report.fragments
+        assert min(times.forward, times.backward) >= 0.02 * case.train.micro_batches
+        assert times.update >= 0.02
 
 
 def test_a_value_that_can_not_be_encoded_fails_the_job() -> None:
