@@ -7,8 +7,18 @@ import logging
 
 from aiohttp import web
 
-from coordinator import routes_blobs, routes_jobs, routes_pool, routes_tokens, routes_workers, streams
+from coordinator import (
+    routes_blobs,
+    routes_dashboard,
+    routes_jobs,
+    routes_observed,
+    routes_pool,
+    routes_tokens,
+    routes_workers,
+    streams,
+)
 from coordinator.access import Access
+from coordinator.crossings import CrossingsCache
 from coordinator.engine import Engine
 from coordinator.guard import Guard
 from coordinator.openapi import document
@@ -26,10 +36,11 @@ def all_routes(dashboard: bool = True) -> tuple[Route, ...]:
         *routes_workers.ROUTES,
         *routes_blobs.ROUTES,
         *routes_jobs.ROUTES,
+        *routes_observed.ROUTES,
         *routes_tokens.ROUTES,
         *streams.ROUTES,
     )
-    return (*routes, *routes_pool.DASHBOARD_ROUTES) if dashboard else routes
+    return (*routes, *routes_dashboard.ROUTES) if dashboard else routes
 
 
 def make_app(engine: Engine, access: Access, dashboard: bool = True, public_host: str | None = None) -> web.Application:
@@ -37,6 +48,7 @@ def make_app(engine: Engine, access: Access, dashboard: bool = True, public_host
     app = web.Application(middlewares=[_errors], client_max_size=engine.config.max_body_bytes)
     app[ENGINE] = engine
     app[GUARD] = Guard(access, engine)
+    app[routes_observed.CROSSINGS] = CrossingsCache()
     app[PUBLIC_HOST] = public_host or reachable_host(engine.config.host)
     routes = all_routes(dashboard)
     app[routes_pool.DOCUMENT] = json.dumps(document(routes)).encode()

@@ -23,6 +23,7 @@ from coordinator.dags import Dags
 from coordinator.entrance import admit
 from coordinator.jobs import Job
 from coordinator.lifecycle import Lifecycle
+from coordinator.observations import Observations
 from coordinator.planning import Candidate, Planner, answer
 from coordinator.pool import Member
 from coordinator.publisher import Item, Publisher
@@ -31,7 +32,7 @@ from coordinator.submission import accept
 from coordinator.views import Submission, job_view, worker_view
 from dag.graph import OpDag
 from fusion.errors import BlobError, FusionError
-from fusion.messages import CheckpointPart, JoinRequest, Prepare, Resume, ToCoordinator
+from fusion.messages import CheckpointPart, JoinRequest, Prepare, Resume, StepReport, ToCoordinator
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Engine:
         self.checkpoints = checkpoints
         self.archive = Archive(store, blobs, checkpoints, self._awaited)
         self.publisher = Publisher()
+        self.observations = Observations(store)
         self.lifecycle = Lifecycle(config.timing)
         self.clock = clock or Clock()
         self.started_at = self.clock()
@@ -101,6 +103,7 @@ class Engine:
             self.post(ev.ClockTicked(self.clock()))
             self._save_what_waits()
             self.archive.collect()
+            self.observations.beat(self.lifecycle.pool, self.publisher, self.clock())
 
     def _awaited(self, digest: str) -> bool:
         """Whether the blob is a part of a checkpoint that is being collected or written."""
@@ -123,6 +126,8 @@ class Engine:
             # Said again after a broken connection, say: its checkpoint is written and the part is gone.
             logger.info("job %s: a part of step %d was announced but is not here", message.job, message.step)
             return
+        if isinstance(message, StepReport):
+            self.observations.note(self.lifecycle.pool, incarnation, message, self.clock())
         self.post(ev.Reported(self.clock(), incarnation, message))
 
     def join(self, request: JoinRequest) -> Member:
@@ -214,6 +219,7 @@ class Engine:
                 self.archive.drop(digests)
             case ev.RecordMetric(job_id, metric):
                 shown = self.store.add_metric(job_id, metric)
+                self.observations.recorded(job_id, shown)
                 self.publisher.publish(Item("metrics", job_id, {"job": job_id, **shown}))
             case ev.RecordEvent(job_id, event, message, fields):
                 logger.info("%s", message, extra={"fields": {"event": event, "job": job_id, **fields}})

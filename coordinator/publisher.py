@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
-ItemKind = Literal["job", "metrics", "event", "log", "worker"]
+ItemKind = Literal["job", "metrics", "event", "log", "worker", "pulse"]
 _MAX_BEHIND = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Item:
     """One thing to show; `job` is None for what concerns the pool only."""
 
     kind: ItemKind
     job: str | None
     data: dict[str, Any]
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """As a server-sent event, made once for all who watch."""
+        return server_sent_event(self.kind, self.data)
+
+
+def server_sent_event(kind: str, data: dict[str, Any]) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
 
 
 class Watcher:
@@ -60,6 +71,11 @@ class Publisher:
             yield watcher
         finally:
             self._watchers.discard(watcher)
+
+    @property
+    def watched(self) -> bool:
+        """Whether anybody watches the whole pool."""
+        return any(watcher.job is None for watcher in self._watchers)
 
     def publish(self, item: Item) -> None:
         for watcher in tuple(self._watchers):

@@ -10,7 +10,7 @@ from coordinator.bodies import read_body
 from coordinator.checkpoints import MODEL_FILE, OPTIMIZER_FILE
 from coordinator.jobs import Job
 from coordinator.routes_blobs import file_response
-from coordinator.routing import ENGINE, Answer, HttpError, Parameter, Route, after_parameter, natural
+from coordinator.routing import ENGINE, Answer, HttpError, Parameter, Route, after_parameter, natural, newest_parameter
 from coordinator.views import (
     CheckpointList,
     ErrorView,
@@ -68,17 +68,26 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 async def job_events(request: web.Request) -> web.Response:
-    job = find_job(request)
-    return web.json_response({"events": request.app[ENGINE].store.events(job.id, natural(request, "after"))})
+    after, limit, newest = _part(request)
+    events = request.app[ENGINE].store.events(find_job(request).id, after, limit, newest=newest)
+    return web.json_response({"events": events})
 
 
 async def all_events(request: web.Request) -> web.Response:
-    return web.json_response({"events": request.app[ENGINE].store.events(None, natural(request, "after"))})
+    after, limit, newest = _part(request)
+    return web.json_response({"events": request.app[ENGINE].store.events(None, after, limit, newest=newest)})
 
 
 async def logs(request: web.Request) -> web.Response:
-    job = find_job(request)
-    return web.json_response({"logs": request.app[ENGINE].store.logs(job.id, natural(request, "after"))})
+    after, limit, newest = _part(request)
+    found = request.app[ENGINE].store.logs(find_job(request).id, after, limit, newest=newest)
+    return web.json_response({"logs": found})
+
+
+def _part(request: web.Request) -> tuple[int, int, bool]:
+    """Which part of a long list is asked for: after which number, at most how many, the newest or the first."""
+    asked = natural(request, "newest")
+    return natural(request, "after"), min(asked or _MOST, _MOST), bool(asked)
 
 
 async def checkpoints(request: web.Request) -> web.Response:
@@ -109,6 +118,7 @@ async def job_dag(request: web.Request) -> web.StreamResponse:
     return file_response(engine.blobs.path(job.dag.digest), job.dag.digest)
 
 
+_MOST = 10_000
 _ID = Parameter("id", "The job's id.")
 _NO_JOB = Answer(404, "No such job.", ErrorView)
 _BAD_QUERY = Answer(400, "Not a natural number.", ErrorView)
@@ -169,7 +179,7 @@ ROUTES = (
         job_events,
         "What happened to the job.",
         (Answer(200, "Events by number.", EventList), _BAD_QUERY, _NO_JOB),
-        (_ID, after_parameter("events")),
+        (_ID, after_parameter("events"), newest_parameter("events")),
         right="viewer",
     ),
     Route(
@@ -178,7 +188,7 @@ ROUTES = (
         all_events,
         "What happened to the pool and all jobs.",
         (Answer(200, "Events by number.", EventList), _BAD_QUERY),
-        (after_parameter("events"),),
+        (after_parameter("events"), newest_parameter("events")),
         right="viewer",
     ),
     Route(
@@ -187,7 +197,7 @@ ROUTES = (
         logs,
         "What workers had to say.",
         (Answer(200, "Log lines by number.", LogList), _BAD_QUERY, _NO_JOB),
-        (_ID, after_parameter("lines")),
+        (_ID, after_parameter("lines"), newest_parameter("lines")),
         right="viewer",
     ),
     Route(

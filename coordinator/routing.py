@@ -70,6 +70,15 @@ def after_parameter(what: str) -> Parameter:
     )
 
 
+def newest_parameter(what: str) -> Parameter:
+    return Parameter(
+        "newest",
+        f"Of these, only so many of the newest {what}.",
+        "query",
+        {"type": "integer", "minimum": 1, "maximum": 10_000},
+    )
+
+
 def natural(request: web.Request, name: str, default: int = 0) -> int:
     """A query parameter that is a natural number. Raises `HttpError` 400."""
     text = request.query.get(name)

@@ -129,9 +129,11 @@ class Store:
     ) -> dict[str, Any]:
         return self._append("events", time, job, {**fields, "event": event, "message": message})
 
-    def events(self, job: str | None = None, after: int = 0, limit: int = 10_000) -> list[dict[str, Any]]:
-        """Events after sequence number `after`: of one job, or of the whole pool."""
-        return self._sequence("events", job, after, limit)
+    def events(
+        self, job: str | None = None, after: int = 0, limit: int = 10_000, *, newest: bool = False
+    ) -> list[dict[str, Any]]:
+        """Events after sequence number `after`: of one job, or of the whole pool; at most the first or `newest` `limit`."""
+        return self._sequence("events", job, after, limit, newest)
 
     def latest_event(self) -> int:
         row = self._db.execute("SELECT max(seq) FROM events").fetchone()
@@ -140,20 +142,23 @@ class Store:
     def add_log(self, time: float, job: str | None, worker: str, message: str) -> dict[str, Any]:
         return self._append("logs", time, job, {"worker": worker, "message": message})
 
-    def logs(self, job: str, after: int = 0, limit: int = 10_000) -> list[dict[str, Any]]:
-        return self._sequence("logs", job, after, limit)
+    def logs(self, job: str, after: int = 0, limit: int = 10_000, *, newest: bool = False) -> list[dict[str, Any]]:
+        return self._sequence("logs", job, after, limit, newest)
 
     def _append(self, table: str, time: float, job: str | None, data: dict[str, Any]) -> dict[str, Any]:
         cursor = self._write(f"INSERT INTO {table} (time, job, data) VALUES (?, ?, ?)", (time, job, json.dumps(data)))
         return {"seq": cursor.lastrowid, "time": time, "job": job, **data}
 
-    def _sequence(self, table: str, job: str | None, after: int, limit: int) -> list[dict[str, Any]]:
+    def _sequence(
+        self, table: str, job: str | None, after: int, limit: int, newest: bool = False
+    ) -> list[dict[str, Any]]:
         where, values = ("job = ? AND", (job,)) if job is not None else ("", ())
         rows = self._db.execute(
-            f"SELECT seq, time, job, data FROM {table} WHERE {where} seq > ? ORDER BY seq LIMIT ?",
+            f"SELECT seq, time, job, data FROM {table} WHERE {where} seq > ? ORDER BY seq {'DESC' if newest else ''} LIMIT ?",
             (*values, after, limit),
-        )
-        return [{"seq": seq, "time": time, "job": owner, **json.loads(data)} for seq, time, owner, data in rows]
+        ).fetchall()
+        ordered = reversed(rows) if newest else rows
+        return [{"seq": seq, "time": time, "job": owner, **json.loads(data)} for seq, time, owner, data in ordered]
 
     # Checkpoints --------------------------------------------------------------------------------------------------
 

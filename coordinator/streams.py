@@ -1,13 +1,13 @@
 """Live data as server-sent events: first what there is already, then whatever comes.
 
 A job's stream begins with `job`, then its recorded metrics, events and logs; it ends after the job has ended. The pool's
-begins with every worker and every job. A comment is sent when nothing else is, so that both ends notice a dead connection.
+begins with every worker and every job, and has a `pulse` every two seconds: the memory of the workers and the bytes on the
+links between them. A comment is sent when nothing else is, so that both ends notice a dead connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +15,7 @@ from aiohttp import web
 
 from coordinator.engine import Engine
 from coordinator.jobs import TERMINAL, Job
-from coordinator.publisher import Watcher
+from coordinator.publisher import Watcher, server_sent_event
 from coordinator.routes_jobs import find_job
 from coordinator.routing import ENGINE, Answer, Parameter, Route, natural
 from coordinator.views import ErrorView, job_view, worker_view
@@ -52,6 +52,7 @@ async def pool_stream(request: web.Request) -> web.StreamResponse:
                     await _send(response, "worker", worker_view(member, jobs.get(member.job) if member.job else None))
             for job in sorted(jobs.values(), key=lambda job: job.number):
                 await _send(response, "job", job_view(job))
+            await _send(response, "pulse", engine.observations.pulse(engine.lifecycle.pool, engine.clock()))
             await _follow(response, watcher, {"event": last_event}, until_job_ends=False)
     return response
 
@@ -65,7 +66,7 @@ async def _open(request: web.Request) -> web.StreamResponse:
 
 
 async def _send(response: web.StreamResponse, kind: str, data: dict[str, Any]) -> None:
-    await response.write(f"event: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode())
+    await response.write(server_sent_event(kind, data))
 
 
 async def _backlog(response: web.StreamResponse, engine: Engine, job: Job, after: dict[str, int]) -> dict[str, int]:
@@ -103,7 +104,7 @@ async def _follow(
         kind, key = number.get(item.kind, ("", ""))
         if kind in last and item.data[key] <= last[kind]:
             continue
-        await _send(response, item.kind, item.data)
+        await response.write(item.encoded)
         if until_job_ends and item.kind == "job" and item.data["state"] in TERMINAL:
             break
     await response.write_eof()
@@ -135,7 +136,7 @@ ROUTES = (
         "GET",
         "/api/v1/stream",
         pool_stream,
-        "`worker`, `job`, `metrics`, `event` and `log` items of the whole pool: the present state, then live.",
+        "`worker`, `job`, `metrics`, `event`, `log` and `pulse` items of the whole pool: the present state, then live.",
         (Answer(200, "Server-sent events.", content_type=_STREAM),),
         right="viewer",
     ),

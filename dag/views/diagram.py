@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
+from dag.cut import cut
 from dag.graph import Op, OpDag
 from dag.views.modules import Totals, totals_of
 from dag.views.runs import Group, group_by_module
 from dag.views.text import call_text, category, count_text, meta_text, short_target
+from fusion.plan import Plan
 from fusion.units import format_bytes
 
 FIRST_SIGHT = 28
@@ -27,9 +29,17 @@ FIRST_SIGHT = 28
 _HUES = (212, 152, 28, 272, 340, 190, 96, 48, 310, 240)
 
 
-def as_html(dag: OpDag) -> str:
-    """A whole HTML document without outside references; modules open and close, wheel and drag move about."""
-    data = json.dumps(_payload(dag), separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+def as_html(dag: OpDag, plan: Plan | None = None) -> str:
+    """A whole HTML document without outside references; modules open and close, wheel and drag move about.
+
+    With a `plan`, ops are coloured by the worker that runs them.
+    """
+    data = json.dumps(
+        _payload(dag) | (_placement(dag, plan) if plan is not None else {}),
+        separators=(",", ":"),
+        ensure_ascii=True,
+        allow_nan=False,
+    )
     for character in "<>&":  # so that nothing in a name can end the script element
         data = data.replace(character, f"\\u{ord(character):04x}")
     script = _asset("page.js")
@@ -62,6 +72,19 @@ def _payload(dag: OpDag) -> dict[str, Any]:
         "notes": list(dag.notes),
         "groups": groups,
         "ops": {str(op.id): _op(dag, op, inside[op.id]) for op in drawn},
+    }
+
+
+def _placement(dag: OpDag, plan: Plan) -> dict[str, Any]:
+    """The plan's workers, and for each op of a fragment its fragment."""
+    return {
+        "workers": list(plan.workers),
+        "hosts": [plan.workers.index(worker) for worker in plan.placement],
+        "fragments": {
+            str(op): fragment.index
+            for fragment in cut(dag, plan.cuts).fragments
+            for op in (*fragment.ops, *fragment.placeholders)
+        },
     }
 
 

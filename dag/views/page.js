@@ -11,6 +11,19 @@
   const parentOf = new Map(); // op id or -(group id)-1 -> group id
   for (const group of data.groups) for (const row of group.rows) for (const item of row) parentOf.set(item, group.id);
   for (const op of ops.values()) op.users = [];
+  // --- where things run, when the page has a plan: op -> index of its worker; a group has one when all its members share it
+  const runsOn = (item) => {
+    if (!data.workers) return null;
+    if (item >= 0) return data.hosts[data.fragments[item]] ?? null;
+    const all = new Set(groups.get(-item - 1).rows.flat().map(runsOn));
+    return all.size === 1 ? [...all][0] : null;
+  };
+  for (const [id, op] of ops) {
+    const fragment = data.workers && data.fragments[id];
+    if (fragment === undefined || !data.workers) continue;
+    op.details.unshift(["Worker", data.workers[runsOn(id)]], ["Fragment", String(fragment)]);
+    op.find += " " + data.workers[runsOn(id)].toLowerCase();
+  }
   for (const [id, op] of ops) for (const source of op.in) ops.get(source)?.users.push(id);
 
   const view = byId("view"), scene = byId("scene");
@@ -139,7 +152,8 @@
     if (op.module && room > 2) svg("tspan", { dx: 6, class: "module" }, label, clip(op.module, room));
     svg("text", { x: 17, y: 33, class: "shape" }, g, clip(op.shape, 23));
     if (op.stored.length) svg("text", { x: 17, y: 47, class: "stored" }, g, clip("+ " + op.stored.join(", "), 30));
-    svg("title", {}, g, `${op.name}\n${op.shape}`);
+    svg("title", {}, g, `${op.name}\n${op.shape}` + (runsOn(id) === null ? "" : `\n${data.workers[runsOn(id)]}`));
+    paint(g, id);
     g.addEventListener("click", () => choose(id));
     return g;
   }
@@ -148,14 +162,16 @@
     const g = svg("g", { class: box.open ? "box" : "box folded", transform: `translate(${box.x} ${box.y})` },
       box.open ? layers.boxes : layers.nodes);
     g.style.setProperty("--h", group.hue);
+    paint(g, item);
     if (!box.open) svg("rect", { class: "stack", width: box.w, height: box.h, rx: 9 }, g);
     svg("rect", { class: "face", width: box.w, height: box.h, rx: 9 }, g);
     const head = svg("g", { class: "head" }, g);
     svg("rect", { width: box.w, height: box.open ? HEAD : box.h, fill: "transparent" }, head);
     const room = Math.floor((box.w - 40) / 7);
     svg("text", { x: 32, y: 20 }, head, clip(group.name, room));
-    if (!box.open) svg("text", { x: 32, y: 37, class: "count" }, head, clip(group.summary, 36));
-    svg("title", {}, head, `${group.path}\n${group.summary}`);
+    const host = runsOn(item) === null ? "" : `${data.workers[runsOn(item)]} · `;
+    if (!box.open) svg("text", { x: 32, y: 37, class: "count" }, head, clip(host + group.summary, 36));
+    svg("title", {}, head, `${group.path}\n${host}${group.summary}`);
     const toggle = svg("g", { class: "toggle", role: "button" }, g);
     svg("rect", { x: 6, y: 5, width: 22, height: 22, rx: 5 }, toggle);
     svg("path", { d: box.open ? "M12 13L17 18.5L22 13" : "M14.5 10.5L20 16L14.5 21.5", fill: "none", "stroke-width": 2,
@@ -164,6 +180,19 @@
     head.addEventListener("click", () => choose(item));
     head.addEventListener("dblclick", () => fold(group));
     return g;
+  }
+
+  // The colour of the worker; groups over several workers, and pages without a plan, keep their own.
+  const hueOf = (worker) => (212 + worker * 137.5) % 360;
+  function paint(g, item) {
+    if (!data.workers) return;
+    const worker = runsOn(item);
+    if (item >= 0) {
+      g.style.setProperty("--c", worker === null ? "var(--soft)" : `hsl(${hueOf(worker)} 65% 48%)`);
+    } else {
+      g.style.setProperty("--h", worker === null ? 0 : hueOf(worker));
+      if (worker === null) g.style.setProperty("--box-s", "0%");
+    }
   }
 
   function fold(group) { // keeps the module's top left corner where it is on the screen
@@ -367,9 +396,14 @@
   byId("summary").textContent = data.summary;
   const used = new Set([...ops.values()].map((op) => op.class));
   for (const name of ["input", "compute", "norm", "activation", "random", "lookup", "layout", "other", "loss"]) {
-    if (used.has(name)) {
+    if (used.has(name) && !data.workers) {
       byId("legend").append(Object.assign(document.createElement("li"), { textContent: name, className: name }));
     }
+  }
+  for (const [index, name] of (data.workers ?? []).entries()) {
+    const item = Object.assign(document.createElement("li"), { textContent: name });
+    item.style.setProperty("--c", `hsl(${hueOf(index)} 65% 48%)`);
+    byId("legend").append(item);
   }
   draw();
   fit(0.55);

@@ -95,6 +95,9 @@ async def test_answers_fit_the_document(checked: Checked) -> None:
         await checked("GET", f"{home}/checkpoints/4/optimizer.safetensors", headers={"Range": "bytes=0-7"})
         await checked("GET", f"{home}/checkpoints/3/model.safetensors")
         await checked("GET", f"{home}/dag")
+        for part in ("curves", "timeline", "plans", "links", "diagram"):
+            await checked("GET", f"{home}/{part}")
+        await checked("GET", "/api/v1/map")
         await checked("POST", f"{home}/cancel")
         await checked("POST", f"{home}/cancel")
         await checked("GET", f"{home}/stream")
