@@ -67,6 +67,17 @@ class ShapedNetwork:
             with suppress(subprocess.CalledProcessError):  # its end of the pair goes with it
                 _run("ip", "netns", "del", namespace)
 
+    def cut(self, worker: str) -> None:
+        """Let nothing through to or from this worker any more; connections are not closed."""
+        self._plug(worker, "down")
+
+    def heal(self, worker: str) -> None:
+        """Take `cut` back."""
+        self._plug(worker, "up")
+
+    def _plug(self, worker: str, state: str) -> None:
+        _run("ip", "link", "set", f"{self._tag}v{list(self.namespaces).index(worker)}", state)
+
     def _build(self) -> None:
         _run("ip", "link", "add", self._tag, "type", "bridge")
         _run("ip", "addr", "add", f"{self.host}/24", "dev", self._tag)
