@@ -104,6 +104,8 @@ class JobRun:
         self._say = say
         self._loop = asyncio.get_running_loop()
         self._orders: asyncio.Queue[Order] = asyncio.Queue()
+        self._newest = prepare.plan.epoch
+        """The newest plan epoch that we have orders for."""
         self._abandoned = threading.Event()
         self._started = False
         self._parts: _Parts | None = None
@@ -116,6 +118,8 @@ class JobRun:
 
     def take(self, order: Order) -> None:
         """An order of the coordinator for this job; they are followed one after the other."""
+        if isinstance(order, Adopt):
+            self._newest = max(self._newest, order.plan.epoch)
         self._orders.put_nowait(order)
 
     async def drop(self, why: str) -> None:
@@ -248,11 +252,24 @@ class JobRun:
                 case Adopt():
                     await self._adopt(parts, order)
 
-    async def _connect(self, route: Route, peers: list[PeerAddress]) -> None:
-        """Admit and connect to workers that may get fragments soon."""
-        known = route.connections
-        new = [peer for peer in self._others(peers) if peer.worker not in known]
-        cancelled = self._abandoned.is_set
+    async def _connect(self, route: Route, peers: list[PeerAddress], epoch: int | None = None) -> None:
+        """Admit and connect to workers that have fragments, or may get some soon.
+
+        With the `epoch` of a plan this waits for handshakes no longer than the plan holds: a worker that it names may have
+        died since, and then the next one, which says so, is here already.
+        """
+        new = []
+        for peer in self._others(peers):
+            known = route.connections.get(peer.worker)
+            if known is not None and known.address.public_key != peer.public_key:
+                await asyncio.to_thread(self._mover.disconnect, route, peer.worker)  # its name has a new owner
+                known = None
+            if known is None:
+                new.append(peer)
+
+        def cancelled() -> bool:
+            return self._abandoned.is_set() or (epoch is not None and self._newest > epoch)
+
         try:
             await asyncio.to_thread(self._mover.connect, route, new, patience=_HANDSHAKE_PATIENCE, cancelled=cancelled)
         except FusionError as error:
@@ -279,7 +296,7 @@ class JobRun:
             if wanted.get(name) != peer.address.public_key:
                 await asyncio.to_thread(self._mover.disconnect, route, name)
         if any(peer.worker not in route.connections for peer in self._others(order.peers)):
-            await self._connect(route, order.peers)
+            await self._connect(route, order.peers, order.plan.epoch)
         route.admission = host.assembly.admission(order.plan)
         host.hosted = hosted
         host.post(Switch(order.plan, order.step, pieces))
@@ -302,7 +319,7 @@ class JobRun:
                 raise
         piece = await parts.standby.take(fragment)
         if state is not None:
-            await asyncio.to_thread(piece.program.load_state, state)
+            await asyncio.to_thread(piece.load_state, state)
         return piece
 
     def _stand_by(self, parts: _Parts, backups: dict[int, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 
 import pytest
@@ -195,6 +196,28 @@ async def test_two_neighbours_lost_at_once_replay_side_by_side(coordinator: Fake
         for name in ("a", "d"):
             coordinator.send(name, adopt(prepare, coordinator, 1, ("a", "a", "d", "d"), 12))
         await finish(coordinator, 1, "a", "d")
+        assert_same(coordinator, expected)
+
+
+async def test_an_heir_that_dies_before_anybody_has_reached_it_holds_nobody_up(
+    coordinator: FakeCoordinator, case: Case
+) -> None:
+    """The others wait for its handshake until they hear of the next plan, not until their patience is at its end."""
+    expected = await undisturbed(coordinator, case)
+    async with pool(coordinator, "a", "b", "c", "d") as workers:
+        prepare = await ready_job(coordinator, case, ("a", "b", "c"), log_bytes=LOG, backups=BACKUPS)
+        await snapshot(coordinator, prepare, BACKUPS, 12)
+        for name in ("a", "b", "c"):
+            coordinator.send(name, Commit(job=prepare.job, epoch=0, step=12))
+        await end(workers[2])
+        await end(workers[3])
+        for epoch, heir in ((1, "d"), (2, "a")):
+            for name in ("a", "b"):
+                coordinator.send(name, adopt(prepare, coordinator, epoch, ("a", "b", heir), 12))
+        async with asyncio.timeout(20):
+            await coordinator.until(lambda: [m for m in coordinator.of("a", Adopted) if m.epoch == 2])
+            await coordinator.until(lambda: [m for m in coordinator.of("b", Adopted) if m.epoch == 2])
+        await finish(coordinator, 2, "a", "b")
         assert_same(coordinator, expected)
 
 
