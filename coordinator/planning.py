@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from statistics import median
 from typing import Protocol, runtime_checkable
 
 from coordinator.events import MakePlan
 from coordinator.jobs import FragmentSummary, Job
 from dag.cut import Fragment, cut
 from dag.graph import OpDag
-from fusion.messages import Device, TrainConfig
+from fusion.messages import Device, LinkFigures, TrainConfig
 from fusion.plan import Plan
 from fusion.spec import JobSpec
 
 _AS_GOOD = 1.05
 """A placement whose predicted step time is within this is as good."""
+_NOISE = 1.25
+"""Speeds of machines of one kind that differ by less are taken for the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,58 @@ class Candidate:
     name: str
     device: Device
     slower: float = 1.0
-    """How many times slower it has become than it measured on joining."""
+    """How many times slower it is than it measured on joining."""
+    place: str = ""
+    """The network that it is in (`fusion.addresses.place_of`)."""
+    links: Mapping[str, LinkFigures | str] = field(default_factory=dict)
+    """To other candidates, as measured; words where the link does not work."""
+
+
+def alike(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates, those on like machines with the same speed up to noise given the same rates.
+
+    Every measurement has its own error; without this, equal workers would get unequal shares, and another run other cuts.
+    """
+    groups: list[list[Candidate]] = []
+    for candidate in sorted(candidates, key=lambda each: each.device.flops_per_second):
+        group = next((group for group in groups if _twins(group[0], candidate)), None)
+        if group is None:
+            groups.append([candidate])
+        else:
+            group.append(candidate)
+    common = {each.name: rates for group in groups for rates in [_common(group)] for each in group}
+    return [replace(each, device=each.device.model_copy(update=common[each.name])) for each in candidates]
+
+
+def _twins(slower: Candidate, faster: Candidate) -> bool:
+    first, second = slower.device, faster.device
+    if (first.kind, first.description, first.cores, first.threads, first.declared) != (
+        second.kind,
+        second.description,
+        second.cores,
+        second.threads,
+        second.declared,
+    ):
+        return False
+    if first.declared:
+        return first.flops_per_second == second.flops_per_second
+    same_machine = slower.place == faster.place == ""
+    return same_machine or second.flops_per_second <= _NOISE * first.flops_per_second
+
+
+def _common(group: Sequence[Candidate]) -> dict[str, float]:
+    """Whatever else ran meanwhile made a measured speed lower, never higher."""
+    devices = [each.device for each in group]
+    speed = max(device.flops_per_second for device in devices)
+    rates: dict[str, float] = {"flops_per_second": speed}
+    for rate in ("convolution_flops_per_second", "bytes_per_second"):
+        rates[rate] = max(getattr(device, rate) for device in devices)
+    regressed = [device for device in devices if device.training_share > 0]
+    if regressed and speed > 0:
+        reached = median(device.training_share * device.flops_per_second for device in regressed)
+        rates["training_share"] = min(1.0, reached / speed)
+        rates["seconds_per_call"] = median(device.seconds_per_call for device in regressed)
+    return rates
 
 
 class Planner(Protocol):
@@ -63,7 +117,7 @@ def answer(
 
     Raises what the planner raises.
     """
-    dag = dag_of(job)
+    dag, candidates = dag_of(job), alike(candidates)
     plan = planner(dag, candidates, job.spec, job.train, asked.previous)
     current = None
     if asked.price and asked.previous is not None and isinstance(planner, Pricing):

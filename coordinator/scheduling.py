@@ -97,10 +97,20 @@ class SchedulerPlanner:
                 seconds_per_call=here.seconds_per_call * slowdown,
                 seconds_per_task=here.seconds_per_task * slowdown,
             )
-        return replace(device, flops_per_second=device.flops_per_second / candidate.slower)
+        return device.slowed(candidate.slower) if candidate.slower != 1 else device
 
 
 def _measured(candidate: Candidate) -> scheduler.Device:
-    """What the worker measured; 0 means that it did not, and then the scheduler's default or no limit holds."""
-    said = candidate.device
-    return scheduler.measured(candidate.name, said.flops_per_second, said.memory_bytes or None)
+    """What the worker measured, or was declared to do; 0 means neither, and then the scheduler's default or no limit holds."""
+    said, memory = candidate.device, candidate.device.memory_bytes or None
+    if said.declared and said.flops_per_second > 0:
+        return scheduler.Device(candidate.name, flops_per_second=said.flops_per_second, memory_bytes=memory)
+    return scheduler.measured(
+        candidate.name,
+        said.flops_per_second,
+        memory,
+        convolution_speed=said.convolution_flops_per_second,
+        bytes_per_second=said.bytes_per_second,
+        training_share=said.training_share,
+        seconds_per_call=said.seconds_per_call,
+    )

@@ -45,6 +45,9 @@ class Workload:
     flops: Floats
     """Cumulative forward FLOPs."""
     backward_flops: Floats
+    convolution_flops: Floats
+    """Cumulative: the part of `flops` that convolutions do, which a device may do faster or slower than matrix products."""
+    backward_convolution_flops: Floats
     traffic: Floats
     """Cumulative bytes that forward reads and writes; views move none."""
     backward_traffic: Floats
@@ -109,7 +112,17 @@ def workload(dag: OpDag) -> Workload:
     size = len(dag.body)
     columns = {
         name: np.zeros(size)
-        for name in ("flops", "backward_flops", "traffic", "backward_traffic", "calls", "backward_calls", "saved")
+        for name in (
+            "flops",
+            "backward_flops",
+            "convolution_flops",
+            "backward_convolution_flops",
+            "traffic",
+            "backward_traffic",
+            "calls",
+            "backward_calls",
+            "saved",
+        )
     }
     gradients = differentiated(dag)
     for op_id, position in rank.items():
@@ -125,6 +138,9 @@ def workload(dag: OpDag) -> Workload:
             # Backward reads the gradient and what was saved, and writes a gradient for each input.
             columns["backward_traffic"][position] = 2 * moved
             columns["backward_calls"][position] = 2.0 * (moved > 0)
+        if op.kind == "call" and op.target.startswith("aten.conv"):
+            columns["convolution_flops"][position] = columns["flops"][position]
+            columns["backward_convolution_flops"][position] = columns["backward_flops"][position]
     parameter_bytes, parameter_elements, stored = np.zeros(size), np.zeros(size), np.zeros(size)
     shared = []
     for op in dag.ops:
@@ -143,6 +159,8 @@ def workload(dag: OpDag) -> Workload:
         size=size,
         flops=_cumulative(columns["flops"]),
         backward_flops=_cumulative(columns["backward_flops"]),
+        convolution_flops=_cumulative(columns["convolution_flops"]),
+        backward_convolution_flops=_cumulative(columns["backward_convolution_flops"]),
         traffic=_cumulative(columns["traffic"]),
         backward_traffic=_cumulative(columns["backward_traffic"]),
         calls=_cumulative(columns["calls"]),

@@ -24,15 +24,25 @@ class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+_Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class Device(_Message):
-    """What a worker says of its machine on joining."""
+    """What a worker says of its machine on joining; a rate of 0 was not measured."""
 
     kind: Literal["cpu", "cuda"] = "cpu"
     description: str = ""
     cores: int = 1
     threads: int = 1
     memory_bytes: int = 0
-    flops_per_second: float = 0.0
+    flops_per_second: _Rate = Field(0.0, description="Of large matrix products, or of training where it is declared.")
+    declared: bool = Field(False, description="The speed was given by a person, not measured.")
+    convolution_flops_per_second: _Rate = 0.0
+    bytes_per_second: _Rate = Field(0.0, description="Read and written by operators that compute little.")
+    training_share: float = Field(
+        0.0, ge=0, le=1, description="Of the speed of matrix products and convolutions, what training reaches."
+    )
+    seconds_per_call: float = Field(0.0, ge=0, le=1, description="Fixed time of an operator call.")
 
 
 class JoinRequest(_Message):
@@ -45,6 +55,7 @@ class JoinRequest(_Message):
     device: Device
     data_endpoint: str = Field(description="Where peers connect, `tcp://host:port`.")
     public_key: str = Field(description="CURVE public key, Z85.", min_length=40, max_length=40)
+    probes: bool = Field(False, description="It measures its links to other workers when it is asked to.")
 
 
 class JoinResponse(_Message):
@@ -180,6 +191,24 @@ class Connect(_Message):
     peers: list[PeerAddress]
 
 
+class ExpectProbe(_Message):
+    """Coordinator -> worker: this worker is about to measure its link to you; answer it, within these bounds."""
+
+    type: Literal["expect-probe"] = "expect-probe"
+    peer: PeerAddress
+    max_bytes: int = Field(gt=0, description="In both directions together.")
+    seconds: float = Field(gt=0)
+
+
+class ProbeLink(_Message):
+    """Coordinator -> worker: measure the link to this worker, there and back, within these bounds; say `LinkMeasured`."""
+
+    type: Literal["probe-link"] = "probe-link"
+    peer: PeerAddress
+    max_bytes: int = Field(gt=0)
+    seconds: float = Field(gt=0)
+
+
 class Start(_Message):
     """Coordinator -> worker: everybody is ready, train."""
 
@@ -243,6 +272,37 @@ class StepTrace(_Message):
         default_factory=list, max_length=MAX_TRACED
     )
     """(kind, the fragment that made it, micro-batch, when, by which worker)."""
+
+
+class LinkFigures(_Message):
+    """One direction of a link: n bytes take `seconds + n / bytes_per_second`."""
+
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    bytes_per_second: float = Field(gt=0, allow_inf_nan=False)
+
+
+class LinkMeasured(_Message):
+    """Worker -> coordinator: what `ProbeLink` found out, or why it did not."""
+
+    type: Literal["link-measured"] = "link-measured"
+    peer: str
+    there: LinkFigures | None = None
+    back: LinkFigures | None = None
+    error: str = ""
+
+
+class ArrivalRate(_Message):
+    """Bytes per second at which a peer's large messages came in; `at_least` when the link was not what took the time."""
+
+    bytes_per_second: float = Field(gt=0, allow_inf_nan=False)
+    at_least: bool = False
+
+
+class Arrivals(_Message):
+    """Worker -> coordinator: what the transfers of a job show of the links to here, by peer."""
+
+    type: Literal["arrivals"] = "arrivals"
+    rates: dict[str, ArrivalRate]
 
 
 class StepReport(_Message):
@@ -402,7 +462,10 @@ class Leaving(_Message):
     reason: str
 
 
-ToWorker = Annotated[Prepare | Start | Backup | Commit | Adopt | Connect | Stop | Shutdown, Field(discriminator="type")]
+ToWorker = Annotated[
+    Prepare | Start | Backup | Commit | Adopt | Connect | ExpectProbe | ProbeLink | Stop | Shutdown,
+    Field(discriminator="type"),
+]
 JobMessage = (
     Ready
     | StepReport
@@ -419,7 +482,7 @@ JobMessage = (
 )
 """What workers say of one job at one plan epoch."""
 ToCoordinator = Annotated[
-    Heartbeat | JobMessage | PeerLost | Connected | Warned | Leaving,
+    Heartbeat | JobMessage | PeerLost | Connected | LinkMeasured | Arrivals | Warned | Leaving,
     Field(discriminator="type"),
 ]
 _to_worker: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)

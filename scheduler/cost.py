@@ -53,17 +53,23 @@ class Costs:
     recompute: bool = False
 
     @cached_property
-    def _times(self) -> dict[tuple[float, float, float], DeviceTimes]:
+    def _times(self) -> dict[tuple[float, ...], DeviceTimes]:
         return {}
 
     def times(self, device: Device) -> DeviceTimes:
         """Cumulative forward and backward seconds of one micro-batch on `device`."""
-        key = (device.flops_per_second, device.traffic_rate, device.seconds_per_call)
+        key = (device.flops_per_second, device.convolution_rate, device.traffic_rate, device.seconds_per_call)
         found = self._times.get(key)
         if found is None:
             work = self.workload
-            forward = _seconds(work.flops, work.traffic, work.calls, device)
-            backward = _seconds(work.backward_flops, work.backward_traffic, work.backward_calls, device)
+            forward = _seconds(work.flops, work.convolution_flops, work.traffic, work.calls, device)
+            backward = _seconds(
+                work.backward_flops,
+                work.backward_convolution_flops,
+                work.backward_traffic,
+                work.backward_calls,
+                device,
+            )
             found = self._times[key] = DeviceTimes(forward, backward + forward if self.recompute else backward)
         return found
 
@@ -103,6 +109,8 @@ class Costs:
         return self.workload.value_bytes[crossings.value].astype(np.float64)
 
 
-def _seconds(flops: Floats, traffic: Floats, calls: Floats, device: Device) -> Floats:
-    per_op = np.maximum(np.diff(flops) / device.flops_per_second, np.diff(traffic) / device.traffic_rate)
+def _seconds(flops: Floats, convolutions: Floats, traffic: Floats, calls: Floats, device: Device) -> Floats:
+    convolving = np.diff(convolutions)
+    computing = (np.diff(flops) - convolving) / device.flops_per_second + convolving / device.convolution_rate
+    per_op = np.maximum(computing, np.diff(traffic) / device.traffic_rate)
     return np.concatenate(([0.0], np.cumsum(per_op + np.diff(calls) * device.seconds_per_call)))

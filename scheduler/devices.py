@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fusion.topology import Topology
 
@@ -20,7 +20,7 @@ SECONDS_PER_TASK = 1e-3
 """Fixed time of each forward and each backward of a fragment, beside its operators': to start autograd, to take values in and
 to pass them on. The demo's GPT on one worker takes 0.22 s a step in one fragment and 0.35 s in twelve: 88 tasks more."""
 TRAINING_SHARE = 0.57
-"""FusionLLM's lambda: how much of the speed of a large matrix product, which is what a worker measures, training reaches."""
+"""FusionLLM's lambda: how much of the speed of a large matrix product training reaches on a device that did not measure it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Device:
     region: str = ""
     flops_per_second: float = DEFAULT_SPEED
     memory_bytes: int | None = None
+    convolution_flops_per_second: float | None = None
+    """Speed of convolutions; None: that of everything."""
     bytes_per_second: float | None = None
     """Memory traffic; None: in proportion to `flops_per_second`."""
     seconds_per_call: float = SECONDS_PER_CALL
@@ -46,6 +48,22 @@ class Device:
     def traffic_rate(self) -> float:
         """Bytes of memory traffic per second."""
         return self.bytes_per_second or self.flops_per_second / FLOPS_PER_BYTE
+
+    @property
+    def convolution_rate(self) -> float:
+        """FLOP/s of convolutions."""
+        return self.convolution_flops_per_second or self.flops_per_second
+
+    def slowed(self, times: float) -> Device:
+        """The same device, so many times slower in everything that it computes."""
+        return replace(
+            self,
+            flops_per_second=self.flops_per_second / times,
+            convolution_flops_per_second=self.convolution_rate / times,
+            bytes_per_second=self.traffic_rate / times,
+            seconds_per_call=self.seconds_per_call * times,
+            seconds_per_task=self.seconds_per_task * times,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +120,29 @@ def from_topology(topology: Topology) -> tuple[tuple[Device, ...], Network]:
     return devices, Network(default, links, links, {device.name: device.region for device in devices})
 
 
-def measured(name: str, matrix_product_speed: float, memory_bytes: int | None = None) -> Device:
-    """A device of which only the speed of a large matrix product is known (FLOP/s; 0: not even that)."""
-    speed = matrix_product_speed * TRAINING_SHARE if matrix_product_speed > 0 else DEFAULT_SPEED
-    return Device(name, flops_per_second=speed, memory_bytes=memory_bytes)
+def measured(
+    name: str,
+    matrix_product_speed: float,
+    memory_bytes: int | None = None,
+    *,
+    convolution_speed: float = 0.0,
+    bytes_per_second: float = 0.0,
+    training_share: float = 0.0,
+    seconds_per_call: float = 0.0,
+) -> Device:
+    """A device by what it measured of itself; 0: it did not, and then the figures of one CPU core stand in.
+
+    Speeds are those of large products and convolutions (FLOP/s), of which training reaches the share.
+    """
+    share = training_share or TRAINING_SHARE
+    return Device(
+        name,
+        flops_per_second=matrix_product_speed * share if matrix_product_speed > 0 else DEFAULT_SPEED,
+        memory_bytes=memory_bytes,
+        convolution_flops_per_second=convolution_speed * share or None,
+        bytes_per_second=bytes_per_second or None,
+        seconds_per_call=seconds_per_call or SECONDS_PER_CALL,
+    )
 
 
 def homogeneous(names: Iterable[str], *, flops_per_second: float = DEFAULT_SPEED) -> tuple[Device, ...]:

@@ -24,6 +24,8 @@ class WorkerConfig:
     """`cpu`, `cuda` or `cuda:N`."""
     threads: int = 1
     """Compute threads. The bits of a run depend on it, so every worker of a pool should use the same."""
+    speed: float | None = None
+    """FLOP/s of training, as a person declares it; default: measured on joining."""
     memory_limit: int | None = None
     """Bytes this process may use; default: the memory of the machine (or of the GPU)."""
     advertise: str | None = None

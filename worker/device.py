@@ -1,23 +1,27 @@
-"""What this machine can do: cores, memory, and how fast it multiplies matrices."""
+"""What this machine can do: cores, memory, and how fast it computes (`worker.profile`)."""
 
 from __future__ import annotations
 
 import platform
 from pathlib import Path
-from time import perf_counter, thread_time
 
 import psutil
 import torch
 
 from fusion.errors import UserError
 from fusion.messages import Device
+from worker.profile import profile
 
-_MATRIX = 512
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def measure(device: str, threads: int, memory_limit: int | None, seconds: float = 0.1) -> Device:
-    """Describe the device, its speed measured in about `seconds`. Raises `UserError` when there is no such device."""
+def measure(
+    device: str, threads: int, memory_limit: int | None, seconds: float = 0.1, speed: float | None = None
+) -> Device:
+    """Describe the device, its rates measured in about `seconds`, or its `speed` as somebody declares it (FLOP/s).
+
+    Raises `UserError` when there is no such device.
+    """
     try:
         target = torch.device(device)
     except RuntimeError:
@@ -33,13 +37,24 @@ def measure(device: str, threads: int, memory_limit: int | None, seconds: float 
         memory, description = _machine_memory(), platform.processor() or platform.machine()
     else:
         raise UserError(f"--device {device!r} is not supported; use cpu, cuda or cuda:N")
-    return Device(
+    described = Device(
         kind="cuda" if target.type == "cuda" else "cpu",
         description=description,
         cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
         threads=threads,
         memory_bytes=min(memory, memory_limit) if memory_limit else memory,
-        flops_per_second=_matmul_speed(target, threads, seconds),
+    )
+    if speed is not None:
+        return described.model_copy(update={"flops_per_second": speed, "declared": True})
+    found = profile(target, threads, seconds)
+    return described.model_copy(
+        update={
+            "flops_per_second": found.matrix_products,
+            "convolution_flops_per_second": found.convolutions,
+            "bytes_per_second": found.memory,
+            "training_share": found.training_share,
+            "seconds_per_call": found.seconds_per_call,
+        }
     )
 
 
@@ -50,25 +65,3 @@ def _machine_memory() -> int:
     except OSError:
         return total
     return min(total, int(limit)) if limit.isdigit() else total
-
-
-def _matmul_speed(device: torch.device, threads: int, seconds: float) -> float:
-    """Floating-point operations per second of float32 matrix products, the best of several short bursts.
-
-    One thread's speed is counted in the processor time that it got: several workers that start at the same time on one
-    machine would otherwise see each other, each differently, and a plan would take equal workers for unequal ones.
-    """
-    clock = thread_time if device.type == "cpu" and threads == 1 else perf_counter
-    left = torch.randn(_MATRIX, _MATRIX, device=device)
-    out = torch.empty_like(left)
-    torch.mm(left, left, out=out)  # The first call loads kernels.
-    best, deadline = 0.0, perf_counter() + seconds
-    while perf_counter() < deadline or best == 0.0:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        begin = clock()
-        torch.mm(left, left, out=out)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = max(best, 2 * _MATRIX**3 / max(clock() - begin, 1e-6))
-    return best

@@ -47,6 +47,8 @@ from worker.memory import MemoryGuard
 from worker.mover import Mover
 from worker.surroundings import surroundings
 
+_PROFILE_SECONDS = 1.0
+_LOCAL_PROFILE_SECONDS = 0.1
 # The coordinator lets a leaving worker wait for the next checkpoint for a minute at most.
 _LEAVE_PATIENCE = 90.0
 # Our coordinator is connected to again within seconds of its return; one that answers HTTP and is not has forgotten us.
@@ -82,7 +84,10 @@ class Service:
     async def run(self) -> int:
         """Join and serve until told to go. Raises `FusionError` when the pool refuses us."""
         config = self._config
-        device = await asyncio.to_thread(measure, config.device, config.threads, config.memory_limit)
+        seconds = _LOCAL_PROFILE_SECONDS if config.exit_on_stdin_close else _PROFILE_SECONDS
+        device = await asyncio.to_thread(
+            measure, config.device, config.threads, config.memory_limit, seconds, config.speed
+        )
         self._memory = MemoryGuard(device.memory_bytes, config.device)
         self._control.memory_used = self._memory.used
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)

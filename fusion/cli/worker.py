@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +34,10 @@ def worker(
     memory_limit: Annotated[
         str | None,
         typer.Option("--memory-limit", envvar="FUSION_MEMORY_LIMIT", metavar="SIZE", help="For example 2GiB."),
+    ] = None,
+    speed: Annotated[
+        str | None,
+        typer.Option("--speed", envvar="FUSION_SPEED", metavar="FLOP/S", help="For example 4e11. Default: measured."),
     ] = None,
     advertise: Annotated[
         str | None,
@@ -70,6 +75,7 @@ def worker(
             device=device,
             threads=threads,
             memory_limit=limit,
+            speed=_speed(speed) if speed is not None else None,
             advertise=advertise,
             listen=listen,
             token=token,
@@ -81,3 +87,14 @@ def worker(
     )
     if code:
         raise typer.Exit(code)
+
+
+def _speed(text: str) -> float:
+    """Raises `UserError`."""
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = 0.0
+    if not 0 < speed < math.inf:
+        raise UserError(f"--speed {text!r} is not a speed in FLOP/s; write it like 4e11")
+    return speed

@@ -24,8 +24,20 @@ def workers(
     elif not found:
         out(f"no workers at {url}; `fusion token create --role join` prints the command that adds one")
     else:
-        columns = ("name", "state", "job", "fragments", "device", "threads", "memory", "endpoint")
-        show(table(None, columns, [_row(worker) for worker in found], right=("threads", "memory")))
+        columns = (
+            "name",
+            "state",
+            "job",
+            "fragments",
+            "device",
+            "threads",
+            "speed",
+            "memory rate",
+            "memory",
+            "endpoint",
+        )
+        right = ("threads", "speed", "memory rate", "memory")
+        show(table(None, columns, [_row(worker) for worker in found], right=right))
 
 
 def _row(worker: dict[str, Any]) -> tuple[str, ...]:
@@ -37,9 +49,22 @@ def _row(worker: dict[str, Any]) -> tuple[str, ...]:
         ", ".join(str(fragment) for fragment in worker["fragments"]) or "-",
         str(device["description"] or device["kind"]),
         str(device["threads"]),
+        _speed(device),
+        f"{device['bytes_per_second'] / 1e9:.1f} GB/s" if device.get("bytes_per_second") else "-",
         f"{format_bytes(worker['memory_used_bytes'])} / {format_bytes(device['memory_bytes'])}",
         str(worker["endpoint"]),
     )
+
+
+def _speed(device: dict[str, Any]) -> str:
+    """In GFLOP/s: of matrix products and of convolutions, or as declared."""
+    if not device.get("flops_per_second"):
+        return "-"
+    speed = f"{device['flops_per_second'] / 1e9:,.0f}"
+    if device.get("declared"):
+        return f"{speed} GFLOP/s (declared)"
+    convolutions = device.get("convolution_flops_per_second")
+    return f"{speed} / {convolutions / 1e9:,.0f} GFLOP/s" if convolutions else f"{speed} GFLOP/s"
 
 
 def drain(

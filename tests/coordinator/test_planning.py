@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from coordinator_cases import job_spec, tiny_dag
 
-from coordinator.planning import Candidate, Pricing, with_fewer_moves
-from coordinator.scheduling import scheduler_planner
+from coordinator.planning import Candidate, Pricing, alike, with_fewer_moves
+from coordinator.scheduling import SchedulerPlanner, scheduler_planner
 from fusion.messages import Device, TrainConfig
 from fusion.plan import Plan
 from fusion.topology import Topology

@@ -177,7 +177,9 @@ def test_debug_raises(pool):
         main(["job", "other", "--debug"])
 
 
-def test_bad_memory_limit(capsys):
+def test_bad_options_of_a_worker(capsys):
+    code, _, err = run(capsys, "worker", "--join", "http://127.0.0.1:1", "--speed", "-1")
+    assert (code, err) == (1, "error: --speed '-1' is not a speed in FLOP/s; write it like 4e11\n")
     code, _, err = run(capsys, "worker", "--join", "http://127.0.0.1:1", "--memory-limit", "lots")
     assert (code, err) == (1, "error: --memory-limit: can't read 'lots' as a size; write it like 2GiB\n")
 

@@ -1,0 +1,71 @@
+"""What a worker measures of itself: the line through timings, and rates that are there and plausible."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+from time import process_time
+
+import pytest
+import torch
+
+from fusion.errors import UserError
+from worker.device import measure
+from worker.profile import profile
+from worker.profile_line import fit
+
+
+def test_the_line_through_exact_timings_is_found() -> None:
+    line = fit([(amount, 0.02 + amount / 1e6) for amount in (0, 4e3, 64e3, 256e3)])
+    assert (line.seconds, line.rate) == pytest.approx((0.02, 1e6))
+
+
+def test_the_line_goes_through_noise() -> None:
+    noise = Random(3)
+    for rate in (1e5, 1e7, 1e9):
+        amounts = [rate * factor * 1e-2 for factor in (0.25, 1, 4, 16)] * 3
+        line = fit([(amount, (0.01 + amount / rate) * noise.uniform(0.95, 1.05)) for amount in amounts])
+        assert line.rate == pytest.approx(rate, rel=0.15)
+        assert line.seconds == pytest.approx(0.01, rel=0.15)
+
+
+@pytest.mark.parametrize("points", [[(1e3, 0.1)], [(1e3, 0.1), (2e3, 0.1)], [(1e3, 0.2), (4e3, 0.1)], [(1, 1), (2, 3)]])
+def test_a_line_that_noise_has_turned_over_keeps_both_parts_positive(points: list[tuple[float, float]]) -> None:
+    line = fit(points)
+    assert line.seconds >= 0
+    assert 0 < line.rate < math.inf
+    rates = [amount / seconds for amount, seconds in points]
+    assert line.seconds > 0 or 0.999 * min(rates) <= line.rate <= 1.001 * max(rates)
+
+
+def test_no_line_without_points() -> None:
+    with pytest.raises(ValueError, match="no timings"):
+        fit([])
+
+
+def test_a_profile_has_every_rate_and_takes_little_time() -> None:
+    begin = process_time()
+    found = profile(torch.device("cpu"), 1, 0.5)
+    # Processor time: what a busy machine gives to others does not count.
+    assert process_time() - begin < 2
+    for rate in (found.matrix_products, found.convolutions, found.memory):
+        assert 1e7 < rate < 1e15
+    assert 0 < found.training_share <= 1
+    assert 0 <= found.seconds_per_call <= 1e-3
+
+
+def test_a_short_profile_leaves_out_what_needs_a_regression() -> None:
+    found = profile(torch.device("cpu"), 1, 0.01)
+    assert min(found.matrix_products, found.convolutions, found.memory) > 1e7
+    assert found.training_share == found.seconds_per_call == 0
+
+
+def test_a_declared_speed_is_taken_as_it_is() -> None:
+    device = measure("cpu", 1, 2**30, speed=4e11)
+    assert (device.flops_per_second, device.declared, device.bytes_per_second) == (4e11, True, 0)
+    assert device.memory_bytes == 2**30
+
+
+def test_there_is_no_such_device() -> None:
+    with pytest.raises(UserError, match="use cpu, cuda or cuda:N"):
+        measure("gpu5", 1, None)
