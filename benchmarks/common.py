@@ -19,11 +19,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from fusion.local import LocalPool
+    from fusion.submit import CapturedJob
 
 T = TypeVar("T")
 
@@ -181,6 +185,23 @@ def run_ours(workload: Workload, text: Path, workers: int, **plan: object) -> Ou
         peaks,
         dict(final["plan"]),
     )
+
+
+def train_on(pool: LocalPool, job: CapturedJob) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Train a job on a pool that runs already; returns the metrics of its steps, in order, and the job at its end."""
+    from fusion.local import check_done
+    from fusion.submit import submit
+
+    metrics: dict[int, dict[str, Any]] = {}
+
+    def take(item: Any) -> None:
+        if item.kind == "metrics":
+            metrics[item.data["step"]] = item.data
+
+    with pool.client() as client:
+        ended = pool.watch(str(submit(client, job)["id"]), take)
+    check_done(ended)
+    return [metrics[step] for step in sorted(metrics)], ended
 
 
 def run_child(script: str, *arguments: str, timeout: float = 600) -> dict[str, Any]:

@@ -43,6 +43,10 @@ class SlowLinks(Generic[T]):
         """When the next message arrives; None when nothing is under way."""
         return self._under_way[0][0] if self._under_way else None
 
+    def busy_for(self, now: float, peer: str) -> float:
+        """How long the link is still busy with what it was given. Raises `KeyError` for a peer without a link."""
+        return max(0.0, self._free_at[peer] - now)
+
     def put(self, now: float, peer: str, size: int, message: T) -> None:
         """A message of `size` bytes is handed over. Raises `KeyError` for a peer without a link."""
         link = self._links[peer]

@@ -35,6 +35,8 @@ def test_messages_of_a_pair_queue_and_latency_does_not_limit_the_rate() -> None:
     for number in range(4):
         links.put(0.0, "lima", 250, str(number))
     assert arrivals(links) == [(1.0, "0"), (1.5, "1"), (2.0, "2"), (2.5, "3")]
+    assert links.busy_for(0.5, "lima") == 1.5
+    assert links.busy_for(2.5, "lima") == 0.0
     # The link has been idle since 2.0: that time is not saved up for a burst.
     links.put(9.0, "lima", 250, "late")
     links.put(9.0, "lima", 250, "later")
