@@ -81,22 +81,16 @@ class SchedulerPlanner:
 
     def _devices(self, candidates: Sequence[Candidate]) -> list[scheduler.Device]:
         # Workers of local mode measure the same processor, each with its own error.
-        fastest = max((said for each in candidates if (said := each.device.flops_per_second) > 0), default=0.0)
-        return [self._device(candidate, fastest) for candidate in candidates]
+        fastest = max(candidates, key=lambda each: each.device.flops_per_second, default=None)
+        return [self._device(candidate, fastest or candidate) for candidate in candidates]
 
-    def _device(self, candidate: Candidate, fastest: float) -> scheduler.Device:
+    def _device(self, candidate: Candidate, fastest: Candidate) -> scheduler.Device:
         device = self._described.get(candidate.name) or _measured(candidate)
         if self._relative and candidate.name in self._described:
-            slowdown = max(each.flops_per_second for each in self._described.values()) / device.flops_per_second
-            here = scheduler.measured(device.name, fastest, device.memory_bytes)
+            times = max(each.flops_per_second for each in self._described.values()) / device.flops_per_second
             # A slowed down worker rests after each task, so all of it takes longer.
-            device = replace(
-                here,
-                region=device.region,
-                flops_per_second=here.flops_per_second / slowdown,
-                seconds_per_call=here.seconds_per_call * slowdown,
-                seconds_per_task=here.seconds_per_task * slowdown,
-            )
+            here = _measured(fastest).slowed(times)
+            device = replace(here, name=device.name, region=device.region, memory_bytes=device.memory_bytes)
         return device.slowed(candidate.slower) if candidate.slower != 1 else device
 
 
