@@ -32,7 +32,7 @@ def heirs(job: Job, live: Sequence[Member]) -> tuple[str, ...] | str:
         if host in names:
             continue
         heir = job.run.holders.get(fragment)
-        if heir not in names and _in_blobs(job, job.run):
+        if heir not in names and _in_blobs(job.run):
             heir = job.run.backups.get(fragment)
             if heir not in names:
                 heir = min(live, key=lambda member: (member.state == "draining", load[member.name])).name
@@ -45,9 +45,9 @@ def heirs(job: Job, live: Sequence[Member]) -> tuple[str, ...] | str:
     return tuple(placement)
 
 
-def _in_blobs(job: Job, run: Run) -> bool:
+def _in_blobs(run: Run) -> bool:
     """Whether the state of the common step can be fetched again, so that anybody may take a fragment."""
-    return run.common_step == run.start and (run.from_origin or run.checkpoints < job.spec.checkpoint.keep)
+    return run.common_step == run.start
 
 
 class Adoption:

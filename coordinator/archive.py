@@ -45,10 +45,11 @@ class Archive:
                 )
         return None
 
-    def record(self, written: Checkpoint, now: float, keep: int) -> list[int]:
+    def record(self, written: Checkpoint, now: float, keep: int, needed: int | None = None) -> list[int]:
         """Enter a checkpoint; take those older than the newest `keep` out of the books, and return their steps.
 
-        Their files go with `remove`, after the store has committed.
+        The one of step `needed`, from which the run began, stays: whoever adopts a fragment may have to build it from there.
+        The files of the others go with `remove`, after the store has committed.
         """
         self._store.save_checkpoint(
             written.job,
@@ -62,7 +63,8 @@ class Archive:
             },
         )
         self._store.pin(f"checkpoint/{written.job}@{written.step}", [written.model.digest, written.optimizer.digest])
-        old = [int(item["step"]) for item in self._store.checkpoints(written.job)[:-keep]]
+        older = (int(item["step"]) for item in self._store.checkpoints(written.job)[:-keep])
+        old = [step for step in older if step != needed]
         for step in old:
             self._store.delete_checkpoint(written.job, step)
         return old

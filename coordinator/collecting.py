@@ -41,8 +41,6 @@ class Collecting:
         job.parts = {step: parts for step, parts in job.parts.items() if step not in (*stale, event.step)}
         if isinstance(event, ev.CheckpointWritten):
             job.checkpoint = max(event.step, job.checkpoint or 0)
-            if job.run is not None:
-                job.run.checkpoints += 1
             self._books.story(
                 job,
                 "checkpoint",

@@ -342,7 +342,9 @@ class Engine:
             if self._closed:
                 return  # The parts stay, the job's record says that it is being written: the next start does it again.
             if isinstance(event, ev.CheckpointWritten):
-                old = self.archive.record(written, self.clock(), asked.keep)
+                run = job.run
+                needed = None if run is None or run.from_origin else run.start
+                old = self.archive.record(written, self.clock(), asked.keep, needed)
             self.post(event)
             # Only now is it committed that the new checkpoint is there and the old ones are not.
             for step in old:

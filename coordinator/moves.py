@@ -164,7 +164,8 @@ class Moves:
                 job.plan,
                 tuple(self._books.addresses(job)),
                 tuple(member.incarnation for member in newcomers),
-                job.checkpoint,
+                # Not the newest one: a newcomer may get a fragment in the state in which the run began.
+                None if job.run.from_origin else job.run.start,
                 dict(job.run.backups),
                 joining=True,
             )

@@ -76,8 +76,6 @@ class Run(BaseModel):
     """The step after which it began; until the first commit this is the common step."""
     from_origin: bool = True
     """It began from the job's own weights, not from a checkpoint."""
-    checkpoints: int = 0
-    """Written since it began: the one that it began from may have been deleted."""
     again_until: int = 0
     """Steps up to this one were reported before it began."""
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from statistics import median
+from statistics import median, median_low
 
 from coordinator.jobs import Job
 from coordinator.run import Times
 from fusion.messages import FragmentTimes
 
 _FIRST = 10
-_LAST = 5
+_LAST = 10
 _SLOW = 2.0
 
 
@@ -37,7 +37,13 @@ def factors(job: Job) -> dict[str, float]:
 
 
 def slow_worker(job: Job) -> str | None:
-    """The worker that has slowed down the most, if that is by two times or more."""
+    """The worker that has slowed down the most, if that is by two times or more, and so much more than most have.
+
+    Where all have become slower (they share a machine that got busy, say) no placement is better than it was.
+    """
     found = factors(job)
     worst = max(found, key=lambda worker: found[worker], default=None)
-    return worst if worst is not None and found[worst] >= _SLOW else None
+    if worst is None:
+        return None
+    usual = max(1.0, median_low(found.values()))
+    return worst if found[worst] >= _SLOW * usual else None

@@ -202,12 +202,13 @@ def test_nobody_is_needed_once_all_are_finished() -> None:
     assert play.state() == "running"
 
 
-def test_a_start_whose_checkpoint_is_gone_can_t_be_fetched_again() -> None:
+def test_before_the_first_snapshot_anybody_can_begin_at_the_run_s_checkpoint() -> None:
     play = Play("abc", every=2)
     play.train(1, 1)
-    play.run.from_origin, play.run.checkpoints = False, play.job.spec.checkpoint.keep
+    play.run.from_origin = False
     play.lose("b")
-    assert play.job.restarts == 1
+    assert play.job.restarts == 0
+    assert play.sent(Adopt)
 
 
 def test_a_worker_that_comes_back_is_evicted() -> None:

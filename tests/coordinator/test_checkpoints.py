@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from coordinator import checkpoints as module
+from coordinator.archive import Archive
 from coordinator.blobs import BlobStore, DiskFullError
-from coordinator.checkpoints import Checkpoints
+from coordinator.checkpoints import Checkpoint, Checkpoints
+from coordinator.store import Store
 from coordinator.tensorfile import DTYPES, StoredTensor, read_header, write
 from fusion.errors import BlobError
 from fusion.messages import BlobRef
@@ -62,6 +64,18 @@ def test_a_model_file_has_the_keys_of_the_state_dict(files: Files) -> None:
     assert files.blobs.size(written.optimizer.digest) == written.optimizer.size
     with safe_open(folder / "model.safetensors", "numpy") as library:
         assert library.metadata() == {"format": "pt", "job": "job", "step": "7"}
+
+
+def test_the_checkpoint_from_which_a_run_began_stays_beside_the_newest(tmp_path: Path) -> None:
+    with contextlib.closing(Store(tmp_path / "store.sqlite")) as store:
+        blobs = BlobStore(tmp_path / "blobs", 2**30)
+        archive = Archive(store, blobs, Checkpoints(tmp_path / "checkpoints", blobs), lambda _: False)
+        gone = []
+        for step in (10, 20, 30, 40):
+            ref = BlobRef(digest=f"{step:064x}", size=1)
+            gone += archive.record(Checkpoint("job", step, ref, ref), 0.0, 2, needed=10)
+        assert gone == [20]
+        assert [item["step"] for item in store.checkpoints("job")] == [10, 30, 40]
 
 
 def test_merged_weights_keep_what_a_checkpoint_does_not_have(files: Files) -> None:

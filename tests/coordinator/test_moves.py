@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from coordinator_cases import ref_of
 from recovery_cases import TIMING, Play
 
@@ -271,6 +272,18 @@ def test_moves_have_pauses_between_them() -> None:
     assert asks(play)
 
 
+@pytest.mark.parametrize(("from_origin", "checkpoint"), [(True, None), (False, 0)])
+def test_a_newcomer_builds_from_where_the_run_began(from_origin: bool, checkpoint: int | None) -> None:
+    """A later checkpoint may be deleted before the newcomer gets a fragment."""
+    play = Play("abc", backup_every=500)
+    play.train(1, 4)
+    play.run.from_origin, play.job.checkpoint = from_origin, 3
+    play.out.clear()
+    joined(play, seconds=0.5, current=1.0)
+    prepare = next(each for each in play.out if isinstance(each, ev.PrepareWorkers))
+    assert prepare.checkpoint == checkpoint
+
+
 def test_a_newcomer_that_fails_is_let_go() -> None:
     play = Play("abc", backup_every=500)
     play.train(1, 4)
@@ -325,14 +338,23 @@ def test_a_worker_that_has_become_slow_hands_work_on() -> None:
     play.train(1, 20)
     assert not asks(play)
     play.seconds = {"a": 0.01, "b": 0.025}
-    play.train(21, 25)
+    play.train(21, 30)
     asked = play.asked_plan()
     assert round(asked.slower["b"], 3) == 2.5
     assert asked.slower["a"] == 1.0
     play.answer(asked, ("a", "a", "a", "b"), seconds=0.5, current=1.0)
     held(play)
     play.all_adopted()
-    assert "fragment 2 -> a at step 27 (worker b has become slower)" in play.stories()
+    assert "fragment 2 -> a at step 32 (worker b has become slower)" in play.stories()
+
+
+def test_where_all_have_become_slower_nobody_is_the_slow_one() -> None:
+    play = Play("abc", fragments=6, backup_every=500)
+    play.seconds = dict.fromkeys("abc", 0.01)
+    play.train(1, 20)
+    play.seconds = {"a": 0.025, "b": 0.028, "c": 0.024}
+    play.train(21, 35)
+    assert not asks(play)
 
 
 def test_after_an_adoption_the_scheduler_is_asked() -> None:
