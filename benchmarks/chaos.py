@@ -39,6 +39,8 @@ from fusion.submit import CapturedJob, capture_job, read_job
 POINTS = ("forward", "backward", "update", "report", "snapshot", "replay", "pause")
 TIMEOUT = 1.5
 """The job's failure_timeout in seconds: short, so that stalled workers are given up soon."""
+_PATIENCE = 3600.0
+"""Seconds for a whole run: this program is for any machine."""
 
 
 class Storm:
@@ -199,7 +201,7 @@ def usage(pool: FaultyPool) -> dict[str, tuple[int, int]]:
 def calm(job: CapturedJob, names: tuple[str, ...], folder: Path) -> tuple[Outcome, dict[str, tuple[int, int]]]:
     with FaultyPool(folder, names) as pool:
         pool.wait_for_workers()
-        outcome = Running(pool, job).finish()
+        outcome = Running(pool, job).finish(_PATIENCE)
         return outcome, usage(pool)
 
 
@@ -221,7 +223,7 @@ def disturbed(
             if storm.random.random() < 0.6:
                 run.until_step(run.step + 1, 300)
             storm.heal()
-        outcome = run.finish(900)
+        outcome = run.finish(_PATIENCE)
         run.until(lambda: len(joined(pool, names)) == len(names))
         return outcome, storm, usage(pool)
 
@@ -238,7 +240,7 @@ def leaks(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]])
     return found
 
 
-LONG = Workload(layers=4, width=128, sequence_length=128, micro_batch=4, micro_batches=8)
+LONG = Workload(layers=4, width=128, sequence_length=128, micro_batch=2, micro_batches=8)
 """A step takes long enough for a worker to be started again within a few of them."""
 
 
