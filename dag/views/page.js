@@ -12,11 +12,14 @@
   for (const group of data.groups) for (const row of group.rows) for (const item of row) parentOf.set(item, group.id);
   for (const op of ops.values()) op.users = [];
   // --- where things run, when the page has a plan: op -> index of its worker; a group has one when all its members share it
+  const hostsOf = (item) => {
+    if (item >= 0) return new Set([data.hosts[data.fragments[item]]].filter((host) => host !== undefined));
+    return new Set(groups.get(-item - 1).rows.flat().flatMap((member) => [...hostsOf(member)]));
+  };
   const runsOn = (item) => {
     if (!data.workers) return null;
-    if (item >= 0) return data.hosts[data.fragments[item]] ?? null;
-    const all = new Set(groups.get(-item - 1).rows.flat().map(runsOn));
-    return all.size === 1 ? [...all][0] : null;
+    const hosts = hostsOf(item);
+    return hosts.size === 1 ? [...hosts][0] : null;
   };
   for (const [id, op] of ops) {
     const fragment = data.workers && data.fragments[id];
@@ -169,7 +172,8 @@
     svg("rect", { width: box.w, height: box.open ? HEAD : box.h, fill: "transparent" }, head);
     const room = Math.floor((box.w - 40) / 7);
     svg("text", { x: 32, y: 20 }, head, clip(group.name, room));
-    const host = runsOn(item) === null ? "" : `${data.workers[runsOn(item)]} · `;
+    const hosts = data.workers ? [...hostsOf(item)].map((worker) => data.workers[worker]).join(", ") : "";
+    const host = hosts && `${hosts} · `;
     if (!box.open) svg("text", { x: 32, y: 37, class: "count" }, head, clip(host + group.summary, 36));
     svg("title", {}, head, `${group.path}\n${host}${group.summary}`);
     const toggle = svg("g", { class: "toggle", role: "button" }, g);
@@ -190,8 +194,8 @@
     if (item >= 0) {
       g.style.setProperty("--c", worker === null ? "var(--soft)" : `hsl(${hueOf(worker)} 65% 48%)`);
     } else {
-      g.style.setProperty("--h", worker === null ? 0 : hueOf(worker));
-      if (worker === null) g.style.setProperty("--box-s", "0%");
+      if (worker === null) g.classList.add("mixed");
+      else g.style.setProperty("--h", hueOf(worker));
     }
   }
 

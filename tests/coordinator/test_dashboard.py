@@ -1,34 +1,42 @@
-"""The dashboard in a real browser: it fills, follows a job live, and complains about nothing."""
+"""The dashboard's files: served from the package with a strict policy, asked for again only when they change."""
 
 from __future__ import annotations
 
-import asyncio
-from pathlib import Path
+import re
+from importlib import resources
 
-import pytest
-from browser import CHROMIUM, browser_page
-from coordinator_cases import FakeWorker, Server
+from coordinator_cases import Server
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")
+FILES = {path.name: path.read_text() for path in resources.files("coordinator.dashboard").iterdir() if path.is_file()}
 
 
-async def test_the_dashboard_follows_a_job(server: Server, tmp_path: Path) -> None:
-    async with FakeWorker(server, "a") as worker, browser_page(tmp_path / "profile") as page, asyncio.timeout(120):
-        worker.pause_after = 3
-        job = await server.submit(train={"steps": 6, "eval_every": 2})
-        await server.until(job["id"], lambda shown: shown["step"] == 3)
-        await page.open(server.url + "/")
-        await page.until("document.querySelectorAll('#chart .main-svg').length > 0")
-        assert await page.evaluate("document.getElementById('connection').textContent") == "live"
-        assert await page.evaluate("document.querySelector('#workers tbody').innerText.split('\\t')[0]") == "a"
-        assert await page.evaluate("document.getElementById('chart').data[0].x.length") == 3
-        assert "training starts" in await page.evaluate("document.getElementById('story').innerText")
-        await server.call("POST", f"/api/v1/jobs/{job['id']}/cancel")
-        await page.until("document.getElementById('job-state').textContent === 'cancelled'")
-        worker.pause_after = None
-        second = await server.submit(name="next")
-        await page.until(f"document.getElementById('job-title').textContent === '{second['id']}'")
-        await page.until("document.getElementById('job-state').textContent === 'done'")
-        await page.until("document.getElementById('chart').data[0].x.length === 6")
-        assert await page.evaluate("document.querySelectorAll('#plan tbody tr').length") == 1
-        assert page.problems == []
+async def test_the_policy_lets_nothing_in_from_elsewhere_and_nothing_inline(server: Server) -> None:
+    async with server.session.get(server.url) as answer:
+        policy = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
+        page = await answer.text()
+    assert policy["default-src"] == "'none'"
+    assert all(sources in ("'self'", "'none'") for sources in policy.values())
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*src=)", page)
+
+
+async def test_a_file_is_sent_once_while_it_stays_the_same(server: Server) -> None:
+    async with server.session.get(f"{server.url}/dashboard/main.js") as answer:
+        tag, content = answer.headers["ETag"], await answer.text()
+    assert content == FILES["main.js"]
+    async with server.session.get(f"{server.url}/dashboard/main.js", headers={"If-None-Match": tag}) as again:
+        assert (again.status, await again.read()) == (304, b"")
+    async with server.session.get(f"{server.url}/dashboard/main.js", headers={"If-None-Match": '"other"'}) as changed:
+        assert changed.status == 200
+
+
+def test_scripts_import_each_other_only_and_set_no_markup() -> None:
+    for name, text in FILES.items():
+        if name.endswith(".js"):
+            assert set(re.findall(r'^import .*?"(.*?)"|^\} from "(.*?)"', text, re.MULTILINE)) <= {
+                (f"./{other}", "") for other in FILES
+            }, name
+            assert not re.search(
+                r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|https?://(?!www\.w3\.org)", text
+            ), name
+        if name.endswith(".css"):
+            assert not re.search(r"@import|url\(", text), name

@@ -1,0 +1,33 @@
+// How much of its memory each worker uses, as bars with the numbers beside them.
+
+import { bytes, percent } from "./format.js";
+import { memory, workers } from "./state.js";
+import { Table } from "./table.js";
+import { el, setText } from "./dom.js";
+
+export class MemoryBars {
+  constructor() {
+    this.table = new Table("Memory by worker", [
+      { head: "Worker", rowHead: true, cell: ({ name }) => name },
+      { head: "Used", draw: drawMeter },
+      { head: "", number: true, cell: ({ used, limit }) => bytes(used) + (limit ? ` of ${bytes(limit)}` : "") },
+    ], "No worker has it now.");
+    this.element = this.table.element;
+  }
+
+  show(names) {
+    this.table.show(names.map((name) => [name, {
+      name, used: memory.get(name) ?? null, limit: workers.get(name)?.device.memory_bytes ?? 0,
+    }]));
+  }
+}
+
+function drawMeter(td, { name, used, limit }) {
+  const meter = td.firstChild ?? el("meter", { min: 0, max: 1, high: 0.9 });
+  if (!td.firstChild) td.append(meter);
+  const share = limit && used !== null ? Math.min(1, used / limit) : 0;
+  meter.value = share;
+  meter.hidden = !limit;
+  meter.setAttribute("aria-label", `${name} uses ${limit ? percent(share) : bytes(used)}`);
+  setText(meter, percent(share));
+}

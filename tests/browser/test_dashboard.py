@@ -1,0 +1,264 @@
+"""The dashboard in a real browser: it shows what the API says, follows live, heals, and can be used by everybody."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import pytest_asyncio
+from browser_cases import CHROMIUM, Line, ShownWorker, Tab, a_browser, a_tab
+from coordinator_cases import Server, serving
+from playwright.async_api import Browser
+
+from fusion.messages import Warned
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)"),
+    pytest.mark.timeout(180),
+    pytest.mark.asyncio(loop_scope="module"),  # one browser for all
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with a_browser() as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    async with serving(tmp_path / "state") as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def tab(browser: Browser) -> AsyncIterator[Tab]:
+    async with a_tab(browser) as opened:
+        yield opened
+
+
+async def a_paused_job(server: Server, *workers: ShownWorker, step: int = 3, **changes: Any) -> str:
+    for worker in workers:
+        worker.pause_after = step
+    job = await server.submit(**{"train": {"steps": 40, "eval_every": 2}, "plan": {"workers": len(workers)}, **changes})
+    await server.until(job["id"], lambda shown: shown["step"] == step)
+    return str(job["id"])
+
+
+async def test_the_pool_is_what_the_api_says_and_changes_with_it(server: Server, tab: Tab) -> None:
+    async with ShownWorker(server, "a", memory=1 << 30) as first, ShownWorker(server, "b", memory=2 << 30) as second:
+        job = await a_paused_job(server, first, second)
+        await tab.page.goto(server.url)
+        await tab.shows("#connection", "live")
+        await tab.shows("table", "of 2.0 GiB")
+        _, listed = await server.call("GET", "/api/v1/workers")
+        shown = {row[0]: row[1:4] for row in await tab.rows("Workers")}
+        assert shown == {
+            worker["name"]: [worker["state"], worker["job"], ", ".join(map(str, worker["fragments"]))]
+            for worker in listed["workers"]
+        }
+        assert [row[:3] for row in await tab.rows("Jobs")] == [[job, "running", "3 / 40"]]
+        assert {(row[0], row[1]) for row in await tab.rows("Links")} == {("a", "b"), ("b", "a")}
+        assert "2 workers in pool (2)" in str(await tab.page.locator("svg.topology").get_attribute("aria-label"))
+        async with ShownWorker(server, "late"):
+            await tab.shows("svg.topology", "late")
+            await tab.shows("th", "late")
+            await server.call("POST", "/api/v1/workers/late/drain")
+            await tab.until("() => ![...document.querySelectorAll('th')].some(head => head.textContent === 'late')")
+    assert tab.problems == []
+
+
+async def test_curves_are_the_recorded_metrics_and_grow_live(server: Server, tab: Tab) -> None:
+    async with ShownWorker(server, "a") as worker:
+        job = await a_paused_job(server, worker, step=5)
+        await tab.page.goto(f"{server.url}/#/job/{job}")
+        await tab.until("() => document.querySelector('svg.chart')?.getAttribute('aria-label').includes('at step 5')")
+        chart = tab.page.locator("svg.chart").first
+        await chart.focus()
+        _, recorded = await server.call("GET", f"/api/v1/jobs/{job}/metrics")
+        said = []
+        await chart.press("Home")
+        for _ in recorded["metrics"]:
+            said.append(await tab.text("output.readout"))
+            await chart.press("ArrowRight")
+        expected = [f"step {each['step']}: loss {each['loss']:#.5g}" for each in recorded["metrics"]]
+        assert [line.split(", held-out")[0] for line in said] == expected
+        assert [line.partition("held-out loss ")[2] for line in said if "held-out" in line] == [
+            f"{each['eval_loss']:#.5g}" for each in recorded["metrics"] if each.get("eval_loss")
+        ]
+        worker.pause_after = 12
+        await tab.until("() => document.querySelector('svg.chart').getAttribute('aria-label').includes('at step 12')")
+        await tab.shows("dd", "12 / 40")
+        assert worker.server.engine.lifecycle.jobs[job].step == 12
+    assert tab.problems == []
+
+
+async def test_pipeline_and_plan_are_those_of_the_api(server: Server, tab: Tab) -> None:
+    async with ShownWorker(server, "a") as first, ShownWorker(server, "b") as second:
+        job = await a_paused_job(server, first, second)
+        home = f"/api/v1/jobs/{job}"
+        await tab.page.goto(f"{server.url}/#/job/{job}/pipeline")
+        await tab.shows("p", "bars")
+        _, timeline = await server.call("GET", f"{home}/timeline")
+        steps = " and ".join(str(step["step"]) for step in timeline["steps"])
+        assert f"Below: step {steps}" in await tab.text("section p[role=status]")
+        assert f"{len(timeline['spans'])} bars" in await tab.text("section p[role=status]")
+        assert f"Bubble {timeline['bubble'] * 100:.0f} %" in await tab.text("section p[role=status]")
+        canvas = tab.page.locator("canvas.timeline")
+        await canvas.press("Home")
+        first_span = min(timeline["spans"], key=lambda span: span["begin"])
+        assert (await tab.text("output.readout")).startswith(f"{first_span['worker']}: {first_span['kind']}")
+        assert {row[0] for row in await tab.rows("How each worker spends a mean step")} == {"a", "b"}
+        await tab.page.get_by_role("link", name="Plan and links").click()
+        await tab.shows("article.plan", "Epoch 0")
+        shown = await server.job(job)
+        assert [row[:2] for row in await tab.rows("Fragments")] == [
+            [str(fragment["index"]), fragment["worker"]] for fragment in shown["fragments"]
+        ]
+        _, links = await server.call("GET", f"{home}/links")
+        assert [row[:3] for row in await tab.rows("Links of the job")] == [
+            [link["from"], link["to"], ", ".join(link["codecs"])] for link in links["links"]
+        ]
+        await first.die()
+        await tab.shows("article.plan", "fragment moved")
+        _, plans = await server.call("GET", f"{home}/plans")
+        assert await tab.page.locator("article.plan").count() == len(plans["plans"]) == 2
+        assert "b ← a" in await tab.text("li.moved")
+        await tab.page.get_by_role("link", name="OP-DAG").click()
+        await tab.page.frame_locator("iframe.dag").locator("#legend", has_text="b").wait_for()
+    assert tab.problems == []
+
+
+async def test_events_and_logs_are_told_as_text(server: Server, tab: Tab) -> None:
+    async with ShownWorker(server, "a") as worker:
+        job = await a_paused_job(server, worker)
+        await tab.page.goto(f"{server.url}/#/job/{job}/logs")
+        await tab.shows(".story", "training starts")
+        hostile = "<img src=x onerror=document.title='broken'>"
+        await worker.say(Warned(job=job, message=hostile))
+        await tab.shows(".story", hostile)
+        _, told = await server.call("GET", f"/api/v1/jobs/{job}/events")
+        lines = await tab.page.locator(".story .message").all_inner_texts()
+        assert lines == [event["message"] for event in reversed(told["events"])]
+        assert await tab.page.locator("main img").count() == 0
+        await tab.page.goto(f"{server.url}/#/events")
+        await tab.shows(".story", "training starts")
+        await tab.page.get_by_label("trouble only").check()
+        assert "training starts" not in await tab.text(".story")
+        assert hostile in await tab.text(".story")
+    assert tab.problems == []
+
+
+async def test_a_lost_connection_is_shown_and_heals(server: Server, tab: Tab) -> None:
+    line = Line(urlsplit(server.url).port or 0)
+    await line.mend()
+    async with ShownWorker(server, "a") as worker:
+        job = await a_paused_job(server, worker)
+        await tab.page.goto(f"http://127.0.0.1:{line.port}/#/job/{job}")
+        await tab.until("() => document.querySelector('svg.chart')?.getAttribute('aria-label').includes('at step 3')")
+        await line.cut()
+        await tab.shows("#connection", "connection lost")
+        worker.pause_after = 9
+        await server.until(job, lambda shown: shown["step"] == 9)
+        async with ShownWorker(server, "new"):
+            await line.mend()
+            await tab.shows("#connection", "live")
+            await tab.until(
+                "() => document.querySelector('svg.chart').getAttribute('aria-label').includes('at step 9')"
+            )
+            await tab.shows("dd", "9 / 40")
+            await tab.page.get_by_role("link", name="Pool").click()
+            await tab.shows("th", "new")
+        await line.cut()
+
+
+async def test_an_operator_cancels_a_job_with_the_token_and_nobody_else(server: Server, tab: Tab) -> None:
+    async with ShownWorker(server, "a") as worker:
+        job = await a_paused_job(server, worker)
+        await tab.page.goto(f"{server.url}/#/job/{job}")
+        for token, answer in (("wrong", "the bearer token is wrong"), (server.access.operator_token, "asked for")):
+            await tab.page.get_by_role("button", name="Cancel…").click()
+            await tab.page.get_by_role("button", name="Cancel the job").click()
+            await tab.page.get_by_role("textbox", name="Token").fill(token)
+            await tab.page.keyboard.press("Enter")
+            await tab.shows(".notice", answer)
+        await tab.shows(".pill", "cancelled")
+        assert (await server.job(job))["state"] == "cancelled"
+        stored = await tab.page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie])")
+        assert server.access.operator_token not in stored
+
+
+NAMED = """() => [...document.querySelectorAll("main a, main button, input, select, svg[role], canvas, iframe, meter")].filter(item => {
+    const label = item.getAttribute("aria-label") || item.title || item.textContent.trim() || item.labels?.[0]?.textContent.trim();
+    return item.checkVisibility() && !label;
+}).map(item => item.outerHTML)"""
+
+# The least contrast (WCAG's formula) of any visible text of a page to what is painted behind it.
+CONTRAST = """() => {
+    const rgba = text => { const pen = Object.assign(document.createElement("canvas"), {width: 1, height: 1}).getContext("2d");
+        pen.fillStyle = text; pen.fillRect(0, 0, 1, 1); const [r, g, b, a] = pen.getImageData(0, 0, 1, 1).data; return [r, g, b, a / 255]; };
+    const over = ([r, g, b, a], [R, G, B]) => [r * a + R * (1 - a), g * a + G * (1 - a), b * a + B * (1 - a)];
+    const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, index) => sum + v * [0.2126, 0.7152, 0.0722][index], 0);
+    let least = [21, ""];
+    for (const item of document.querySelectorAll("body *:not(svg *)")) {
+        if (!item.checkVisibility() || ![...item.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())) continue;
+        if (item.closest(".hidden, .skip, option")) continue;
+        const stack = [];
+        for (let parent = item; parent; parent = parent.parentElement) stack.push(rgba(getComputedStyle(parent).backgroundColor));
+        const behind = stack.reduceRight((under, paint) => over(paint, under), [255, 255, 255]);
+        const [a, b] = [light(over(rgba(getComputedStyle(item).color), behind)), light(behind)];
+        const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        if (ratio < least[0]) least = [ratio, `${item.tagName} ${item.className}: ${item.textContent.slice(0, 40)}`];
+    }
+    return least;
+}"""
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+async def test_every_page_fits_has_names_and_can_be_read(
+    server: Server, browser: Browser, width: int, scheme: Any
+) -> None:
+    async with (
+        ShownWorker(server, "a") as first,
+        ShownWorker(server, "b") as second,
+        a_tab(browser, width, 800, scheme) as tab,
+    ):
+        job = await a_paused_job(server, first, second)
+        await tab.page.goto(server.url)
+        await tab.shows("#connection", "live")
+        pages = [
+            "#/",
+            "#/jobs",
+            "#/events",
+            "#/submit",
+            *(f"#/job/{job}{tab}" for tab in ("", "/pipeline", "/plan", "/dag", "/logs")),
+        ]
+        for page in pages:
+            await tab.page.evaluate("hash => { location.hash = hash; }", page)
+            await tab.until("() => document.querySelector('main section h2')")
+            assert await tab.page.evaluate("document.documentElement.scrollWidth") <= width, page
+            assert await tab.page.evaluate(NAMED) == [], page
+            ratio, where = await tab.page.evaluate(CONTRAST)
+            assert ratio >= 4.5, f"{page}: {where} has a contrast of {ratio:.2f}"
+        assert tab.problems == []
+
+
+async def test_the_keyboard_alone_gets_everywhere(server: Server, tab: Tab) -> None:
+    async with ShownWorker(server, "a") as worker:
+        job = await a_paused_job(server, worker)
+        await tab.page.goto(server.url)
+        await tab.shows("th", job)
+        focused = "document.activeElement.textContent.trim()"
+        await tab.page.keyboard.press("Tab")
+        assert await tab.page.evaluate(focused) == "Skip to the content"
+        for _ in range(40):
+            await tab.page.keyboard.press("Tab")
+            if await tab.page.evaluate(focused) == job:
+                break
+        await tab.page.keyboard.press("Enter")
+        await tab.shows("h1", job)
+        await tab.until("() => document.title.includes('Fusion') && location.hash.startsWith('#/job/')")
