@@ -225,7 +225,7 @@ class JobHost:
         data = piece.feed.training(task.step, task.micro_batch, piece.placeholders)
         result = piece.program.forward(task.step, task.micro_batch, self._arrivals(task), data)
         for edge, value in result.outputs.items():
-            self._pass_on(FrameKind.ACTIVATION, edge, task.step, task.micro_batch, value)
+            self._pass_on(task.fragment, FrameKind.ACTIVATION, edge, task.step, task.micro_batch, value)
         if result.loss is not None:
             self._accounts.lost(task.step, result.loss)
 
@@ -234,7 +234,7 @@ class JobHost:
         gradients = {key[1]: _on_device(inbox.take(key)) for key in board.needs(task)}
         program = self._pieces[task.fragment].program
         for edge, gradient in program.backward(task.step, task.micro_batch, gradients).items():
-            self._pass_on(FrameKind.GRADIENT, edge, task.step, task.micro_batch, gradient)
+            self._pass_on(task.fragment, FrameKind.GRADIENT, edge, task.step, task.micro_batch, gradient)
         if self._train.clip_grad_norm is not None and task.micro_batch == self._train.micro_batches - 1:
             norms = program.norms()
             shape = tuple(norms.shape)
@@ -260,7 +260,7 @@ class JobHost:
         data = piece.feed.evaluation(task.micro_batch, piece.placeholders)
         result = piece.program.evaluate(task.step, task.micro_batch, self._arrivals(task), data)
         for edge, value in result.outputs.items():
-            self._pass_on(FrameKind.EVALUATION, edge, task.step, task.micro_batch, value)
+            self._pass_on(task.fragment, FrameKind.EVALUATION, edge, task.step, task.micro_batch, value)
         if result.loss is not None:
             report = self._accounts.evaluated(self.epoch, task.step, result.loss)
             if report is not None:
@@ -276,7 +276,9 @@ class JobHost:
             found[key[1]] = value
         return found
 
-    def _pass_on(self, kind: FrameKind, edge: int, step: int, micro_batch: int, value: Tensor | None) -> None:
+    def _pass_on(
+        self, fragment: int, kind: FrameKind, edge: int, step: int, micro_batch: int, value: Tensor | None
+    ) -> None:
         """Give an edge's value to its other end, here or on another worker."""
         if value is None:
             self._session.emit(Header(self.job, self.epoch, kind, edge, step, micro_batch), self._empty)
@@ -291,7 +293,14 @@ class JobHost:
         staged = None
         if self._stager is not None and self._session.dispatch.receivers(kind, edge) != (self._worker,):
             staged = self._stager.to_host(value)
-        self._session.emit(header, Parcel(value, way.codec, way.options, seed, staged))
+        backward, feedback = kind is FrameKind.GRADIENT, self._pieces[fragment].feedback
+        if kind is not FrameKind.EVALUATION and (backward, edge) in feedback:
+            assert self._route is not None
+            parcel = feedback.parcel(backward, edge, value, seed, staged)
+            self._route.encode(parcel)
+            self._session.emit(header, parcel)
+        else:
+            self._session.emit(header, Parcel(value, way.codec, way.options, seed, staged))
 
     # What the session wants ---------------------------------------------------------------------------------------
 
@@ -305,9 +314,9 @@ class JobHost:
                         self._route.send(to, header, parcel)
                     case todo.LendParameters(fragment, step):
                         for edge, value in self._pieces[fragment].program.parameter_values().items():
-                            self._pass_on(FrameKind.ACTIVATION, edge, step, 0, value)
+                            self._pass_on(fragment, FrameKind.ACTIVATION, edge, step, 0, value)
                     case todo.TakeSnapshot(fragment, step, to):
-                        self._ship(fragment, step, to, self._pieces[fragment].program.state())
+                        self._ship(fragment, step, to, self._pieces[fragment].state())
                     case todo.ReportStep(step, fragments):
                         self._report_step(step, fragments)
                     case _:
@@ -335,7 +344,7 @@ class JobHost:
         """After an update: the checkpoint part, when one is due."""
         step, train = task.step, self._train
         if step == train.steps or (train.checkpoint_every and step % train.checkpoint_every == 0):
-            upload = self._upload(step, task.fragment, self._pieces[task.fragment].program.state())
+            upload = self._upload(step, task.fragment, self._pieces[task.fragment].state())
             upload.add_done_callback(lambda _: self._events.put(None))
             self._uploads = [*(upload for upload in self._uploads if not upload.done()), upload]
 

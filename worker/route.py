@@ -133,6 +133,11 @@ class Route:
         """Send a payload as it is."""
         self._transmit(to, header, payload)
 
+    def encode(self, parcel: Parcel) -> None:
+        """Have the encoder thread encode it now, whether or not it will be sent."""
+        if not parcel.ready:
+            self._encoder.submit(self._encode, parcel)
+
     def take_sent(self) -> dict[str, int]:
         """Bytes sent to each peer since the last call."""
         with self._lock:
@@ -143,6 +148,13 @@ class Route:
         self._encoder.shutdown(wait=True, cancel_futures=True)
         for peer in self._peers.values():
             peer.close()
+
+    def _encode(self, parcel: Parcel) -> None:
+        try:
+            parcel.payload()
+        except Exception as error:
+            log.exception("could not encode a value")
+            self._on_error(error)
 
     def _encode_and_send(self, to: str, header: Header, parcel: Parcel) -> None:
         try:
