@@ -87,6 +87,10 @@ class Client:
     def events(self, job: str, after: int = 0) -> list[Json]:
         return self._list(f"/api/v1/jobs/{quote(job, safe='')}/events?after={after}", "events")
 
+    def timeline(self, job: str) -> Json:
+        """Tasks and transfers of the last steps that were traced."""
+        return self._object("GET", f"/api/v1/jobs/{quote(job, safe='')}/timeline")
+
     def logs(self, job: str, after: int = 0) -> list[Json]:
         return self._list(f"/api/v1/jobs/{quote(job, safe='')}/logs?after={after}", "logs")
 

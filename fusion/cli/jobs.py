@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -41,6 +42,15 @@ def _row(job: dict[str, Any]) -> tuple[str, ...]:
 
 def job(
     job_id: JobIdArgument,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(
+            "--timeline",
+            envvar="FUSION_TIMELINE",
+            metavar="FILE",
+            help="Write the pipeline of the last traced steps as a trace file for Perfetto.",
+        ),
+    ] = None,
     coordinator: CoordinatorOption = None,
     token: TokenOption = None,
     ca: CaOption = None,
@@ -49,6 +59,13 @@ def job(
     """Show one job: its state, its plan and where its fragments are."""
     with connect(coordinator, token, ca) as client:
         found = client.job(job_id)
+        if timeline is not None:
+            from fusion.cli.trace import write_trace
+
+            done = write_trace(client.timeline(job_id), timeline)
+    if timeline is not None:
+        out(done)
+        return
     if as_json:
         print_json(found)
         return
