@@ -100,6 +100,10 @@ class Storm:
             self.pool.kill(name)
         return bool(victims)
 
+    def members(self) -> list[str]:
+        """Those that live and are through with starting."""
+        return sorted(name for name in joined(self.pool, self.names) if self.pool.alive(name))
+
     def hosts(self) -> list[str]:
         return [name for name in dict.fromkeys(self.run.plan()) if self.pool.alive(name)]
 
@@ -165,7 +169,7 @@ class Storm:
         return True
 
     def drain(self) -> bool:
-        living = self.living()
+        living = self.members()
         if len(living) < 2:
             return False
         victim = self.random.choice(living)
@@ -175,7 +179,7 @@ class Storm:
         return True
 
     def sigterm(self) -> bool:
-        living = self.living()
+        living = self.members()
         if len(living) < 2:
             return False
         victim = self.random.choice(living)

@@ -35,6 +35,8 @@ def run_worker(config: WorkerConfig) -> int:
     os.environ.setdefault("MKL_NUM_THREADS", str(config.threads))
     if config.json_logs:
         log_as_json()
+    # Until the event loop takes over there is nothing to put in order.
+    signal.signal(signal.SIGTERM, lambda *_: _exit_now(0))
     try:
         return asyncio.run(_run(config))
     except FusionError as error:
