@@ -26,6 +26,8 @@ class WorkerConfig:
     """Compute threads. The bits of a run depend on it, so every worker of a pool should use the same."""
     speed: float | None = None
     """FLOP/s of training, as a person declares it; default: measured on joining."""
+    profile_seconds: float = 0.1
+    """How long to measure the device on joining."""
     memory_limit: int | None = None
     """Bytes this process may use; default: the memory of the machine (or of the GPU)."""
     advertise: str | None = None
@@ -40,6 +42,8 @@ class WorkerConfig:
     """Everything is said as log lines in JSON on stderr."""
     exit_on_stdin_close: bool = False
     """Leave at once when stdin ends: a parent that dies takes its local workers along."""
+    pause_when_busy: bool = False
+    """Leave the pool while other programs need the machine, and join again when they are quiet."""
     topology: Topology | None = None
     """Local mode: act as this worker of it, with links and a device as slow as there."""
     max_frame_bytes: int = 2**30

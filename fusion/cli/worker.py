@@ -13,6 +13,10 @@ from fusion.cli.options import CaOption, LogFormatOption, TokenOption
 from fusion.errors import UserError
 from fusion.logs import LogFormat
 
+_PROFILE_SECONDS = 1.0
+_LOCAL_PROFILE_SECONDS = 0.1
+"""Workers of one machine start at the same time, and are alike."""
+
 
 def worker(
     join: Annotated[
@@ -46,6 +50,14 @@ def worker(
     listen: Annotated[
         str | None, typer.Option("--listen", envvar="FUSION_LISTEN", metavar="HOST", help="Address to listen on.")
     ] = None,
+    pause_when_busy: Annotated[
+        bool,
+        typer.Option(
+            "--pause-when-busy",
+            envvar="FUSION_PAUSE_WHEN_BUSY",
+            help="Leave the pool in good order while other programs keep the machine busy; join again when they are quiet.",
+        ),
+    ] = False,
     token: TokenOption = None,
     ca: CaOption = None,
     log_format: LogFormatOption = LogFormat.text,
@@ -76,12 +88,14 @@ def worker(
             threads=threads,
             memory_limit=limit,
             speed=_speed(speed) if speed is not None else None,
+            profile_seconds=_LOCAL_PROFILE_SECONDS if local else _PROFILE_SECONDS,
             advertise=advertise,
             listen=listen,
             token=token,
             tls_ca=str(ca) if ca is not None else None,
             json_logs=log_format is LogFormat.json,
             exit_on_stdin_close=local,
+            pause_when_busy=pause_when_busy,
             topology=load_topology(topology) if topology is not None else None,
         )
     )
