@@ -45,10 +45,7 @@ class Books:
 
     def addresses(self, job: Job) -> list[PeerAddress]:
         """How its workers reach each other."""
-        return [
-            PeerAddress(worker=member.name, endpoint=member.endpoint, public_key=member.public_key)
-            for member in self.hosts(job)
-        ]
+        return [member.address for member in self.hosts(job)]
 
     # Workers come free --------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from coordinator import events as ev
 from coordinator import probing
 from coordinator.archive import Archive
 from coordinator.blobs import BlobStore
+from coordinator.candidates import candidates
 from coordinator.checkpoints import Checkpoints
 from coordinator.clock import Clock
 from coordinator.config import CoordinatorConfig
@@ -23,8 +24,9 @@ from coordinator.dags import Dags
 from coordinator.entrance import admit
 from coordinator.jobs import Job
 from coordinator.lifecycle import Lifecycle
+from coordinator.links import Links
 from coordinator.observations import Observations
-from coordinator.planning import Candidate, Planner, answer
+from coordinator.planning import Planner, answer
 from coordinator.pool import Member
 from coordinator.publisher import Item, Publisher
 from coordinator.store import Store
@@ -58,7 +60,7 @@ class Engine:
         self.archive = Archive(store, blobs, checkpoints, self._awaited)
         self.publisher = Publisher()
         self.observations = Observations(store)
-        self.lifecycle = Lifecycle(config.timing)
+        self.lifecycle = Lifecycle(config.timing, Links(config.topology))
         self.clock = clock or Clock()
         self.started_at = self.clock()
         self._planner = planner
@@ -257,15 +259,10 @@ class Engine:
 
     async def _make_plan(self, asked: ev.MakePlan) -> None:
         job = self.lifecycle.jobs[asked.job]
-        members = [self.lifecycle.pool.get(name) for name in asked.workers]
-        candidates = [
-            Candidate(member.name, member.device, asked.slower.get(member.name, 1.0))
-            for member in members
-            if member is not None
-        ]
+        found = await candidates(self.lifecycle, asked)
         event: ev.Event
         try:
-            plan, fragments, current = await asyncio.to_thread(answer, self._planner, self.dag, job, candidates, asked)
+            plan, fragments, current = await asyncio.to_thread(answer, self._planner, self.dag, job, found, asked)
         except FusionError as error:
             event = ev.PlanRefused(self.clock(), asked.job, asked.attempt, str(error))
         except Exception as error:

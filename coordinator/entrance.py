@@ -35,4 +35,5 @@ def admit(lifecycle: Lifecycle, request: JoinRequest, now: float) -> Member:
         public_key=request.public_key,
         fusion_version=request.fusion_version,
         torch_version=request.torch_version,
+        probes=request.probes,
     )

@@ -17,19 +17,25 @@ from coordinator.books import Books, Timing
 from coordinator.collecting import Collecting
 from coordinator.course import Course
 from coordinator.jobs import Job
+from coordinator.links import MAX_BYTES, MAX_SECONDS, Failed, Links
 from coordinator.membership import Membership
 from coordinator.pool import Member, Pool
 from coordinator.recovery import Recovery, RecoveryMessage
+from fusion.addresses import place_of
 from fusion.messages import (
+    Arrivals,
     CheckpointPart,
     Connected,
     EvaluationReport,
+    ExpectProbe,
     Failure,
     Finished,
     Heartbeat,
     JobMessage,
     Leaving,
+    LinkMeasured,
     PeerLost,
+    ProbeLink,
     Ready,
     Start,
     StepReport,
@@ -40,8 +46,9 @@ from fusion.messages import (
 class Lifecycle:
     """The pool and all jobs. `handle` is the only way in; reading `pool` and `jobs` is free."""
 
-    def __init__(self, timing: Timing | None = None) -> None:
+    def __init__(self, timing: Timing | None = None, links: Links | None = None) -> None:
         self._books = Books(timing)
+        self.links = links or Links()
         self._recovery = Recovery(self._books, self.go_back)
         self._course = Course(self._books, self._recovery.backups)
         self._collecting = Collecting(self._books)
@@ -88,9 +95,11 @@ class Lifecycle:
             case ev.ClockTicked():
                 self._membership.tick(event.time)
                 self._recovery.notice_idle(event.time)
+                self._measure_links(event.time)
                 for job in self.jobs.values():
                     self._recovery.advance(job, event.time)
             case ev.WorkerJoined():
+                self.links.forget(event.member.name)
                 self._membership.joined(event)
             case ev.WorkerUnreachable():
                 member = self.pool.of_incarnation(event.incarnation)
@@ -153,6 +162,13 @@ class Lifecycle:
                 job = self.jobs.get(message.job) if message.job else None
                 self._books.do(ev.RecordLog(job.id if job else None, member.name, message.message))
                 self._books.story(job, "warning", f"worker {member.name}: {message.message}", worker=member.name)
+            case LinkMeasured():
+                self.links.measured(event.time, member.name, message)
+                self._links_changed()
+            case Arrivals():
+                peers = {other.name for other in self.pool.of_job(member.job)} if member.job else set()
+                self.links.arrived(event.time, member.name, message, peers - {member.name})
+                self._links_changed()
             case PeerLost() | Connected():
                 job = self._job_of(message.job, member)
                 if job is not None:
@@ -220,6 +236,32 @@ class Lifecycle:
             if self._recovery.moves.is_newcomer(job, member):
                 self._recovery.moves.abandon(job, now, f"worker {member.name} leaves")
             self._recovery.advance(job, now)
+
+    # Links --------------------------------------------------------------------------------------------------------
+
+    def _measure_links(self, now: float) -> None:
+        """Have pairs of workers measure the links between them, as far as that is due."""
+        for asks, answers in self.links.due(now, self.pool.live()):
+            expect = ExpectProbe(peer=asks.address, max_bytes=MAX_BYTES, seconds=MAX_SECONDS)
+            self._books.do(ev.Send(answers.incarnation, expect))
+            probe = ProbeLink(peer=answers.address, max_bytes=MAX_BYTES, seconds=MAX_SECONDS)
+            self._books.do(ev.Send(asks.incarnation, probe))
+        self._links_changed()
+
+    def _links_changed(self) -> None:
+        """Tell people, and have running jobs look for a better placement, when a link is not what it was."""
+        for news in self.links.news():
+            ends = (news.source, news.target)
+            if isinstance(news, Failed):
+                self._books.story(None, "link-failed", news.words, source=news.source, target=news.target)
+                continue
+            members = [self.pool.get(name) for name in ends]
+            if all(member is not None and place_of(member.endpoint) == "" for member in members):
+                continue  # Between processes of one machine it is the processor that is busy.
+            for job in self.jobs.values():
+                if job.state == "running" and job.run is not None and all(name in job.hosts for name in ends):
+                    self._books.story(job, "link-changed", news.words, source=news.source, target=news.target)
+                    job.run.reconsider = news.words
 
     # Plans --------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from fusion.messages import Device
+from fusion.messages import Device, PeerAddress
 
 MemberState = Literal["joined", "idle", "busy", "draining", "lost", "left"]
 LIVE: frozenset[MemberState] = frozenset({"joined", "idle", "busy", "draining"})
@@ -34,6 +34,8 @@ class Member(BaseModel):
     public_key: str
     fusion_version: str = ""
     torch_version: str = ""
+    probes: bool = False
+    """It measures its links when it is asked to."""
     state: MemberState = "joined"
     job: str | None = None
     joined_at: float = 0.0
@@ -47,6 +49,11 @@ class Member(BaseModel):
     @property
     def live(self) -> bool:
         return self.state in LIVE
+
+    @property
+    def address(self) -> PeerAddress:
+        """How other workers reach it."""
+        return PeerAddress(worker=self.name, endpoint=self.endpoint, public_key=self.public_key)
 
 
 class Pool:

@@ -10,7 +10,7 @@ from coordinator import events as ev
 from coordinator.bodies import read_body
 from coordinator.entrance import NameTakenError
 from coordinator.routing import ENGINE, GUARD, Answer, HttpError, Parameter, Route
-from coordinator.views import ErrorView, WorkerList, WorkerView, worker_view
+from coordinator.views import ErrorView, LinkList, WorkerList, WorkerView, worker_view
 from fusion import __version__
 from fusion.messages import JoinRequest, JoinResponse
 from fusion.wire import PROTOCOL_VERSION
@@ -71,6 +71,24 @@ async def list_workers(request: web.Request) -> web.Response:
     return web.json_response({"workers": workers})
 
 
+async def list_links(request: web.Request) -> web.Response:
+    engine = request.app[ENGINE]
+    now, names = engine.clock(), [member.name for member in engine.lifecycle.pool.live()]
+    links = [
+        {
+            "from": sender,
+            "to": receiver,
+            "seconds": known.seconds,
+            "bytes_per_second": known.bytes_per_second,
+            "source": known.source,
+            "age_seconds": max(0.0, now - known.at),
+            "error": known.error or None,
+        }
+        for (sender, receiver), known in engine.lifecycle.links.matrix(names, now)
+    ]
+    return web.json_response({"links": links})
+
+
 async def drain(request: web.Request) -> web.Response:
     engine = request.app[ENGINE]
     name = request.match_info["name"]
@@ -109,6 +127,14 @@ ROUTES = (
         list_workers,
         "The workers of the pool.",
         (Answer(200, "Workers.", WorkerList),),
+        right="viewer",
+    ),
+    Route(
+        "GET",
+        "/api/v1/links",
+        list_links,
+        "What is known of the links between the workers of the pool, each direction for itself.",
+        (Answer(200, "Links; pairs of which nothing is known are left out.", LinkList),),
         right="viewer",
     ),
     Route(

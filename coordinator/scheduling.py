@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import scheduler
+from coordinator.link_estimates import network_of, reachable
 from coordinator.planning import Candidate, Planner
 from dag.graph import OpDag
 from fusion.errors import PlanError
@@ -40,10 +41,11 @@ class SchedulerPlanner:
         train: TrainConfig,
         previous: Plan | None,
     ) -> Plan:
+        candidates = reachable(candidates)
         return scheduler.plan_job(
             dag,
             self._devices(candidates),
-            self._network,
+            self._links(candidates),
             policy=spec.plan.policy,
             schedule=spec.plan.schedule,
             micro_batches=train.micro_batches,
@@ -71,7 +73,7 @@ class SchedulerPlanner:
             clip=train.clip_grad_norm is not None,
         )
         try:
-            played = scheduler.simulate_plan(dag, plan, devices, self._network, training)
+            played = scheduler.simulate_plan(dag, plan, devices, self._links(candidates), training)
         except PlanError:
             return None
         limits = {device.name: device.memory_bytes for device in devices}
@@ -92,6 +94,10 @@ class SchedulerPlanner:
             here = _measured(fastest).slowed(times)
             device = replace(here, name=device.name, region=device.region, memory_bytes=device.memory_bytes)
         return device.slowed(candidate.slower) if candidate.slower != 1 else device
+
+
+    def _links(self, candidates: Sequence[Candidate]) -> scheduler.Network:
+        return network_of(candidates, self._network, self._described)
 
 
 def _measured(candidate: Candidate) -> scheduler.Device:

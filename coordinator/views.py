@@ -61,6 +61,22 @@ class WorkerView(BaseModel):
     memory_used_bytes: int
 
 
+class LinkView(BaseModel):
+    """One direction between two workers: a message of n bytes takes `seconds + n / bytes_per_second`."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    sender: str = Field(alias="from")
+    to: str
+    seconds: float | None = Field(description="One-way latency; a probe counts half of the round trip.")
+    bytes_per_second: float | None
+    source: Literal["declared", "probe", "transfers"] = Field(
+        description="A topology file, messages sent to measure it, or the messages of a job."
+    )
+    age_seconds: float = Field(description="Since it was measured; 0 of what is declared.")
+    error: str | None = Field(description="Why the last probe failed, in words; no new plan uses the link then.")
+
+
 class MetricView(BaseModel):
     """One finished step."""
 
@@ -111,6 +127,10 @@ class JobList(BaseModel):
 
 class WorkerList(BaseModel):
     workers: list[WorkerView]
+
+
+class LinkList(BaseModel):
+    links: list[LinkView]
 
 
 class MetricList(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
+from urllib.parse import urlsplit
 
 WILDCARDS = ("", "*", "0.0.0.0", "::")
 
@@ -25,6 +26,19 @@ def reachable_host(bound: str) -> str:
         probe.connect(("192.0.2.1", 9))  # Nothing is sent: it only asks for the route (TEST-NET-1).
         return str(probe.getsockname()[0])
     return socket.gethostname()
+
+
+def place_of(endpoint: str) -> str:
+    """The network that `tcp://host:port` is in, by its first bits (24, of IPv6 48); empty for this machine's own."""
+    host = ""
+    try:
+        host = urlsplit(endpoint).hostname or ""
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "" if host == "localhost" else host or "unknown"
+    if address.is_loopback:
+        return ""
+    return str(ipaddress.ip_network(f"{address}/{24 if address.version == 4 else 48}", strict=False))
 
 
 def bracketed(host: str) -> str:

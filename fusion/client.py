@@ -140,6 +140,10 @@ class Client:
     def workers(self) -> list[Json]:
         return self._list("/api/v1/workers", "workers")
 
+    def links(self) -> list[Json]:
+        """What is known of the links between workers."""
+        return self._list("/api/v1/links", "links")
+
     def drain(self, worker: str) -> Json:
         return self._object("POST", f"/api/v1/workers/{quote(worker, safe='')}/drain", {})
 

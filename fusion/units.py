@@ -73,6 +73,15 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def format_rate(bytes_per_second: float) -> str:
+    """2e6 -> `16 Mbit/s`."""
+    bits = 8 * bytes_per_second
+    for factor, unit in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")):
+        if bits >= factor:
+            return f"{bits / factor:.3g} {unit}"
+    return f"{bits:.3g} bit/s"
+
+
 def format_seconds(seconds: float) -> str:
     """0.012 -> `12 ms`; 75 -> `1m15s`."""
     if seconds < 1:

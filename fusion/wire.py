@@ -40,6 +40,12 @@ class FrameKind(IntEnum):
     """Piece `micro_batch` (from 1) of fragment `edge`'s snapshot after `step`; piece 0 announces size and hash."""
     SNAPSHOT_WANT = 8
     """Please send piece `micro_batch` of fragment `edge`'s snapshot after `step`."""
+    PROBE = 9
+    """Measures a link, outside of any job: please answer with PROBED of the same `step`, and `shape` bytes."""
+    PROBED = 10
+    """A PROBE has arrived, whole."""
+    MARK = 11
+    """Comes before (`micro_batch` 0) and after (1) a large message of `shape` bytes: the times tell how fast the link is."""
 
 
 _KINDS = {int(kind): kind for kind in FrameKind}

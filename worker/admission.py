@@ -120,6 +120,12 @@ class Admission:
                 self._check_known(header, sender)
                 if payloads:
                     raise Refused("layout", f"a {header.kind.name} with a payload")
+            case FrameKind.MARK:
+                self._check_known(header, sender)
+                if payloads or len(header.shape) > 1:
+                    raise Refused("layout", "a MARK with a payload, or of several sizes")
+            case FrameKind.PROBE | FrameKind.PROBED:
+                raise Refused("unknown key", f"{header.kind.name} belongs to no job")
             case FrameKind.SNAPSHOT:
                 return self._check_snapshot(header, sender, payloads)
             case _:

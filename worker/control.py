@@ -19,7 +19,17 @@ from pydantic import BaseModel
 from zmq.utils.monitor import recv_monitor_message
 
 from fusion.errors import FrameError
-from fusion.messages import MAX_MESSAGE_BYTES, Heartbeat, JoinResponse, Leaving, ToWorker, decode_to_worker, encode
+from fusion.messages import (
+    MAX_MESSAGE_BYTES,
+    Arrivals,
+    Heartbeat,
+    JoinResponse,
+    Leaving,
+    LinkMeasured,
+    ToWorker,
+    decode_to_worker,
+    encode,
+)
 from fusion.sockets import KeyPair, keep_alive, secure_client
 
 _REPEAT_SECONDS = 20.0
@@ -79,7 +89,8 @@ class Control:
 
     def send(self, message: BaseModel) -> None:
         """Send a report, or keep it until the coordinator is back."""
-        self._send(encode(message), lasting=not isinstance(message, Heartbeat | Leaving))
+        passing = Heartbeat | Leaving | LinkMeasured | Arrivals
+        self._send(encode(message), lasting=not isinstance(message, passing))
 
     async def close(self) -> None:
         """End the session; what was handed to ZeroMQ gets a second to leave. Kept reports stay for the next `open`."""

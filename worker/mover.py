@@ -6,11 +6,12 @@ what arrives. Each job has a route (`worker.route`) with one DEALER per peer.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any
 
 import torch
@@ -22,10 +23,12 @@ from compress import codec
 from fusion.errors import FrameError, UnreachableError, VersionError
 from fusion.messages import PeerAddress
 from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, keep_alive, secure_client, secure_server, sender_key
-from fusion.wire import decode_header
+from fusion.wire import FrameKind, Header, decode_header, encode_header
 from worker.admission import Admission, Layout, Refused
 from worker.delay_line import DelayLine
 from worker.peer_watch import PeerWatch
+from worker.probe_answers import ProbeAnswers
+from worker.probe_marks import ArrivalTimes
 from worker.route import Deliver, Peer, Route
 from worker.slow_links import SlowLink
 
@@ -77,6 +80,11 @@ class Mover:
         self._router.setsockopt(zmq.LINGER, 0)
         self._router.setsockopt(zmq.RCVTIMEO, _POLL_MILLISECONDS)
         secure_server(self._router, keys, DOMAIN)
+        self._admitting = threading.Lock()
+        self._peer_keys: set[str] = set()
+        self._probes = ProbeAnswers()
+        self.arrivals = ArrivalTimes()
+        """How fast large messages of the peers came in."""
         self.refused: Counter[str] = Counter()
         """Messages dropped, by category."""
 
@@ -89,8 +97,29 @@ class Mover:
 
     def admit(self, peers: Sequence[PeerAddress]) -> None:
         """Let these peers connect; do this as soon as they are known."""
-        for peer in peers:
+        with self._admitting:
+            for peer in peers:
+                self._peer_keys.add(peer.public_key)
+                self._gate.allow(DOMAIN, peer.public_key)
+
+    def expect_probe(self, peer: PeerAddress, max_bytes: int, seconds: float) -> None:
+        """Let this worker measure its link to us for so long; call `end_probes` after that."""
+        with self._admitting:
+            self._probes.expect(peer.public_key, max_bytes, monotonic() + seconds)
             self._gate.allow(DOMAIN, peer.public_key)
+
+    def end_probes(self) -> None:
+        """Whose time to measure is over has no business here any more, unless it is a peer."""
+        with self._admitting:
+            for key in self._probes.forget(monotonic()):
+                if key not in self._peer_keys:
+                    self._gate.forbid(DOMAIN, key)
+
+    def _forbid(self, key: str) -> None:
+        with self._admitting:
+            self._peer_keys.discard(key)
+            if not self._probes.expects(key):
+                self._gate.forbid(DOMAIN, key)
 
     def open(
         self,
@@ -166,7 +195,7 @@ class Mover:
         peer = route.remove(name)
         if peer is None:
             return
-        self._gate.forbid(DOMAIN, peer.address.public_key)
+        self._forbid(peer.address.public_key)
 
         def dispose(monitor: zmq.Socket[bytes]) -> None:
             _close_monitors({name: peer}, {name: monitor})
@@ -180,7 +209,7 @@ class Mover:
             self._route = None
             self._stopped.append(route.admission.job)
         for key in route.keys:
-            self._gate.forbid(DOMAIN, key)
+            self._forbid(key)
         self._close_connections(route)
 
     def _close_connections(self, route: Route) -> None:
@@ -228,6 +257,9 @@ class Mover:
         if not 2 <= len(frames) <= 3:
             raise Refused("malformed", f"message of {len(frames) - 1} frames, expected one or two")
         header = decode_header(frames[1].buffer)
+        if header.kind is FrameKind.PROBE:
+            self._answer_probe(header, frames)
+            return
         route = self._route
         if header.job in self._stopped:
             raise Refused("stopped job", f"message of job {header.job!r}, which has stopped here")
@@ -236,10 +268,21 @@ class Mover:
         sender = route.name_of(sender_key(frames[1]))
         payloads = frames[2:]
         layout = route.admission.check(header, sender, [len(payload.buffer) for payload in payloads])
+        if header.kind is FrameKind.MARK:
+            self.arrivals.mark(header, sender, perf_counter())
+            return
         value: Tensor | None = None
         if layout is not None and payloads:
             value = _decode(payloads[0], layout)
         route.deliver(header, sender, value)
+
+    def _answer_probe(self, header: Header, frames: list[zmq.Frame]) -> None:
+        """Answer over the connection that the probe came in by. Raises `Refused`."""
+        sizes = [len(payload.buffer) for payload in frames[2:]]
+        answer, size = self._probes.answer(header, sender_key(frames[1]), sizes, monotonic())
+        reply = [frames[0], encode_header(answer), *([bytes(size)] if size else [])]
+        with contextlib.suppress(zmq.Again):  # Its own queue is full: it asked for more than its link carries.
+            self._router.send_multipart(reply, zmq.NOBLOCK)
 
     def _refuse(self, category: str, frames: list[zmq.Frame], why: str) -> None:
         self.refused[category] += 1

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from time import monotonic
 
 import zmq
 from torch import Tensor
@@ -22,6 +23,7 @@ from fusion.wire import Header, encode_header
 from worker.admission import Admission
 from worker.delay_line import DelayLine
 from worker.parcel import Parcel
+from worker.probe_marks import Marks
 
 log = logging.getLogger("fusion.worker")
 
@@ -87,6 +89,7 @@ class Route:
         self._on_error = on_error
         self._lock = threading.Lock()
         self._sent: Counter[str] = Counter()
+        self._marks = Marks()
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._peers: dict[str, Peer] = {}
         self._names: dict[str, str] = {}
@@ -167,11 +170,19 @@ class Route:
         peer = self._peers.get(to)
         if peer is None:
             return
-        encoded = encode_header(header)
-        if self._line is not None and self._line.covers(to):
-            sent = len(encoded) + (0 if payload is None else payload.nbytes)
-            self._line.put(to, sent, partial(peer.transmit, encoded, payload))
-        else:
-            sent = peer.transmit(encoded, payload)
+        marks = self._marks.around(to, header, payload.nbytes, monotonic()) if payload is not None else None
+        if marks is not None:
+            self._hand_over(peer, to, marks[0], None)
+        sent = self._hand_over(peer, to, header, payload)
+        if marks is not None:
+            self._hand_over(peer, to, marks[1], None)
         with self._lock:
             self._sent[to] += sent
+
+    def _hand_over(self, peer: Peer, to: str, header: Header, payload: memoryview | None) -> int:
+        encoded = encode_header(header)
+        if self._line is not None and self._line.covers(to):
+            size = len(encoded) + (0 if payload is None else payload.nbytes)
+            self._line.put(to, size, partial(peer.transmit, encoded, payload))
+            return size
+        return peer.transmit(encoded, payload)

@@ -22,12 +22,15 @@ from fusion import __version__
 from fusion.errors import UnreachableError
 from fusion.messages import (
     Adopt,
+    Arrivals,
     Backup,
     Commit,
     Connect,
+    ExpectProbe,
     JoinRequest,
     Leaving,
     Prepare,
+    ProbeLink,
     Shutdown,
     Start,
     Stop,
@@ -45,10 +48,10 @@ from worker.job_run import JobRun
 from worker.joining import address_towards, connector, join
 from worker.memory import MemoryGuard
 from worker.mover import Mover
+from worker.probe_socket import HANDSHAKE_SECONDS, measure_link
 from worker.surroundings import surroundings
 
-_PROFILE_SECONDS = 1.0
-_LOCAL_PROFILE_SECONDS = 0.1
+_ARRIVALS_SECONDS = 3.0
 # The coordinator lets a leaving worker wait for the next checkpoint for a minute at most.
 _LEAVE_PATIENCE = 90.0
 # Our coordinator is connected to again within seconds of its return; one that answers HTTP and is not has forgotten us.
@@ -78,15 +81,15 @@ class Service:
         )
         self._control = Control(self._keys, self._messages.put_nowait, self._connection_changed)
         self._run: JobRun | None = None
+        self._probing: set[asyncio.Task[None]] = set()
         self._leaving = False
         self._was_lost = False
 
     async def run(self) -> int:
         """Join and serve until told to go. Raises `FusionError` when the pool refuses us."""
         config = self._config
-        seconds = _LOCAL_PROFILE_SECONDS if config.exit_on_stdin_close else _PROFILE_SECONDS
         device = await asyncio.to_thread(
-            measure, config.device, config.threads, config.memory_limit, seconds, config.speed
+            measure, config.device, config.threads, config.memory_limit, config.profile_seconds, config.speed
         )
         self._memory = MemoryGuard(device.memory_bytes, config.device)
         self._control.memory_used = self._memory.used
@@ -103,10 +106,15 @@ class Service:
                 device=device,
                 data_endpoint=endpoint,
                 public_key=self._keys.public,
+                probes=True,
             )
             try:
                 await self._until_over(self._join())
-                tasks = [asyncio.create_task(self._serve()), asyncio.create_task(self._mind_the_coordinator())]
+                tasks = [
+                    asyncio.create_task(self._serve()),
+                    asyncio.create_task(self._mind_the_coordinator()),
+                    asyncio.create_task(self._report_arrivals()),
+                ]
                 over = asyncio.create_task(self._over.wait())
                 done, _ = await asyncio.wait([over, *tasks], return_when=asyncio.FIRST_COMPLETED)
                 for task in (over, *tasks):
@@ -115,6 +123,8 @@ class Service:
                 for task in done:
                     task.result()
             finally:
+                self._over.set()
+                await asyncio.gather(*self._probing, return_exceptions=True)
                 await self._drop_job("the worker leaves")
                 await self._control.destroy()
                 await asyncio.to_thread(self._mover.close)
@@ -235,6 +245,14 @@ class Service:
                 case Start() | Backup() | Commit() | Adopt() | Connect():
                     if self._run is not None and self._run.job == message.job:
                         self._run.take(message)
+                case ExpectProbe():
+                    # The asker's own time begins when it has been let in.
+                    allowed = message.seconds + HANDSHAKE_SECONDS
+                    self._mover.expect_probe(message.peer, message.max_bytes, allowed)
+                    self._loop.call_later(allowed + 0.1, self._mover.end_probes)
+                case ProbeLink():
+                    self._probing.add(task := asyncio.create_task(self._probe(message), name="probe"))
+                    task.add_done_callback(self._probing.discard)
                 case Stop():
                     if self._run is not None and self._run.job == message.job:
                         self._say(f"job {message.job}: {message.reason}")
@@ -260,6 +278,22 @@ class Service:
             say=self._say,
             surroundings=self._surroundings,
         )
+
+    # Links --------------------------------------------------------------------------------------------------------
+
+    async def _probe(self, asked: ProbeLink) -> None:
+        self._control.send(
+            await asyncio.to_thread(
+                measure_link, self._keys, asked.peer, asked.max_bytes, asked.seconds, self._over.is_set
+            )
+        )
+
+    async def _report_arrivals(self) -> None:
+        while True:
+            await asyncio.sleep(_ARRIVALS_SECONDS)
+            rates = self._mover.arrivals.take()
+            if rates:
+                self._control.send(Arrivals(rates=rates))
 
     async def _drop_job(self, why: str) -> None:
         run, self._run = self._run, None

@@ -7,18 +7,29 @@ from typing import Annotated, Any
 import typer
 
 from fusion.cli.connection import connect
+from fusion.cli.links import links_table
 from fusion.cli.options import CaOption, CoordinatorOption, JsonOption, TokenOption
 from fusion.cli.output import out, print_json, show, table
 from fusion.units import format_bytes
 
 
 def workers(
-    coordinator: CoordinatorOption = None, token: TokenOption = None, ca: CaOption = None, as_json: JsonOption = False
+    links: Annotated[
+        bool, typer.Option("--links", envvar="FUSION_LINKS", help="The links between them: bandwidth and latency.")
+    ] = False,
+    coordinator: CoordinatorOption = None,
+    token: TokenOption = None,
+    ca: CaOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """List the workers of a pool."""
+    """List the workers of a pool, or the links between them."""
     with connect(coordinator, token, ca) as client:
         found = client.workers()
         url = client.url
+        between = client.links() if links else []
+    if links:
+        _show_links([worker["name"] for worker in found if worker["state"] != "lost"], between, as_json)
+        return
     if as_json:
         print_json(found)
     elif not found:
@@ -38,6 +49,15 @@ def workers(
         )
         right = ("threads", "speed", "memory rate", "memory")
         show(table(None, columns, [_row(worker) for worker in found], right=right))
+
+
+def _show_links(workers: list[str], links: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(links)
+    elif not links:
+        out("no link has been measured: idle workers measure theirs a second after they have joined")
+    else:
+        show(links_table(list(dict.fromkeys([*workers, *(link["from"] for link in links)])), links))
 
 
 def _row(worker: dict[str, Any]) -> tuple[str, ...]:

@@ -85,6 +85,7 @@ async def test_answers_fit_the_document(checked: Checked) -> None:
         await checked("GET", home)
         await checked("GET", "/api/v1/jobs/nope")
         await checked("GET", "/api/v1/workers")
+        await checked("GET", "/api/v1/links")
         await checked("GET", f"{home}/metrics")
         await checked("GET", f"{home}/metrics?after=x")
         await checked("GET", f"{home}/events")

@@ -97,3 +97,53 @@ def test_in_local_mode_speeds_of_a_topology_are_shares_of_what_is_measured() -> 
     measured = scheduler_planner().price(dag, pool, spec, train, plan("b"))
     assert prices["a"] == pytest.approx(measured)
     assert elsewhere.price(dag, pool, spec, train, plan("a")) < prices["a"]
+
+
+# What workers measured --------------------------------------------------------------------------------------------
+
+
+def rates(speed: float, **more: Any) -> Device:
+    return Device(description="x", flops_per_second=speed, bytes_per_second=speed / 8, **more)
+
+
+def test_like_machines_have_the_same_rates_up_to_noise() -> None:
+    pool = [
+        Candidate("a", rates(1.0e11, training_share=0.6, seconds_per_call=2e-5), place="p"),
+        Candidate("b", rates(1.2e11, training_share=0.4, seconds_per_call=4e-5), place="q"),
+        Candidate("c", rates(3.0e11), place="q"),
+        Candidate("d", rates(1.1e11, threads=2), place="q"),
+        Candidate("e", Device(flops_per_second=1.1e11, declared=True), place="q"),
+    ]
+    a, b, c, d, e = (each.device for each in alike(pool))
+    assert a == b
+    assert (a.flops_per_second, a.bytes_per_second, a.seconds_per_call) == (1.2e11, 1.5e10, pytest.approx(3e-5))
+    assert a.training_share * a.flops_per_second == pytest.approx((0.6e11 + 0.48e11) / 2)
+    assert [c, d, e] == [each.device for each in pool[2:]]
+
+
+def test_workers_of_one_machine_have_the_same_rates_whatever_they_measured() -> None:
+    a, b = (each.device for each in alike([Candidate("a", rates(1e11)), Candidate("b", rates(0.3e11))]))
+    assert a == b
+
+
+def test_a_declared_speed_is_that_of_training_and_a_measured_one_that_of_large_products() -> None:
+    planner, dag, spec = SchedulerPlanner(), tiny_dag(), job_spec()
+    train = TrainConfig(
+        steps=1,
+        micro_batches=2,
+        micro_batch_size=4,
+        seed=0,
+        optimizer=spec.train.optimizer,
+        lr_schedule=spec.train.lr_schedule,
+    )
+
+    def price(**said: Any) -> float:
+        found = planner.price(dag, [Candidate("a", Device(**said))], spec, train, plan("a"))
+        assert found is not None
+        return found
+
+    declared = price(flops_per_second=2e3, declared=True)
+    measured = price(flops_per_second=4e3, training_share=0.5, bytes_per_second=250)
+    assert measured == pytest.approx(declared)
+    assert price(flops_per_second=4e3, training_share=0.5, bytes_per_second=100) > 1.5 * measured
+    assert price(flops_per_second=4e3, training_share=0.5, bytes_per_second=250, seconds_per_call=1.0) > measured + 1

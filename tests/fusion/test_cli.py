@@ -13,6 +13,7 @@ import typer.main
 from loopback_server import as_json, serving
 
 from fusion.cli import app, main
+from fusion.cli.links import links_table
 
 JOB = {
     "id": "small-1",
@@ -50,13 +51,34 @@ WORKER = {
     "state": "busy",
     "job": "small-1",
     "fragments": [0],
-    "device": {"kind": "cpu", "description": "AMD", "cores": 2, "threads": 1, "memory_bytes": 2**30},
+    "device": {
+        "kind": "cpu",
+        "description": "AMD",
+        "cores": 2,
+        "threads": 1,
+        "memory_bytes": 2**30,
+        "flops_per_second": 8e10,
+        "declared": False,
+        "convolution_flops_per_second": 4e10,
+        "bytes_per_second": 6e9,
+    },
     "memory_used_bytes": 2**20,
     "endpoint": "tcp://127.0.0.1:1",
 }
 LOG = {"seq": 2, "time": 5.0, "job": "small-1", "worker": "a", "message": "fetched 3 parameters"}
 EVENT = {"seq": 1, "time": 4.0, "job": "small-1", "event": "started", "message": "training starts"}
 CHECKPOINT = {"job": "small-1", "step": 2, "time": 3.0, "model": {"size": 7}, "optimizer": {"size": 9}}
+
+LINK = {
+    "from": "a",
+    "to": "b",
+    "seconds": 0.02,
+    "bytes_per_second": 1e6,
+    "source": "probe",
+    "age_seconds": 75.0,
+    "error": None,
+}
+FAILED_LINK = {**LINK, "from": "b", "to": "a", "seconds": None, "bytes_per_second": None, "error": "no answer"}
 
 
 def routes(method, path, body, headers):
@@ -69,6 +91,7 @@ def routes(method, path, body, headers):
         "/api/v1/jobs/small-1/events": {"events": [EVENT]},
         "/api/v1/jobs/small-1/checkpoints": {"checkpoints": [CHECKPOINT]},
         "/api/v1/workers": {"workers": [WORKER]},
+        "/api/v1/links": {"links": [LINK, FAILED_LINK]},
         "/api/v1/workers/a/drain": {**WORKER, "state": "draining"},
     }
     if path.endswith(".safetensors"):
@@ -107,6 +130,7 @@ def test_version_and_help(capsys):
         ("job", "small-1"),
         ("cancel", "small-1"),
         ("workers",),
+        ("workers", "--links"),
         ("drain", "a"),
         ("checkpoint", "ls", "small-1"),
     ],
@@ -118,6 +142,23 @@ def test_every_listing_prints_text_and_json(capsys, pool, command):
     code, out, err = run(capsys, *command, "--json")
     assert (code, err) == (0, "")
     json.loads(out)
+
+
+def test_workers_shows_speeds_and_links(capsys, pool):
+    out = run(capsys, "workers")[1]
+    assert "80 / 40 GFLOP/s" in out
+    assert "6.0 GB/s" in out
+    links = run(capsys, "workers", "--links")[1]
+    assert "8 Mbit/s, 20.0 ms" in links
+    assert "probe, 1m15s ago" in links
+    assert "failed: no answer" in links
+    assert json.loads(run(capsys, "workers", "--links", "--json")[1]) == [LINK, FAILED_LINK]
+
+
+def test_the_links_of_many_workers_are_a_list():
+    names = [f"w{index}" for index in range(20)]
+    shown = links_table(names, [{**LINK, "from": "w0", "to": name} for name in names[1:]])
+    assert (len(shown.columns), shown.row_count) == (4, 19)
 
 
 def test_job_shows_its_plan(capsys, pool):

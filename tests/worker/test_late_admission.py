@@ -11,7 +11,7 @@ import zmq
 from fusion.errors import UnreachableError
 from fusion.messages import PeerAddress
 from fusion.sockets import Gatekeeper, bind_tcp, keep_alive, new_keys, secure_client, secure_server
-from worker.mover import HANDSHAKE_EVENTS, await_handshakes
+from worker.handshakes import HANDSHAKE_EVENTS, await_handshakes
 from worker.route import Peer
 
 

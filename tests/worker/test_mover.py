@@ -20,6 +20,7 @@ from fusion.messages import PeerAddress
 from fusion.plan import CodecChoice
 from fusion.sockets import KeyPair, new_keys, secure_client
 from fusion.wire import FrameKind, Header, encode_header
+from worker import probe_marks
 from worker.admission import Admission
 from worker.mover import Mover
 from worker.parcel import Parcel
@@ -103,6 +104,22 @@ def test_values_and_null_gradients_arrive_as_they_were_sent(ends: tuple[End, End
     assert (header.kind, nothing) == (FrameKind.GRADIENT, None)
     assert to_b.take_sent()["b"] > 48
     assert to_b.take_sent() == {}
+
+
+def test_marked_messages_arrive_as_others_do(ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_marks, "LARGE", 1)
+    a, b = ends
+    to_b, _ = connect(a, b)
+    to_b.send("b", ACTIVATION, Parcel(torch.zeros(2, 6)))
+    assert b.next()[0] == ACTIVATION
+    plain = to_b.take_sent()["b"]
+    # What comes after the second mark is delivered after it.
+    second = replace(ACTIVATION, micro_batch=1)
+    to_b.send("b", second, Parcel(torch.zeros(2, 6)))
+    assert b.next()[0] == second
+    assert set(b.mover.arrivals.take()) == {"a"}
+    assert to_b.take_sent()["b"] == plain
+    assert not b.mover.refused
 
 
 @pytest.mark.parametrize("codec", ["bf16", "int8"])

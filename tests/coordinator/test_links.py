@@ -1,0 +1,302 @@
+"""Which pair measures its link when, what is known of links, and what plans and running jobs make of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import pytest
+from coordinator_cases import job_spec, tiny_dag
+from recovery_cases import Play
+
+from coordinator import links as module
+from coordinator.link_estimates import network_of, reachable
+from coordinator.links import Changed, Failed, Links
+from coordinator.planning import Candidate
+from coordinator.pool import Member
+from coordinator.scheduling import SchedulerPlanner
+from fusion.addresses import place_of
+from fusion.messages import (
+    ArrivalRate,
+    Arrivals,
+    Device,
+    ExpectProbe,
+    LinkFigures,
+    LinkMeasured,
+    ProbeLink,
+    TrainConfig,
+)
+from fusion.topology import Topology
+from scheduler.devices import LOOPBACK, Network
+
+FAST, SLOW = LinkFigures(seconds=0.001, bytes_per_second=1e8), LinkFigures(seconds=0.03, bytes_per_second=1e6)
+
+
+def member(name: str, place: int = 0, **changes: object) -> Member:
+    found = Member(
+        name=name,
+        incarnation=f"i-{name}",
+        device=Device(),
+        endpoint=f"tcp://10.0.{place}.1:7",
+        public_key="k" * 40,
+        probes=True,
+        state="idle",
+    )
+    return found.model_copy(update=changes)
+
+
+def done(links: Links, now: float, pairs: Iterable[tuple[Member, Member]], figures: LinkFigures = FAST) -> None:
+    for asks, answers in pairs:
+        links.measured(now, asks.name, LinkMeasured(peer=answers.name, there=figures, back=figures))
+
+
+# The schedule -----------------------------------------------------------------------------------------------------
+
+
+def play_schedule(links: Links, pool: list[Member], seconds: float) -> Counter[frozenset[str]]:
+    """Each probe takes a second; returns how often each pair was measured, and checks that no worker is in two at once."""
+    probed: Counter[frozenset[str]] = Counter()
+    now, under_way = 10.0, list[tuple[float, tuple[Member, Member]]]()
+    while now < 10.0 + seconds:
+        done(links, now, [pair for until, pair in under_way if until <= now])
+        under_way = [each for each in under_way if each[0] > now]
+        under_way += [(now + 1.0, pair) for pair in links.due(now, pool)]
+        names = [end.name for _, pair in under_way for end in pair]
+        assert len(names) == len(set(names))
+        assert len(under_way) <= module.MOST_AT_ONCE
+        probed.update(frozenset(end.name for end in pair) for until, pair in under_way if until == now + 1.0)
+        now += 0.5
+    return probed
+
+
+def test_in_a_small_pool_every_pair_is_measured_once() -> None:
+    pool = [member(f"w{index}") for index in range(8)]
+    probed = play_schedule(Links(), pool, 60)
+    assert len(probed) == 28
+    assert set(probed.values()) == {1}
+
+
+def test_in_a_large_pool_each_worker_measures_a_few_links() -> None:
+    pool = [member(f"w{index}", index // 20) for index in range(100)]
+    probed = play_schedule(Links(), pool, 150)
+    per_worker = Counter(name for pair in probed for name in pair)
+    assert set(per_worker) == {each.name for each in pool}
+    assert max(per_worker.values()) <= module.MOST_PEERS
+    assert set(probed.values()) == {1}
+    place = {each.name: place_of(each.endpoint) for each in pool}
+    across = [pair for pair in probed if len({place[name] for name in pair}) == 2]
+    assert 0.2 < len(across) / len(probed) < 0.9
+    assert {place[name] for pair in across for name in pair} == set(place.values())
+
+
+def test_who_has_just_joined_or_can_not_probe_is_left_alone() -> None:
+    links, pool = (
+        Links(),
+        [member("a"), member("b", joined_at=9.5), member("c", probes=False), member("d", state="lost")],
+    )
+    assert links.due(10.0, pool) == []
+    assert [(first.name, second.name) for first, second in links.due(10.5, pool)] == [("a", "b")]
+
+
+def test_a_plan_that_waits_comes_first_and_does_not_wait_for_who_is_alone() -> None:
+    links, pool = Links(), [member(name, joined_at=9.9) for name in "ab"]
+    assert not links.awaited([member("a", probes=False), member("b")])
+    assert not links.awaited([member(name, endpoint="tcp://127.0.0.1:7") for name in "ab"])
+    assert links.awaited(pool)
+    links.hurry("ab")
+    busy = [each.model_copy(update={"state": "busy"}) for each in pool]
+    found = links.due(10.0, busy)
+    assert len(found) == 1
+    assert links.awaited(pool)
+    done(links, 10.2, found)
+    assert not links.awaited(pool)
+
+
+def test_links_are_measured_again_when_they_are_old_and_nobody_works() -> None:
+    links, pool = Links(), [member("a"), member("b")]
+    done(links, 10.0, links.due(10.0, pool))
+    later = 10.0 + module.FRESH
+    assert links.due(later - 1, pool) == []
+    assert links.due(later, [member("a"), member("b", state="busy")]) == []
+    assert len(links.due(later + 1, pool)) == 1
+
+
+# What is known ----------------------------------------------------------------------------------------------------
+
+
+def test_a_probe_gives_both_directions() -> None:
+    links, pool = Links(), [member("a"), member("b")]
+    links.due(10.0, pool)
+    links.measured(11.0, "a", LinkMeasured(peer="b", there=FAST, back=SLOW))
+    assert links.between("ab") == {("a", "b"): FAST, ("b", "a"): SLOW}
+    rows = {ends: (known.source, known.at) for ends, known in links.matrix("abc", 12.0)}
+    assert rows == {("a", "b"): ("probe", 11.0), ("b", "a"): ("probe", 11.0)}
+    # Not asked for, or said twice.
+    links.measured(12.0, "a", LinkMeasured(peer="c", there=FAST, back=FAST))
+    links.measured(12.0, "a", LinkMeasured(peer="b", there=SLOW, back=SLOW))
+    assert links.between("abc") == {("a", "b"): FAST, ("b", "a"): SLOW}
+    links.forget("b")
+    assert links.between("ab") == {}
+
+
+def test_a_link_that_fails_is_shown_and_tried_again_and_given_up_when_it_fails_again() -> None:
+    links, pool = Links(), [member("a"), member("b")]
+    links.due(10.0, pool)
+    links.measured(11.0, "a", LinkMeasured(peer="b", error="no answer"))
+    assert [known.error for _, known in links.matrix("ab", 11.0)] == ["no answer"] * 2
+    assert links.between("ab") == {}
+    assert links.news() == []
+    assert links.due(12.0, pool) == []
+    assert len(links.due(14.0, pool)) == 1
+    # This time nobody says anything.
+    assert links.due(40.0, pool) == []
+    assert set(links.between("ab")) == {("a", "b"), ("b", "a")}
+    (failed,) = links.news()
+    assert isinstance(failed, Failed)
+    assert "nothing was heard" in failed.words
+    done(links, 61.0, links.due(60.0, pool))
+    assert links.between("ab") == {("a", "b"): FAST, ("b", "a"): FAST}
+    assert all(known.error == "" for _, known in links.matrix("ab", 61.0))
+
+
+def rate(bytes_per_second: float, at_least: bool = False) -> ArrivalRate:
+    return ArrivalRate(bytes_per_second=bytes_per_second, at_least=at_least)
+
+
+def test_transfers_keep_the_bandwidth_fresh() -> None:
+    links, pool = Links(), [member("a"), member("b")]
+    done(links, 10.0, links.due(10.0, pool), SLOW)
+    links.news()
+    links.arrived(20.0, "b", Arrivals(rates={"a": rate(1.5e6), "x": rate(1.0)}), {"a"})
+    ((ends, known), _) = links.matrix("ab", 21.0)
+    assert (ends, known.source, known.at) == (("a", "b"), "transfers", 20.0)
+    assert (known.seconds, known.bytes_per_second) == (0.03, 1.5e6)
+    assert links.news() == []
+    # A lower bound raises, and never lowers.
+    links.arrived(21.0, "b", Arrivals(rates={"a": rate(1e6, at_least=True)}), {"a"})
+    assert links.between("ab")["a", "b"] == LinkFigures(seconds=0.03, bytes_per_second=1.5e6)
+    links.arrived(22.0, "b", Arrivals(rates={"a": rate(1.8e6, at_least=True)}), {"a"})
+    assert links.between("ab")["a", "b"] == LinkFigures(seconds=0.03, bytes_per_second=1.8e6)
+
+
+def test_a_link_that_works_again_in_a_job_is_not_failed_any_more() -> None:
+    links, pool = Links(), [member("a"), member("b")]
+    links.due(10.0, pool)
+    links.measured(11.0, "a", LinkMeasured(peer="b", error="no answer"))
+    links.arrived(12.0, "b", Arrivals(rates={"a": rate(1e6)}), {"a"})
+    assert [known.error for ends, known in links.matrix("ab", 12.0) if ends == ("a", "b")] == [""]
+
+
+def test_a_change_by_two_times_is_news_once_and_a_smaller_one_or_one_that_costs_nothing_is_not() -> None:
+    links, pool = Links(), [member("a"), member("b")]
+    done(links, 10.0, links.due(10.0, pool), LinkFigures(seconds=0.0, bytes_per_second=1e7))
+    links.news()
+    for found in (0.6e7, 1.9e7):
+        links.arrived(20.0, "b", Arrivals(rates={"a": rate(found)}), {"a"})
+        assert links.news() == []
+    links.arrived(20.0, "b", Arrivals(rates={"a": rate(4e6)}), {"a"})
+    assert links.news() == [Changed("a", "b", 1e7, 4e6)]
+    links.arrived(21.0, "b", Arrivals(rates={"a": rate(4.1e6)}), {"a"})
+    assert links.news() == []
+    assert "carries 32 Mbit/s, 2.5 times less than was known" in Changed("a", "b", 1e7, 4e6).words
+    fast, other = Links(), [member("a"), member("b")]
+    done(fast, 10.0, fast.due(10.0, other), LinkFigures(seconds=0.0, bytes_per_second=4e8))
+    fast.arrived(20.0, "b", Arrivals(rates={"a": rate(1e8)}), {"a"})
+    assert fast.news() == []
+
+
+def topology() -> Topology:
+    return Topology.model_validate(
+        {
+            "workers": [{"name": name, "region": "x", "speed": 1e9, "memory": "1GiB"} for name in "ab"],
+            "links": [{"between": ["x", "x"], "bandwidth": "8Mbit/s", "latency": "20ms"}],
+        }
+    )
+
+
+def test_what_is_declared_is_not_measured_and_wins() -> None:
+    links, pool = Links(topology()), [member(name) for name in "abc"]
+    probed = play_schedule(links, pool, 10)
+    assert set(probed) == {frozenset("ac"), frozenset("bc")}
+    links.arrived(30.0, "b", Arrivals(rates={"a": rate(1.0)}), {"a"})
+    rows = dict(links.matrix("abc", 30.0))
+    declared = rows["a", "b"]
+    assert (declared.source, declared.seconds, declared.bytes_per_second) == ("declared", 0.02, 1e6)
+    assert rows["a", "c"].source == "probe"
+    assert ("a", "b") not in links.between("abc")
+
+
+# What plans make of it --------------------------------------------------------------------------------------------
+
+
+def candidate(name: str, place: str, **links: LinkFigures | str) -> Candidate:
+    return Candidate(name, Device(flops_per_second=1e3), place=place, links=links)
+
+
+def test_measured_links_are_planned_with_and_the_others_estimated_by_place() -> None:
+    pool = [
+        candidate("a", "p", b=FAST, c=SLOW),
+        candidate("b", "p", a=LinkFigures(seconds=0.0012, bytes_per_second=1.2e8)),
+        candidate("c", "q", a=SLOW),
+        candidate("d", "q"),
+    ]
+    network = network_of(pool, Network(), ())
+    # Within noise of each other they are the same.
+    assert network.link("a", "b") == network.link("b", "a")
+    assert network.link("a", "b").bytes_per_second == pytest.approx(1.1e8)
+    assert network.link("a", "c").bytes_per_second == 1e6
+    assert network.link("b", "d") == network.link("a", "c")
+    assert network.link("c", "d").bytes_per_second == 1e6
+    assert network_of([candidate("a", "p")], Network(), ()) == Network()
+
+
+def test_links_on_one_machine_are_alike_whatever_they_measured() -> None:
+    pool = [candidate("a", "", b=SLOW, c=SLOW), candidate("b", ""), candidate("c", "q", a=SLOW)]
+    network = network_of(pool, Network(), ())
+    assert network.link("a", "b") == LOOPBACK
+    assert network.link("c", "a").bytes_per_second == 1e6
+
+
+def test_plans_use_workers_that_can_all_reach_each_other() -> None:
+    pool = [candidate("a", "p", b="no answer"), candidate("b", "p", a="no answer", c="no answer"), candidate("c", "p")]
+    assert [each.name for each in reachable(pool)] == ["a", "c"]
+    assert [each.name for each in reachable(pool[:2])] == ["a"]
+    spec = job_spec(plan={"workers": 2})
+    train = TrainConfig(
+        steps=1,
+        micro_batches=2,
+        micro_batch_size=4,
+        seed=0,
+        optimizer=spec.train.optimizer,
+        lr_schedule=spec.train.lr_schedule,
+    )
+    assert SchedulerPlanner()(tiny_dag(), pool[:2], spec, train, None).workers == ("a",)
+
+
+# In a running pool ------------------------------------------------------------------------------------------------
+
+
+def probing(play: Play, *names: str) -> None:
+    for index, name in enumerate(names):
+        each = play.member(name)
+        each.probes, each.endpoint, each.joined_at = True, f"tcp://10.0.0.{index}:1", 0.0
+
+
+def test_the_coordinator_announces_a_probe_to_who_answers_it() -> None:
+    play = Play("ab")
+    probing(play, "a", "b")
+    play.tick(1.0)
+    expect, probe = play.sent(ExpectProbe), play.sent(ProbeLink)
+    assert (list(expect), list(probe)) == (["b"], ["a"])
+    assert (expect["b"].peer.worker, probe["a"].peer.worker) == ("a", "b")
+    assert (probe["a"].max_bytes, probe["a"].seconds) == (2**20, 2.0)
+
+
+def test_a_running_job_reconsiders_its_placement_when_a_link_has_changed() -> None:
+    play = Play("ab", backup_every=500)
+    probing(play, "a", "b")
+    play.train(1, 4)
+    play.say("b", Arrivals(rates={"a": rate(1e6)}))
+    assert any("the link a -> b carries 8 Mbit/s, 500 times less than was known" in story for story in play.stories())
+    play.tick(1.0)
+    assert play.asked_plan().job == "job"
