@@ -12,20 +12,19 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic, perf_counter
-from typing import Any
 
 import torch
 import zmq
 from torch import Tensor
-from zmq.utils.monitor import recv_monitor_message
 
 from compress import codec
-from fusion.errors import FrameError, UnreachableError, VersionError
+from fusion.errors import FrameError, VersionError
 from fusion.messages import PeerAddress
 from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, keep_alive, secure_client, secure_server, sender_key
 from fusion.wire import FrameKind, Header, decode_header, encode_header
 from worker.admission import Admission, Layout, Refused
 from worker.delay_line import DelayLine
+from worker.handshakes import HANDSHAKE_EVENTS, await_handshakes, close_monitors
 from worker.peer_watch import PeerWatch
 from worker.probe_answers import ProbeAnswers
 from worker.probe_marks import ArrivalTimes
@@ -37,13 +36,7 @@ _POLL_MILLISECONDS = 200
 # Expected after a restart or a stop, while a peer has not heard of it yet: counted and logged here, not reported.
 _QUIET = frozenset({"other epoch", "stopped job"})
 
-_HANDSHAKE_FAILED = (
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-)
-HANDSHAKE_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | _HANDSHAKE_FAILED | zmq.EVENT_MONITOR_STOPPED
-"""What the monitors given to `await_handshakes` must report."""
 _MONITORED = HANDSHAKE_EVENTS | zmq.EVENT_DISCONNECTED
-_RETRY_SECONDS = 0.1
 
 log = logging.getLogger("fusion.worker")
 
@@ -184,7 +177,7 @@ class Mover:
         except BaseException:
             for name in connections:
                 route.remove(name)
-            _close_monitors(connections, monitors)
+            close_monitors(connections, monitors)
             for peer in connections.values():
                 peer.close()
             raise
@@ -198,7 +191,7 @@ class Mover:
         self._forbid(peer.address.public_key)
 
         def dispose(monitor: zmq.Socket[bytes]) -> None:
-            _close_monitors({name: peer}, {name: monitor})
+            close_monitors({name: peer}, {name: monitor})
             peer.close()
 
         self._watch.retire(name, dispose)
@@ -213,7 +206,7 @@ class Mover:
         self._close_connections(route)
 
     def _close_connections(self, route: Route) -> None:
-        _close_monitors(route.connections, self._watch.close())
+        close_monitors(route.connections, self._watch.close())
         route.close()
 
     def close(self) -> None:
@@ -280,7 +273,7 @@ class Mover:
         """Answer over the connection that the probe came in by. Raises `Refused`."""
         sizes = [len(payload.buffer) for payload in frames[2:]]
         answer, size = self._probes.answer(header, sender_key(frames[1]), sizes, monotonic())
-        reply = [frames[0], encode_header(answer), *([bytes(size)] if size else [])]
+        reply: list[zmq.Frame | bytes] = [frames[0], encode_header(answer), *([bytes(size)] if size else [])]
         with contextlib.suppress(zmq.Again):  # Its own queue is full: it asked for more than its link carries.
             self._router.send_multipart(reply, zmq.NOBLOCK)
 
@@ -313,49 +306,3 @@ def _decode(payload: zmq.Frame, layout: Layout) -> Tensor:
         received = torch.frombuffer(payload.buffer, dtype=getattr(torch, layout.dtype))
         return received.view(layout.shape).clone()
     return codec(layout.codec).decode(payload.buffer, layout.shape, layout.dtype)
-
-
-def _close_monitors(connections: dict[str, Peer], monitors: dict[str, zmq.Socket[bytes]]) -> None:
-    # In this order: libzmq blocks on the last word to a monitor that nobody can read any more.
-    for name, monitor in monitors.items():
-        if name in connections:
-            with connections[name].lock:
-                connections[name].socket.disable_monitor()
-        monitor.close(0)
-
-
-def await_handshakes(
-    monitors: dict[str, zmq.Socket[bytes]],
-    connections: dict[str, Peer],
-    patience: float,
-    cancelled: Callable[[], bool],
-) -> None:
-    """Return when every peer has let us in.
-
-    A peer that has not heard of the job yet refuses our key, and ZeroMQ never tries again after a refusal, so we do.
-    """
-    deadline = monotonic() + patience
-    poller: Any = zmq.Poller()
-    names: dict[Any, str] = {}
-    for name, monitor in monitors.items():
-        poller.register(monitor, zmq.POLLIN)
-        names[monitor] = name
-    refused: deque[tuple[float, str]] = deque()
-    while names and not cancelled():
-        left = deadline - monotonic()
-        if left <= 0:
-            missing = ", ".join(f"{name} at {connections[name].address.endpoint}" for name in names.values())
-            raise UnreachableError(
-                f"can't reach {missing}; is that port open between the machines? "
-                "(fusion worker --advertise HOST:PORT sets it)"
-            )
-        wait = min(left, _RETRY_SECONDS if refused else _POLL_MILLISECONDS / 1000)
-        for monitor, _ in poller.poll(wait * 1000):
-            event = recv_monitor_message(monitor)["event"]
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                poller.unregister(monitor)
-                del names[monitor]
-            elif event & _HANDSHAKE_FAILED:
-                refused.append((monotonic() + _RETRY_SECONDS, names[monitor]))
-        while refused and refused[0][0] <= monotonic():
-            connections[refused.popleft()[1]].connect_again()
