@@ -49,7 +49,7 @@ def ours(workload: Workload, text: Path, processes: int, policy: str) -> Run:
 
 
 def theirs(workload: Workload, text: Path, processes: int, schedule: str) -> Run:
-    run = run_child("torch_pipeline.py", workload.to_json(), str(text), str(processes), schedule)
+    run = run_child("torch_pipeline.py", workload.to_json(), str(text), str(processes), schedule)[schedule]
     return Run(seconds_per_step(run["step_seconds"], workload), run["cpu_seconds"], {})
 
 

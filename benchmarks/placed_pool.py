@@ -7,13 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.shaping import ShapedNetwork
+from benchmarks.testbed import Testbed
 from fusion.local import LocalPool, LocalWorker
 
 
 class PlacedPool(LocalPool):
-    """A pool whose workers are in a network namespace each, or without a `network` all on loopback."""
+    """A pool whose workers are in a network namespace each, or without a `network` all on loopback.
 
-    def __init__(self, folder: Path, workers: Sequence[str], network: ShapedNetwork | None = None) -> None:
+    Plans are made for the links of `topology`, which the network has.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        workers: Sequence[str],
+        network: ShapedNetwork | Testbed | None = None,
+        topology: Path | None = None,
+    ) -> None:
         self._notes = folder / "notes"
         self._notes.mkdir(parents=True)
         os.environ["NOTES"] = str(self._notes)
@@ -24,6 +34,8 @@ class PlacedPool(LocalPool):
             [LocalWorker(name) for name in workers],
             host=network.host if network is not None else "127.0.0.1",
             dashboard=False,
+            topology=topology,
+            act_out=False,
             worker_module="benchmarks.placed_worker",
         )
 

@@ -1,7 +1,10 @@
-"""Helper of `pipelining.py`: torch.distributed.pipelining over gloo, one process a stage, equal split by blocks.
+"""Helper of `pipelining.py` and `slow_network.py`: torch.distributed.pipelining over gloo, one process a stage, equal split
+by blocks.
 
-`python torch_pipeline.py WORKLOAD_JSON TEXT STAGES gpipe|1f1b` starts the ranks and prints JSON: step times of the last
-rank, which computes the loss, the losses, and the processor time per step of all ranks together.
+`python torch_pipeline.py WORKLOAD_JSON TEXT STAGES SCHEDULES [PLACES_JSON]` starts the ranks, trains under each schedule
+(`gpipe,1f1b`) and prints JSON by schedule: step times of the last rank, which computes the loss, the losses, and the processor
+time per step of all ranks together. PLACES puts each rank into a network namespace:
+`{"namespaces": [...], "address": of the first rank, "device": to talk over}`.
 """
 
 from __future__ import annotations
@@ -20,13 +23,21 @@ from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, SplitPoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import shaping
 from benchmarks.common import Workload, load_gpt
 from benchmarks.plain_loop import batches
 
 
-def rank_main(workload: Workload, text: Path, schedule_name: str) -> dict[str, object] | None:
+def rank_main(workload: Workload, text: Path, schedules: str) -> dict[str, object] | None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    found = {name: train(workload, text, name) for name in schedules.split(",")}
+    last = dist.get_rank() == dist.get_world_size() - 1
+    dist.destroy_process_group()
+    return found if last else None
+
+
+def train(workload: Workload, text: Path, schedule_name: str) -> dict[str, object]:
     rank, stages = dist.get_rank(), dist.get_world_size()
     gpt = load_gpt()
     torch.manual_seed(0)
@@ -60,8 +71,7 @@ def rank_main(workload: Workload, text: Path, schedule_name: str) -> dict[str, o
         before = now
     spent = torch.tensor((processor[-1] - processor[workload.warm_up - 1]) / (workload.steps - workload.warm_up))
     dist.all_reduce(spent)
-    dist.destroy_process_group()
-    return {"step_seconds": times, "losses": losses, "cpu_seconds": spent.item()} if last else None
+    return {"step_seconds": times, "losses": losses, "cpu_seconds": spent.item()}
 
 
 def free_port() -> int:
@@ -73,15 +83,20 @@ def free_port() -> int:
 def main() -> None:
     workload, text, stages, schedule = sys.argv[1:5]
     if "RANK" in os.environ:
+        if "NAMESPACE" in os.environ:
+            shaping.enter(os.environ["NAMESPACE"])
         result = rank_main(Workload.from_json(workload), Path(text), schedule)
         if result is not None:
             print(json.dumps(result))
         return
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": stages}
-    ranks = [
-        subprocess.Popen([sys.executable, __file__, *sys.argv[1:5]], env={**shared, "RANK": str(rank)})
-        for rank in range(int(stages))
-    ]
+    own: list[dict[str, str]] = [{"RANK": str(rank)} for rank in range(int(stages))]
+    if len(sys.argv) > 5:
+        places = json.loads(sys.argv[5])
+        shared |= {"MASTER_ADDR": places["address"], "GLOO_SOCKET_IFNAME": places["device"]}
+        for rank, namespace in zip(own, places["namespaces"], strict=True):
+            rank["NAMESPACE"] = namespace
+    ranks = [subprocess.Popen([sys.executable, __file__, *sys.argv[1:5]], env={**shared, **rank}) for rank in own]
     if codes := [code for rank in ranks if (code := rank.wait()) != 0]:
         raise SystemExit(codes[0])
 

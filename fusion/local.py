@@ -62,8 +62,8 @@ class LocalPool:
     """A coordinator and its workers. Use as a context manager; leaving it stops every child.
 
     `folder` gets `state/` (the coordinator's) and `logs/`. Workers that `topology` names have the links of it, and are
-    slowed down as its speeds relate. `host` is where the coordinator listens, `worker_module` what workers run
-    (`python -m`). Raises `ServiceError` when a child does not come up, with its last lines.
+    slowed down as its speeds relate; without `act_out` only plans are made for it. `host` is where the coordinator listens,
+    `worker_module` what workers run (`python -m`). Raises `ServiceError` when a child does not come up, with its last lines.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class LocalPool:
         port: int = 0,
         dashboard: bool = True,
         topology: Path | None = None,
+        act_out: bool = True,
         start_seconds: float = START_SECONDS,
         worker_module: str = "fusion",
     ) -> None:
@@ -87,6 +88,7 @@ class LocalPool:
         self._port = port
         self._dashboard = dashboard
         self._topology = topology
+        self._act_out = act_out
         self._start_seconds = start_seconds
         self._worker_module = worker_module
         self._children: list[_Child] = []
@@ -135,7 +137,7 @@ class LocalPool:
         arguments += ["--threads", str(worker.threads), "--local"]
         if worker.memory_limit is not None:
             arguments += ["--memory-limit", str(worker.memory_limit)]
-        if self._topology is not None:
+        if self._topology is not None and self._act_out:
             arguments += ["--topology", str(self._topology.resolve())]
         self._spawn(worker.name, arguments, threads=worker.threads, module=self._worker_module)
 
