@@ -106,7 +106,7 @@ async def diagram(request: web.Request) -> web.Response:
 
 async def the_map(request: web.Request) -> web.Response:
     engine = request.app[ENGINE]
-    workers = [member.name for member in engine.lifecycle.pool if member.live]
+    workers = [member.name for member in engine.lifecycle.pool if member.state != "left"]
     shown = await asyncio.to_thread(pool_map, workers, engine.config.topology, {})
     return web.json_response(shown)
 

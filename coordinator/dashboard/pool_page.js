@@ -42,13 +42,17 @@ export function poolPage(main) {
       ["On the links now", rate(traffic.reduce((sum, flow) => sum + flow.bytes_per_second, 0))],
     ]);
     const known = new Set(map.groups.flatMap((group) => group.workers));
-    const fresh = all.map(({ name }) => name).filter((name) => !known.has(name));
+    const fresh = all.map(({ name }) => name).filter((name) => !known.has(name)); // the map is asked for again soon
     const groups = map.groups.map((group) => ({ ...group, workers: group.workers.filter((name) => workers.has(name)) }));
     if (fresh.length) groups.push({ name: groups.length ? "just joined" : "pool", kind: "pool", workers: fresh });
     view.show({ groups: groups.filter((group) => group.workers.length), between: map.between, traffic, workers });
-    running.show(jobItems().filter(([, job]) => LIVE.has(job.state)));
     table.show(all.map((worker) => [worker.name, worker]));
     showLinks();
+  }
+
+  // Steps come often, so they touch nothing else.
+  function showJobs() {
+    running.show(jobItems().filter(([, job]) => LIVE.has(job.state)));
   }
 
   // Every link that was measured or carries something now, the busiest first.
@@ -77,12 +81,14 @@ export function poolPage(main) {
   }
 
   show();
+  showJobs();
   load().catch(() => {});
   return {
     title: "Pool",
     update(changes) {
       if (changes.has("worker") || changes.has("open")) soon();
-      if (["worker", "job", "metrics", "pulse"].some((kind) => changes.has(kind))) show();
+      if (changes.has("job") || changes.has("metrics")) showJobs();
+      if (["worker", "job", "pulse"].some((kind) => changes.has(kind))) show();
     },
     close() {
       clearTimeout(timer);
