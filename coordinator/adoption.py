@@ -67,7 +67,12 @@ class Adoption:
         assert run is not None
         job.epoch += 1
         job.plan = job.plan.model_copy(update={"epoch": job.epoch, "placement": placement})
-        job.fragments = [summary.model_copy(update={"worker": placement[summary.index]}) for summary in job.fragments]
+        job.fragments = [
+            summary
+            if summary.worker == placement[summary.index]
+            else summary.model_copy(update={"worker": placement[summary.index], "seconds": None})
+            for summary in job.fragments
+        ]
         job.finished = []
         run.round = None
         backups = self._backups.assign(job, job.plan)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from coordinator import claims, progress, queueing, slowness
 from coordinator import events as ev
-from coordinator import progress, queueing, slowness
 from coordinator.books import Books, Timing
 from coordinator.collecting import Collecting
 from coordinator.course import Course
@@ -204,6 +204,7 @@ class Lifecycle:
                 member.memory_used_bytes = message.memory_used_bytes or member.memory_used_bytes
                 for times in message.fragments:
                     slowness.note(job, member.name, times)
+                claims.check(self._books, job)
                 self._course.publish(job, progress.add_step(job, member.name, message, now))
             case EvaluationReport() if job.state == "running":
                 self._course.publish(job, progress.add_evaluation(job, message))
@@ -288,7 +289,8 @@ class Lifecycle:
             for member in members:
                 member.state, member.job = "busy", job.id
                 self._books.do(ev.SaveWorker(member.name))
-            self._books.do(ev.MakePlan(job.id, job.attempt, tuple(job.hosts), job.plan))
+            slower = {member.name: member.slower for member in members}
+            self._books.do(ev.MakePlan(job.id, job.attempt, tuple(job.hosts), job.plan, slower))
             self._books.save(job)
 
     def _planned(self, event: ev.PlanMade | ev.PlanRefused) -> None:

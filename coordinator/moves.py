@@ -92,7 +92,9 @@ class Moves:
         run.asked_because = f"worker {leaving[0].name} leaves" if leaving else run.reconsider
         run.reconsider = ""
         names = tuple(member.name for member in candidates)
-        self._books.do(ev.MakePlan(job.id, job.attempt, names, job.plan, slowness.factors(job), price=True))
+        drift = slowness.factors(job)
+        slower = {member.name: member.slower * drift.get(member.name, 1.0) for member in candidates}
+        self._books.do(ev.MakePlan(job.id, job.attempt, names, job.plan, slower, price=True))
         self._books.save(job, announce=False)
 
     def _may_rebalance(self, job: Job, now: float) -> bool:

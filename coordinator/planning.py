@@ -110,6 +110,16 @@ class Pricing(Protocol):
         """Predicted seconds per step; None when the plan uses other workers, or more memory than one has."""
 
 
+@runtime_checkable
+class Predicting(Protocol):
+    """A planner that can tell how long each fragment's own work takes."""
+
+    def work_seconds(
+        self, dag: OpDag, candidates: Sequence[Candidate], train: TrainConfig, plan: Plan
+    ) -> tuple[float, ...]:
+        """Of one step, by fragment."""
+
+
 def answer(
     planner: Planner, dag_of: Callable[[Job], OpDag], job: Job, candidates: Sequence[Candidate], asked: MakePlan
 ) -> tuple[Plan, tuple[FragmentSummary, ...], float | None]:
@@ -130,7 +140,14 @@ def answer(
         plan = plan.model_copy(update={"in_flight": asked.previous.in_flight})
         plan = plan.model_copy(update={"predicted_step_seconds": price(plan)})
         plan = with_fewer_moves(asked.previous, plan, {candidate.name for candidate in candidates}, price)
-    return plan, summarize(dag, plan), current
+    summaries = summarize(dag, plan)
+    if isinstance(planner, Predicting):
+        as_said = [replace(candidate, slower=1.0) for candidate in candidates]
+        work = planner.work_seconds(dag, as_said, job.train, plan)
+        summaries = tuple(
+            summary.model_copy(update={"seconds": seconds}) for summary, seconds in zip(summaries, work, strict=True)
+        )
+    return plan, summaries, current
 
 
 def with_fewer_moves(before: Plan, after: Plan, workers: Container[str], price: Callable[[Plan], float | None]) -> Plan:

@@ -34,6 +34,8 @@ class Member(BaseModel):
     public_key: str
     fusion_version: str = ""
     torch_version: str = ""
+    slower: float = 1.0
+    """How many times slower its tasks are than by what it says of itself."""
     probes: bool = False
     """It measures its links when it is asked to."""
     state: MemberState = "joined"

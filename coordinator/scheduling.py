@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import scheduler
 from coordinator.link_estimates import network_of, reachable
 from coordinator.planning import Candidate, Planner
 from dag.graph import OpDag
+from dag.workload import workload
 from fusion.errors import PlanError
 from fusion.messages import TrainConfig
 from fusion.plan import Plan
@@ -80,6 +82,27 @@ class SchedulerPlanner:
         if any(used > (limits[name] or used) for name, used in played.memory_per_worker.items()):
             return None
         return played.step_seconds
+
+    def work_seconds(
+        self, dag: OpDag, candidates: Sequence[Candidate], train: TrainConfig, plan: Plan
+    ) -> tuple[float, ...]:
+        """Of one step, by fragment: forward and backward of every micro-batch, and the update."""
+        devices = {device.name: device for device in self._devices(candidates)}
+        costs = scheduler.Costs(
+            workload(dag),
+            tuple(devices.values()),
+            self._network,
+            plan.schedule,
+            train.micro_batches,
+            train.optimizer,
+            train.recompute,
+        )
+        return tuple(
+            costs.step_seconds(devices[worker], first, last)
+            for worker, (first, last) in zip(
+                plan.placement, pairwise((0, *plan.cuts, costs.workload.size)), strict=True
+            )
+        )
 
     def _devices(self, candidates: Sequence[Candidate]) -> list[scheduler.Device]:
         # Workers of local mode measure the same processor, each with its own error.

@@ -1,12 +1,14 @@
 """Plans: devices and links, cost model, partition policies, simulator. Pure: no sockets, no clocks, no torch."""
 
 from scheduler.compare import Training, compare, simulate_plan
+from scheduler.cost import Costs
 from scheduler.devices import Device, Link, Network, from_topology, homogeneous, measured
 from scheduler.planner import plan_job
 from scheduler.simulator import Simulation, Span
 from scheduler.timeline import chrome_trace, html
 
 __all__ = [
+    "Costs",
     "Device",
     "Link",
     "Network",

@@ -88,6 +88,11 @@ class Costs:
         held = float(self.workload.parameter_bytes[last] - self.workload.parameter_bytes[first])
         return held * (3 + 2 * optimizer_slots(self.optimizer)) / device.traffic_rate
 
+    def step_seconds(self, device: Device, first: int, last: int) -> float:
+        """What `device` computes for `body[first:last]` in one step, without waiting."""
+        each = self.forward_seconds(device, first, last) + self.backward_seconds(device, first, last)
+        return self.micro_batches * each + self.update_seconds(device, first, last)
+
     @cached_property
     def cumulative_state(self) -> Floats:
         """Cumulative bytes that don't depend on micro-batches: parameters, gradients, optimiser slots, buffers."""
