@@ -31,7 +31,8 @@ class FragmentSummary(BaseModel):
     parameter_bytes: int
     flops: int = Field(description="Forward operations for one micro-batch.")
     seconds: float | None = Field(
-        None, description="What its work of a step takes by the figures that its worker gave of itself; null after a loss."
+        None,
+        description="What its work of a step takes by the figures that its worker gave of itself; null after a loss.",
     )
 
 

@@ -118,7 +118,6 @@ class SchedulerPlanner:
             device = replace(here, name=device.name, region=device.region, memory_bytes=device.memory_bytes)
         return device.slowed(candidate.slower) if candidate.slower != 1 else device
 
-
     def _links(self, candidates: Sequence[Candidate]) -> scheduler.Network:
         return network_of(candidates, self._network, self._described)
 
