@@ -13,7 +13,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 INSTALL := $(PIP) install --quiet -c constraints.txt $(INDEX)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install develop test check format docs clean
+.PHONY: help demo install develop test check format docs site clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -42,6 +42,9 @@ format: $(VENV)/.installed-dev ## Format the code and mend what ruff can
 docs: $(VENV)/.installed-dev ## Write the generated pages of docs/ again
 	$(BIN)/python docs/generate_reference.py
 
+site: $(VENV)/.installed-site ## Build the documentation as a site into build/site
+	$(BIN)/mkdocs build --quiet
+
 clean: ## Remove the virtual environment and every cache
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -55,6 +58,10 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/python deploy/check_torch.py $(INDEX)
 	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-site: $(VENV)/.installed
+	$(INSTALL) -e '.[site]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
