@@ -28,8 +28,6 @@ class WorkerConfig:
     """FLOP/s of training, as a person declares it; default: measured on joining."""
     profile_seconds: float = 0.1
     """How long to measure the device on joining."""
-    profile_seconds: float = 0.1
-    """How long to measure the device on joining."""
     memory_limit: int | None = None
     """Bytes this process may use; default: the memory of the machine (or of the GPU)."""
     advertise: str | None = None

@@ -17,10 +17,6 @@ _PROFILE_SECONDS = 1.0
 _LOCAL_PROFILE_SECONDS = 0.1
 """Workers of one machine start at the same time, and are alike."""
 
-_PROFILE_SECONDS = 1.0
-_LOCAL_PROFILE_SECONDS = 0.1
-"""Workers of one machine start at the same time, and are alike."""
-
 
 def worker(
     join: Annotated[
@@ -92,7 +88,6 @@ def worker(
             threads=threads,
             memory_limit=limit,
             speed=_speed(speed) if speed is not None else None,
-            profile_seconds=_LOCAL_PROFILE_SECONDS if local else _PROFILE_SECONDS,
             profile_seconds=_LOCAL_PROFILE_SECONDS if local else _PROFILE_SECONDS,
             advertise=advertise,
             listen=listen,
