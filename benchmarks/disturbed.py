@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -205,9 +206,22 @@ class Running:
 
 
 def joined(pool: LocalPool, workers: Sequence[str]) -> set[str]:
-    """Those of these workers that are in the pool and live; none when the coordinator can't be asked now."""
+    """Those of these workers whose process of now is in the pool; none when the coordinator can't be asked now.
+
+    A dead one that nobody has missed yet is in the pool as well, while its successor is still on its way.
+    """
+    began = {}
+    for name, pid in pool.process_ids().items():
+        with suppress(psutil.NoSuchProcess):
+            began[name] = psutil.Process(pid).create_time()
     with suppress(FusionError), pool.client() as client:
-        return {w["name"] for w in client.workers() if w["state"] not in ("lost", "left")} & set(workers)
+        return {
+            each["name"]
+            for each in client.workers()
+            if each["name"] in workers
+            and each["state"] not in ("lost", "left")
+            and each["joined_at"] >= began.get(each["name"], 0.0) - 0.05
+        }
     return set()
 
 

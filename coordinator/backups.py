@@ -14,6 +14,7 @@ from typing import Literal
 from coordinator import progress
 from coordinator.books import Books
 from coordinator.jobs import Job
+from coordinator.links import Links
 from coordinator.pool import Member
 from coordinator.run import PATIENCE, SMALLEST_MARGIN, Round, Run
 from fusion.messages import Backup, BackupFailed, Commit, Holding, Paused
@@ -28,18 +29,29 @@ _MOST_SECONDS = 5.0
 """... or fewer, where steps take long."""
 _FEWEST_SECONDS = 0.25
 """Rounds closer together than this gain nothing that a person could notice."""
+_PROBE_BYTES = 2**20
+"""Links are compared by the time of a message of so many bytes,"""
+_NEAR_SECONDS = 0.05
+"""... of which so much is near for all purposes;"""
+_FARTHER = 3.0
+"""... a worker is farther than another when it takes so many times as long."""
 _SHARE = 10.0
 """Snapshots are under way for at most one part in so many of the time."""
 
 
 def choose(
-    job: Job, plan: Plan, members: Sequence[Member], previous: Mapping[int, str] | None = None
+    job: Job,
+    plan: Plan,
+    members: Sequence[Member],
+    previous: Mapping[int, str] | None = None,
+    links: Links | None = None,
 ) -> tuple[dict[int, str], str]:
     """Fragment -> backup worker, and why some fragments have none, in words.
 
-    The worker half way round the plan's ring, or the next after it that has room: never a neighbour while there are four, so
-    that neighbours may be lost together. The `previous` one while it can be, because it has built the fragment already. A
-    worker that leaves takes no backups.
+    A near one before a far one: snapshots should not cross slow links. Of those that are alike the worker half way round the
+    plan's ring, or the next after it that has room: never a neighbour while there are four, so that neighbours may be lost
+    together. The `previous` one while it can be, because it has built the fragment already. A worker that leaves takes no
+    backups.
     """
     live = {member.name: member for member in members if member.state != "draining" and member.name in plan.workers}
     ring = [name for name in plan.workers if name in live]
@@ -58,6 +70,8 @@ def choose(
         need = 2 * sizes.get(fragment, 0) * (1 + slots)  # The last snapshot stays until the next one is whole.
         at = (ring.index(host) + len(ring) // 2) % len(ring) if host in ring else 0
         candidates = [name for name in (*ring[at:], *ring[:at]) if name != host]
+        if links is not None:
+            candidates = _near_first(host, candidates, links)
         before = (previous or {}).get(fragment)
         if before in candidates:
             candidates = [before, *candidates]
@@ -70,6 +84,22 @@ def choose(
             chosen[fragment] = found
             room[found] -= need
     return chosen, _without(lacking)
+
+
+def _near_first(host: str, candidates: Sequence[str], links: Links) -> list[str]:
+    """The candidates in their order, but those after which a snapshot takes clearly longer come later."""
+    seconds = {name: links.transfer(host, name, _PROBE_BYTES) for name in candidates}
+    known = [each for each in seconds.values() if each is not None]
+    if not known:
+        return list(candidates)
+    nearest = max(min(known), _NEAR_SECONDS)
+
+    def distance(name: str) -> int:
+        # Nobody has measured it: not the first choice, but not one that is known to be bad either.
+        found = seconds[name]
+        return 1 if found is None else max(0, math.floor(math.log(found / nearest, _FARTHER)))
+
+    return sorted(candidates, key=distance)
 
 
 def _without(lacking: dict[int, int]) -> str:
@@ -103,7 +133,7 @@ class Backups:
         """Choose backup workers for `plan`, note them in the job's run, and tell people who has none."""
         run = job.run
         assert run is not None
-        run.backups, why = choose(job, plan, self._books.hosts(job), run.backups)
+        run.backups, why = choose(job, plan, self._books.hosts(job), run.backups, self._books.links)
         if why != run.alone:
             run.alone = why
             if why:

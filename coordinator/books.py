@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from coordinator import events as ev
 from coordinator.jobs import Job
+from coordinator.links import Links
 from coordinator.pool import Member, Pool
 from fusion.messages import PeerAddress, Shutdown, ToWorker
 
@@ -29,8 +30,9 @@ class Timing:
 class Books:
     """The state of the life cycle, without any of its rules."""
 
-    def __init__(self, timing: Timing | None = None) -> None:
+    def __init__(self, timing: Timing | None = None, links: Links | None = None) -> None:
         self.timing = timing or Timing()
+        self.links = links or Links()
         self.pool = Pool()
         self.jobs: dict[str, Job] = {}
         self._out: list[ev.Instruction] = []

@@ -156,6 +156,7 @@ class Engine:
                 checkpoints=self.checkpoints,
                 max_dag_bytes=self.config.max_dag_bytes,
                 heartbeat_seconds=self.config.heartbeat_seconds,
+                delay=self.lifecycle.links.longest_delay(self.lifecycle.pool.live()),
             )
             self._dags.keep(job, dag)
             digests = [job.dag.digest, job.weights.digest, job.data.blob.digest]

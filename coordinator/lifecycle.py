@@ -47,8 +47,8 @@ class Lifecycle:
     """The pool and all jobs. `handle` is the only way in; reading `pool` and `jobs` is free."""
 
     def __init__(self, timing: Timing | None = None, links: Links | None = None) -> None:
-        self._books = Books(timing)
         self.links = links or Links()
+        self._books = Books(timing, self.links)
         self._recovery = Recovery(self._books, self.go_back)
         self._course = Course(self._books, self._recovery.backups)
         self._collecting = Collecting(self._books)

@@ -281,6 +281,27 @@ class Links:
                 rows.append((ends, known))
         return rows
 
+    def transfer(self, source: str, target: str, count: int) -> float | None:
+        """Seconds that `count` bytes take from one worker to another, as far as that is known."""
+        if self._is_declared((source, target)):
+            assert self.declared is not None
+            rate, seconds = self.declared.link(source, target)
+            return seconds + count / rate
+        known = self._known.get((source, target))
+        if known is None or known.bytes_per_second is None:
+            return None
+        return (known.seconds or 0.0) + count / known.bytes_per_second
+
+    def longest_delay(self, members: Sequence[Member]) -> float:
+        """Seconds that the shortest message takes at worst between these workers, as measured or declared.
+
+        Between processes of one machine it is the processor that was busy, which says nothing of the next moment.
+        """
+        away = {member.name for member in members if place_of(member.endpoint) != ""}
+        measured = [known.seconds or 0.0 for ends, known in self._known.items() if not away.isdisjoint(ends)]
+        declared = [link.latency for link in self.declared.links] if self.declared is not None else []
+        return max((*measured, *declared), default=0.0)
+
     def _is_declared(self, ends: Sequence[str]) -> bool:
         return self.declared is not None and all(self.declared.names(name) for name in ends)
 

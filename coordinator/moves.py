@@ -216,7 +216,7 @@ class Moves:
         assert run is not None
         assert plan is not None
         after = plan.model_copy(update={"placement": move.placement})
-        backups, _ = choose(job, after, self._books.hosts(job), run.backups)
+        backups, _ = choose(job, after, self._books.hosts(job), run.backups, self._books.links)
         moving = [index for index, host in enumerate(plan.placement) if host != move.placement[index]]
         backups = {**backups, **{index: move.placement[index] for index in moving}}
         if self._backups.order(job, now, run.highest + run.margin, backups, hold=True):

@@ -5,6 +5,7 @@ Everything here blocks (it reads blobs); it is called from a thread. Refusals ar
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dag.serialize import loads
 from fusion.errors import BlobError, DagError, DataError, PlanError, SpecError
 from fusion.messages import BlobRef, DataManifest, TrainConfig
 from fusion.sampling import evaluation_batches
+from fusion.units import format_seconds
 
 _INTEGERS = frozenset({"int64", "int32", "int16", "int8", "uint8"})
 
@@ -51,17 +53,20 @@ def accept(
     checkpoints: Checkpoints,
     max_dag_bytes: int,
     heartbeat_seconds: float,
+    delay: float = 0.0,
 ) -> tuple[Job, OpDag]:
-    """Check everything; return the job's record and its OP-DAG.
+    """Check everything; return the job's record and its OP-DAG. `delay` is the worst latency of the pool, in seconds.
 
     Raises `SpecError`, `DagError`, `BlobError`, `DataError`, `PlanError` or `DiskFullError`.
     """
     spec, data = submission.spec, submission.data
-    shortest = 4 * heartbeat_seconds
+    # Twice the delay: for a heartbeat that has just left, and for a connection that has to send a packet again.
+    shortest = math.ceil(100 * (4 * heartbeat_seconds + 2 * delay)) / 100
     if spec.fault_tolerance.failure_timeout < shortest:
+        slowest = f", and the slowest link of the pool delays them by {format_seconds(delay)}" if delay > 0 else ""
         raise SpecError(
             f"fault_tolerance.failure_timeout of {spec.fault_tolerance.failure_timeout:g}s is too short: "
-            f"workers send a heartbeat every {heartbeat_seconds:g}s; give at least {shortest:g}s"
+            f"workers send a heartbeat every {heartbeat_seconds:g}s{slowest}; give at least {shortest:g}s"
         )
     dag = read_dag(blobs, submission.dag, max_dag_bytes)
     check_weights(dag, blobs.require(submission.weights, "weights"))

@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 import aiohttp
+import psutil
 import torch
 
 from fusion import __version__
@@ -48,12 +49,15 @@ from worker.job_run import JobRun
 from worker.joining import address_towards, connector, join
 from worker.memory import MemoryGuard
 from worker.mover import Mover
+from worker.owner import Owner
 from worker.probe_socket import HANDSHAKE_SECONDS, measure_link
+from worker.processor import reading
 from worker.surroundings import surroundings
 
 _ARRIVALS_SECONDS = 3.0
 # The coordinator lets a leaving worker wait for the next checkpoint for a minute at most.
 _LEAVE_PATIENCE = 90.0
+_LOOK_SECONDS = 1.0
 # Our coordinator is connected to again within seconds of its return; one that answers HTTP and is not has forgotten us.
 _FORGOTTEN_AFTER = 20.0
 
@@ -83,6 +87,8 @@ class Service:
         self._run: JobRun | None = None
         self._probing: set[asyncio.Task[None]] = set()
         self._leaving = False
+        self._paused = False
+        self._quiet = asyncio.Event()
         self._was_lost = False
 
     async def run(self) -> int:
@@ -115,6 +121,8 @@ class Service:
                     asyncio.create_task(self._mind_the_coordinator()),
                     asyncio.create_task(self._report_arrivals()),
                 ]
+                if config.pause_when_busy:
+                    tasks.append(asyncio.create_task(self._mind_the_owner()))
                 over = asyncio.create_task(self._over.wait())
                 done, _ = await asyncio.wait([over, *tasks], return_when=asyncio.FIRST_COMPLETED)
                 for task in (over, *tasks):
@@ -142,6 +150,38 @@ class Service:
         self._say(f"leaving ({reason}){'; its fragments move first (again: leave at once)' if training else ''}")
         self._control.send(Leaving(reason=reason))
         self._loop.call_later(_LEAVE_PATIENCE, self._over.set)
+
+    # The owner of the machine -------------------------------------------------------------------------------------
+
+    async def _mind_the_owner(self) -> None:
+        """Give the machine back while its owner needs it."""
+        owner = Owner(psutil.cpu_count() or 1)
+        while True:
+            if owner.take(reading()) and not owner.away:
+                self._quiet.set()
+            if owner.away and not self._paused and not self._leaving and self._control.connected:
+                self._paused = True
+                self._quiet.clear()
+                share = f"other programs take {owner.others:.0%} of this machine"
+                self._say(f"{share}: leaving the pool until they are quiet")
+                self._control.send(Leaving(reason=share))
+                self._loop.call_later(_LEAVE_PATIENCE, self._rest_at_last)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _rest_at_last(self) -> None:
+        """The coordinator has had its time to move our fragments."""
+        if self._paused and self._control.connected:
+            self._messages.put_nowait(Shutdown(reason="the machine is needed"))
+
+    async def _rest(self) -> None:
+        """Out of the pool until the machine is quiet."""
+        await self._drop_job("the machine is needed")
+        await self._control.close()
+        self._control.forget()
+        await self._quiet.wait()
+        self._say("the machine is quiet again")
+        await self._join()
+        self._paused = False
 
     # Joining ------------------------------------------------------------------------------------------------------
 
@@ -260,6 +300,8 @@ class Service:
                 case Shutdown():
                     if message.evicted:
                         await self._join_again(message.reason)
+                    elif self._paused:
+                        await self._rest()
                     else:
                         self._say(f"leaving the pool: {message.reason}")
                         self._over.set()

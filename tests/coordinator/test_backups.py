@@ -6,8 +6,17 @@ import pytest
 from recovery_cases import Play
 
 from coordinator import events as ev
-from coordinator.backups import spacing
-from fusion.messages import Backup, BackupFailed, Commit, EvaluationReport, Holding
+from coordinator.backups import choose, spacing
+from coordinator.links import Links
+from fusion.messages import (
+    Backup,
+    BackupFailed,
+    Commit,
+    EvaluationReport,
+    Holding,
+    LinkFigures,
+    LinkMeasured,
+)
 from fusion.units import format_bytes
 
 
@@ -16,6 +25,31 @@ def test_each_fragment_is_backed_up_by_the_next_worker() -> None:
     assert play.run.backups == {0: "b", 1: "c", 2: "a"}
     prepare = next(each for each in play.out if isinstance(each, ev.PrepareWorkers))
     assert prepare.backups == {0: "b", 1: "c", 2: "a"}
+
+
+def test_a_near_worker_is_chosen_before_a_far_one_and_one_that_nobody_measured() -> None:
+    """Without measurements `a` is backed up by `c`, half way round; a link of 20 ms and one of 60 ms are alike here."""
+    play = Play("abcd")
+    assert play.run.backups == {0: "c", 1: "d", 2: "a", 3: "b"}
+
+    def measured(seconds: dict[str, float]) -> Links:
+        links = Links()
+        for pair, each in seconds.items():
+            names = [member for member in play.lifecycle.pool.live() if member.name in pair]
+            for member in names:
+                member.probes, member.joined_at = True, 0.0
+            assert links.due(100.0, names) == [tuple(names)]
+            figures = LinkFigures(seconds=each, bytes_per_second=1e9)
+            links.measured(100.0, pair[0], LinkMeasured(peer=pair[1], there=figures, back=figures))
+        return links
+
+    def chosen(links: Links) -> str:
+        return choose(play.job, play.plan, play.lifecycle.pool.of_job("job"), None, links)[0][0]
+
+    assert chosen(measured({"ab": 0.02, "ac": 0.06, "ad": 0.5})) == "c"
+    assert chosen(measured({"ab": 0.02, "ac": 0.5, "ad": 0.5})) == "b"
+    assert chosen(measured({"ad": 0.02})) == "d"
+    assert chosen(measured({"ac": 0.4, "ad": 0.3})) == "c"
 
 
 def test_a_worker_without_room_is_passed_over() -> None:

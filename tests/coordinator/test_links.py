@@ -300,3 +300,20 @@ def test_a_running_job_reconsiders_its_placement_when_a_link_has_changed() -> No
     assert any("the link a -> b carries 8 Mbit/s, 500 times less than was known" in story for story in play.stories())
     play.tick(1.0)
     assert play.asked_plan().job == "job"
+
+
+# What else goes by the links --------------------------------------------------------------------------------------
+
+
+def test_how_long_a_message_takes_and_the_longest_delay():
+    links = Links(topology())
+    assert links.transfer("a", "b", 1_000_000) == pytest.approx(1.02)
+    assert links.transfer("a", "home", 1_000_000) is None
+    assert links.longest_delay([]) == 0.02
+    links = Links()
+    a, b = member("a", 0), member("b", 1)
+    done(links, 20.0, links.due(10.0, [a, b]), SLOW)
+    assert links.transfer("a", "b", 1_000_000) == pytest.approx(1.03)
+    assert links.longest_delay([a, b]) == 0.03
+    here = [each.model_copy(update={"endpoint": "tcp://127.0.0.1:7"}) for each in (a, b)]
+    assert links.longest_delay(here) == 0.0

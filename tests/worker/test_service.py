@@ -24,7 +24,9 @@ from fusion.messages import (
     Stop,
     Warned,
 )
+from worker import service
 from worker.config import WorkerConfig
+from worker.owner import Owner, Reading
 from worker.service import default_name
 
 
@@ -203,3 +205,31 @@ def test_the_join_url_carries_the_token() -> None:
     with pytest.raises(UserError, match="is not HOST:PORT"):
         _ = WorkerConfig(join="host", advertise="host").advertised
     assert default_name()
+
+
+async def test_a_worker_gives_a_busy_machine_back_and_joins_again(
+    coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every look at the processor is ten seconds after the last one; `others` cores are taken by other programs."""
+    others, looks = 8.0, 0
+
+    def reading() -> Reading:
+        nonlocal looks
+        looks += 1
+        return Reading(10.0 * looks, 10.0 * looks * others, 0.0)
+
+    monkeypatch.setattr(service, "reading", reading)
+    monkeypatch.setattr(service, "Owner", lambda cores: Owner(8))
+    monkeypatch.setattr(service, "_LOOK_SECONDS", 0.01)
+    worker = start_worker(coordinator.url, "a", pause_when_busy=True)
+    try:
+        left = await coordinator.message("a", Leaving)
+        assert left.reason == "other programs take 100% of this machine"
+        coordinator.send("a", Shutdown(reason="its fragments have moved"))
+        await worker.said.until("leaving the pool until they are quiet")
+        assert len(coordinator.joined) == 1
+        others, looks = 0.0, looks + 1000
+        await coordinator.until(lambda: len(coordinator.joined) == 2)
+        await worker.said.until("the machine is quiet again")
+    finally:
+        await end(worker)
