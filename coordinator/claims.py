@@ -18,7 +18,7 @@ from fusion.units import format_seconds
 _STEPS = 3
 """Of each fragment; the first ones of a run may be slower than the others, so their median counts."""
 _LIE = 3.0
-_LEAST_SECONDS = 0.02
+_LEAST_SECONDS = 0.01
 """Of work in a step: shorter tasks are mostly overhead."""
 
 

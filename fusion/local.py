@@ -40,6 +40,8 @@ class LocalWorker:
     memory_limit: int | None = None
     """Bytes."""
     device: str = "cpu"
+    speed: float | None = None
+    """FLOP/s as declared; default: measured."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ class LocalPool:
         arguments += ["--threads", str(worker.threads), "--local"]
         if worker.memory_limit is not None:
             arguments += ["--memory-limit", str(worker.memory_limit)]
+        if worker.speed is not None:
+            arguments += ["--speed", str(worker.speed)]
         if self._topology is not None and self._act_out:
             arguments += ["--topology", str(self._topology.resolve())]
         self._spawn(worker.name, arguments, threads=worker.threads, module=self._worker_module)
