@@ -49,6 +49,7 @@ def make_app(engine: Engine, access: Access, dashboard: bool = True, public_host
     app[ENGINE] = engine
     app[GUARD] = Guard(access, engine)
     app[routes_observed.CROSSINGS] = CrossingsCache()
+    app[routes_observed.MAP] = routes_observed.DrawnMap()
     app[PUBLIC_HOST] = public_host or reachable_host(engine.config.host)
     routes = all_routes(dashboard)
     app[routes_pool.DOCUMENT] = json.dumps(document(routes)).encode()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -21,6 +22,16 @@ from fusion.errors import FusionError
 
 T = TypeVar("T")
 
+
+@dataclass
+class DrawnMap:
+    """The map that was drawn last, and how long it is good."""
+
+    shown: dict[str, Any] = field(default_factory=lambda: {"groups": [], "between": []})
+    until: float = 0.0
+
+
+MAP: web.AppKey[DrawnMap] = web.AppKey("map", DrawnMap)
 CROSSINGS: web.AppKey[CrossingsCache] = web.AppKey("crossings", CrossingsCache)
 
 
@@ -105,10 +116,18 @@ async def diagram(request: web.Request) -> web.Response:
 
 
 async def the_map(request: web.Request) -> web.Response:
-    engine = request.app[ENGINE]
-    workers = [member.name for member in engine.lifecycle.pool if member.state != "left"]
-    shown = await asyncio.to_thread(pool_map, workers, engine.config.topology, {})
-    return web.json_response(shown)
+    engine, drawn = request.app[ENGINE], request.app[MAP]
+    now = engine.clock()
+    if now >= drawn.until:  # All who look at the pool ask when it changes: they get the same answer.
+        drawn.until = now + _MAP_SECONDS
+        workers = [member.name for member in engine.lifecycle.pool if member.state != "left"]
+        links = {
+            ends: (known.seconds or 0.0, known.bytes_per_second, known.source)
+            for ends, known in engine.lifecycle.links.matrix(workers, now)
+            if known.source != "declared" and known.bytes_per_second and not known.error
+        }
+        drawn.shown = await asyncio.to_thread(pool_map, workers, engine.config.topology, links)
+    return web.json_response(drawn.shown)
 
 
 async def _of_the_dag(request: web.Request, make: Callable[[OpDag], T]) -> T:
@@ -120,6 +139,7 @@ async def _of_the_dag(request: web.Request, make: Callable[[OpDag], T]) -> T:
         raise HttpError(404, f"the OP-DAG of job {job.id} can't be read: {error}") from None
 
 
+_MAP_SECONDS = 1.0
 _ID = Parameter("id", "The job's id.")
 _NO_JOB = Answer(404, "No such job.", ErrorView)
 

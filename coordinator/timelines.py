@@ -8,6 +8,7 @@ every worker's times are moved by its own.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,7 +96,7 @@ class Timelines:
             return {"origin": 0.0, "steps": [], "workers": [], "spans": [], "shares": [], "bubble": None}
         whole = [number for number, step in job.steps.items() if len(step.fragments) == fragments]
         numbers = _last_in_a_row(sorted(whole))
-        names = dict.fromkeys(name for number in numbers for name in job.steps[number].traces)
+        names = _in_order(trace for number in numbers for trace in job.steps[number].traces.items())
         spans: list[dict[str, Any]] = []
         steps: list[dict[str, Any]] = []
         for number in numbers:
@@ -112,7 +113,7 @@ class Timelines:
         return {
             "origin": origin,
             "steps": steps,
-            "workers": list(names),
+            "workers": names,
             "spans": spans,
             "shares": shares,
             "bubble": bubble,
@@ -132,6 +133,14 @@ def _last_in_a_row(numbers: list[int]) -> list[int]:
     while row and len(row) < STEPS_SHOWN and row[0] - 1 in numbers:
         row.insert(0, row[0] - 1)
     return row
+
+
+def _in_order(traces: Iterable[tuple[str, StepTrace]]) -> list[str]:
+    """Workers by the first fragment that they run, which is the order of the pipeline."""
+    first: dict[str, int] = {}
+    for worker, trace in traces:
+        first[worker] = min(first.get(worker, trace.tasks[0][1]), *(task[1] for task in trace.tasks))
+    return sorted(first, key=lambda worker: first[worker])
 
 
 def _spans(step: int, traces: dict[str, StepTrace], offsets: dict[str, float]) -> list[dict[str, Any]]:

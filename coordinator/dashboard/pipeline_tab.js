@@ -28,7 +28,8 @@ export function pipelineTab(root, id) {
     asked = Date.now();
     const found = await read(jobPath(id, "timeline"));
     timeline.show(found);
-    table.show(found.shares.map((row) => [row.worker, row]));
+    const place = ({ worker }) => found.workers.indexOf(worker);
+    table.show(found.shares.sort((a, b) => place(a) - place(b)).map((row) => [row.worker, row]));
     const steps = found.steps.map(({ step }) => step).join(" and ");
     summary.textContent = (found.bubble === null ? "" : `Bubble ${percent(found.bubble)} of the workers' time over the last steps. `) +
       (found.steps.length

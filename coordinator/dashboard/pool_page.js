@@ -10,7 +10,9 @@ import { Table } from "./table.js";
 import { TopologyView } from "./topology.js";
 
 const MAP_MILLISECONDS = 5000;
+const OLD_MILLISECONDS = 30_000; // links are measured again now and then
 const MOST_LINKS = 100;
+const MOST_LISTED = 60; // workers: the links of more are too many to list
 const LIVE = new Set(["running", "preparing", "queued"]);
 
 export function poolPage(main) {
@@ -42,9 +44,12 @@ export function poolPage(main) {
       ["On the links now", rate(traffic.reduce((sum, flow) => sum + flow.bytes_per_second, 0))],
     ]);
     const known = new Set(map.groups.flatMap((group) => group.workers));
-    const fresh = all.map(({ name }) => name).filter((name) => !known.has(name)); // the map is asked for again soon
+    const fresh = all.map(({ name }) => name).filter((name) => !known.has(name));
     const groups = map.groups.map((group) => ({ ...group, workers: group.workers.filter((name) => workers.has(name)) }));
-    if (fresh.length) groups.push({ name: groups.length ? "just joined" : "pool", kind: "pool", workers: fresh });
+    if (fresh.length) {
+      groups.push({ name: groups.length ? "just joined" : "pool", kind: "pool", workers: fresh });
+      soon(); // for a map that has them
+    }
     view.show({ groups: groups.filter((group) => group.workers.length), between: map.between, traffic, workers });
     table.show(all.map((worker) => [worker.name, worker]));
     showLinks();
@@ -64,12 +69,13 @@ export function poolPage(main) {
     }
     const sorted = [...rows].sort(([, a], [, b]) => b.flow - a.flow);
     links.show(sorted.slice(0, MOST_LINKS));
-    more.textContent = sorted.length > MOST_LINKS ? `The busiest ${MOST_LINKS} of ${count(sorted.length)}; all: fusion workers --links` : "";
+    more.textContent = sorted.length > MOST_LINKS ? `The busiest ${MOST_LINKS} of ${count(sorted.length)}; all: fusion workers --links` :
+      workers.size > MOST_LISTED ? "Those in use; all that were measured: fusion workers --links" : "";
   }
 
   async function load() {
     asked = Date.now();
-    [map, measured] = await Promise.all([read("map"), read("links").then((found) => found.links, () => [])]);
+    [map, measured] = await Promise.all([read("map"), workers.size > MOST_LISTED ? [] : read("links").then((found) => found.links, () => [])]);
     show();
   }
 
@@ -86,7 +92,7 @@ export function poolPage(main) {
   return {
     title: "Pool",
     update(changes) {
-      if (changes.has("worker") || changes.has("open")) soon();
+      if (changes.has("worker") || changes.has("open") || Date.now() - asked > OLD_MILLISECONDS) soon();
       if (changes.has("job") || changes.has("metrics")) showJobs();
       if (["worker", "job", "pulse"].some((kind) => changes.has(kind))) show();
     },

@@ -3,9 +3,14 @@
 import { el, setText } from "./dom.js";
 import { clock, day } from "./format.js";
 
-const BAD = new Set(["worker-lost", "failed", "checkpoint-failed", "checkpoint-missing", "loss-not-finite"]);
-const WARN = new Set(["warning", "adoption", "restarted", "moved", "move", "coordinator-restarted", "cancelled", "worker-left", "link-changed"]);
-const GOOD = new Set(["done", "started", "caught-up", "worker-joined"]);
+const BAD = new Set([
+  "worker-lost", "failed", "checkpoint-failed", "checkpoint-missing", "loss-not-finite", "snapshot-damaged", "link-failed",
+]);
+const WARN = new Set([
+  "warning", "adoption", "restarted", "moved", "move-given-up", "no-move", "no-backup", "snapshot-refused", "cancelled",
+  "coordinator-restarted", "worker-left", "worker-draining", "link-changed", "speed-corrected",
+]);
+const GOOD = new Set(["done", "started", "replayed", "worker-joined"]);
 const SIGNS = { bad: "✕", warn: "!", good: "✓", plain: "·" };
 
 export function tone(event) {

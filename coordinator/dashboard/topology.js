@@ -1,14 +1,16 @@
 // The pool drawn: groups (regions or fences) as boxes, workers as cards in them, links between groups by their bandwidth, and
-// over them what flows just now. In a large pool workers are small squares, and flows are summed up by group.
+// over them what flows just now, with its sum in words. In a large pool workers are small squares, and flows go between groups.
 
 import { el, svg } from "./dom.js";
 import { bits, plural, rate, seconds } from "./format.js";
 
 const MOST_CARDS = 40;
-const CARD = { width: 132, height: 46, gap: 44, below: 22 };
+const CARD = { width: 132, height: 46, gap: 44, below: 34 };
 const DOT = { width: 20, height: 20, gap: 6, below: 6 };
 const PAD = 14;
 const HEAD = 30;
+const FOOT = 28;
+const FAINT = 0.005; // of the strongest flow
 const SIGNS = { idle: "○", busy: "●", draining: "◐", joined: "◌", lost: "✕" };
 
 export class TopologyView {
@@ -40,22 +42,26 @@ export class TopologyView {
     const total = groups.reduce((sum, group) => sum + group.workers.length, 0);
     const size = total > MOST_CARDS ? DOT : CARD;
     const { boxes, spots, height } = layOut(groups, width, size);
-    const home = new Map(groups.flatMap((group, index) => group.workers.map((name) => [name, index])));
+    const home = new Map(groups.flatMap((group, index) => group.workers.map((name) => [name, { name: group.name, index }])));
     const layers = { boxes: svg("g"), links: svg("g"), flows: svg("g"), workers: svg("g"), labels: svg("g") };
     groups.forEach((group, index) => drawBox(layers.boxes, boxes[index], group));
     const drawn = new Set();
     const indexOf = new Map(groups.map((group, index) => [group.name, index]));
-    for (const link of between) {
+    const sums = byGroup(traffic, home);
+    const now = (a, b) => sums.get(`${a} ${b}`)?.bytes_per_second ?? 0;
+    // Groups between which something flows are joined, whether or not their link was measured.
+    for (const link of [...between, ...sums.values()]) {
       const [a, b] = [indexOf.get(link.from), indexOf.get(link.to)];
       if (a === undefined || b === undefined || drawn.has(`${Math.min(a, b)} ${Math.max(a, b)}`)) continue;
       drawn.add(`${Math.min(a, b)} ${Math.max(a, b)}`);
-      if (a === b) drawInner(layers.labels, boxes[a], link);
-      else drawLink(layers, boxes[a], boxes[b], link);
+      if (a === b) drawInner(layers.labels, boxes[a], link, now(a, a));
+      else drawLink(layers, boxes[a], boxes[b], link, now(a, b), now(b, a));
     }
     const flows = size === CARD
       ? traffic.map((flow) => ({ ...flow, a: spots.get(flow.from), b: spots.get(flow.to) }))
-      : byGroup(traffic, home).map((flow) => ({ ...flow, a: centre(boxes[flow.a]), b: centre(boxes[flow.b]) }));
-    for (const flow of flows) if (flow.a && flow.b && flow.bytes_per_second > 0) drawFlow(layers, flow, size);
+      : [...sums.values()].map((flow) => ({ ...flow, a: centre(boxes[indexOf.get(flow.from)]), b: centre(boxes[indexOf.get(flow.to)]) }));
+    const least = FAINT * flows.reduce((most, flow) => Math.max(most, flow.bytes_per_second), 0);
+    for (const flow of flows) if (flow.a && flow.b && flow.a !== flow.b && flow.bytes_per_second > least) drawFlow(layers, flow, size);
     for (const [name, spot] of spots) drawWorker(layers.workers, spot, name, workers.get(name), size);
     this.drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.drawing.setAttribute("height", height);
@@ -80,13 +86,14 @@ function layOut(groups, width, size) {
   const perRow = stacked ? 1 : Math.min(groups.length || 1, width > 1000 ? 3 : 2);
   const most = stacked ? width : (width - lane * (perRow - 1)) / perRow;
   groups.forEach((group, index) => {
-    const wanted = size === CARD ? Math.ceil(Math.sqrt(group.workers.length)) : group.workers.length;
+    // A column for a few, so that flows to other groups fan out.
+    const wanted = size === CARD ? (group.workers.length <= 4 ? 1 : Math.ceil(Math.sqrt(group.workers.length))) : group.workers.length;
     const across = stacked ? columns(group.workers.length, most) : Math.min(columns(group.workers.length, most), Math.max(1, groups.length === 1 ? group.workers.length : wanted));
     const down = Math.ceil(group.workers.length / across) || 1;
     const box = {
       across,
-      width: Math.max(stacked ? width : 190, across * (size.width + size.gap) - size.gap + 2 * PAD),
-      height: HEAD + down * (size.height + size.below) - size.below + PAD,
+      width: Math.max(stacked ? width : 250, across * (size.width + size.gap) - size.gap + 2 * PAD),
+      height: HEAD + down * (size.height + size.below) - size.below + FOOT,
     };
     box.width = Math.min(box.width, most);
     if (index % perRow === 0 && index > 0) {
@@ -117,15 +124,16 @@ function layOut(groups, width, size) {
   return { boxes, spots, height: Math.max(60, y + tall + 2) };
 }
 
+// Sums by pair of groups, named as the links between groups are.
 function byGroup(traffic, home) {
   const sums = new Map();
   for (const { from, to, bytes_per_second: speed } of traffic) {
     const [a, b] = [home.get(from), home.get(to)];
-    if (a === undefined || b === undefined || a === b) continue;
-    const key = `${a} ${b}`;
-    sums.set(key, { a, b, from, to, bytes_per_second: (sums.get(key)?.bytes_per_second ?? 0) + speed });
+    if (!a || !b) continue;
+    const key = `${a.index} ${b.index}`;
+    sums.set(key, { from: a.name, to: b.name, bytes_per_second: (sums.get(key)?.bytes_per_second ?? 0) + speed, flowing: true });
   }
-  return [...sums.values()];
+  return sums;
 }
 
 function drawBox(layer, box, group) {
@@ -133,26 +141,35 @@ function drawBox(layer, box, group) {
     svg("text", { class: "group-name", x: box.x + PAD, y: box.y + 20, text: `${group.name} · ${group.workers.length}` }));
 }
 
-const words = ({ bytes_per_second: speed, seconds: latency, source }) => [bits(speed), `${seconds(latency)}${source === "declared" ? "" : `, ${source}`}`];
+// What is known of a link in words; a flow alone says nothing of its link.
+function words({ bytes_per_second: speed, seconds: latency, source, flowing }) {
+  return flowing ? "" : `${bits(speed)}, ${seconds(latency)}${source === "declared" ? "" : ` (${source})`}`;
+}
 
-function drawInner(layer, box, link) {
-  layer.append(svg("text", { class: "link-words", x: box.x + box.width - PAD, y: box.y + 20, "text-anchor": "end", text: words(link)[0] },
-    svg("title", { text: `within: ${words(link).join(", ")} one way` })));
+function drawInner(layer, box, link, now) {
+  const text = [words(link), now ? `${rate(now)} now` : ""].filter(Boolean).join(" · ");
+  const end = box.x + box.width - PAD;
+  layer.append(svg("text", { class: "link-words", x: end, y: box.y + box.height - 8, "text-anchor": "end", text }));
 }
 
 // The thicker, the more bits: a tenth of the speed takes about a pixel off.
 const thickness = (speed) => Math.max(1, Math.min(9, Math.log10(Math.max(speed, 1)) - 2.5));
 
-function drawLink(layers, a, b, link) {
+function drawLink(layers, a, b, link, there, back) {
   const [from, to] = [edgeOf(a, centre(b)), edgeOf(b, centre(a))];
-  layers.links.append(svg("line", {
-    class: `link ${link.source}`, x1: from.x, y1: from.y, x2: to.x, y2: to.y, "stroke-width": thickness(link.bytes_per_second),
-  }));
+  if (!link.flowing) {
+    layers.links.append(svg("line", {
+      class: `link ${link.source}`, x1: from.x, y1: from.y, x2: to.x, y2: to.y, "stroke-width": thickness(link.bytes_per_second),
+    }));
+  }
   const middle = { x: (from.x + to.x) / 2, y: (from.y + to.y) / 2 };
-  // Beside a line that goes down, above one that goes across.
+  // Beside a line that goes down, above and below one that goes across.
   const steep = Math.abs(to.y - from.y) > Math.abs(to.x - from.x);
-  words(link).forEach((text, index) => layers.labels.append(svg("text", {
-    class: "link-words over", x: middle.x + (steep ? 12 : 0), y: middle.y + (steep ? -3 : -24) + index * 15, "text-anchor": steep ? "start" : "middle", text,
+  const arrows = steep ? ["↓", "↑"] : from.x < to.x ? ["→", "←"] : ["←", "→"];
+  const lines = [words(link), there || back ? `${arrows[0]} ${rate(there)}  ${arrows[1]} ${rate(back)}` : ""];
+  lines.forEach((text, index) => text && layers.labels.append(svg("text", {
+    class: `${index ? "flow-words" : "link-words"} over`, x: middle.x + (steep ? 14 : 0),
+    y: middle.y + (steep ? [-4, 14] : [-34, 42])[index], "text-anchor": steep ? "start" : "middle", text,
   })));
 }
 
@@ -175,11 +192,6 @@ function drawFlow(layers, { a, b, from, to, bytes_per_second: speed }, size) {
   layers.flows.append(svg("path", {
     class: "flow", d: `M${begin.x} ${begin.y}Q${middle.x} ${middle.y} ${end.x} ${end.y}`, "stroke-width": thickness(speed) * 0.5 + 0.5, "marker-end": "url(#flow-head)",
   }, svg("title", { text: `${from} → ${to}: ${rate(speed)}` })));
-  if (length > 60) {
-    layers.labels.append(svg("text", {
-      class: "flow-words over", x: (begin.x + end.x) / 4 + middle.x / 2, y: (begin.y + end.y) / 4 + middle.y / 2 + 4, "text-anchor": "middle", text: rate(speed),
-    }));
-  }
 }
 
 const arrowHead = () => svg("defs", {}, svg("marker", { id: "flow-head", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, markerUnits: "userSpaceOnUse", orient: "auto" },
