@@ -17,7 +17,7 @@ import torch
 import zmq
 from torch import Tensor
 
-from compress import codec
+from compress import Codec
 from fusion.errors import FrameError, VersionError
 from fusion.messages import PeerAddress
 from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, keep_alive, secure_client, secure_server, sender_key
@@ -305,4 +305,4 @@ def _decode(payload: zmq.Frame, layout: Layout) -> Tensor:
     if layout.codec == "none" and layout.exact_bytes:
         received = torch.frombuffer(payload.buffer, dtype=getattr(torch, layout.dtype))
         return received.view(layout.shape).clone()
-    return codec(layout.codec).decode(payload.buffer, layout.shape, layout.dtype)
+    return Codec(layout.settings).decode(payload.buffer, layout.shape, layout.dtype)

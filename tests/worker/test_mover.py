@@ -122,12 +122,16 @@ def test_marked_messages_arrive_as_others_do(ends: tuple[End, End], monkeypatch:
     assert not b.mover.refused
 
 
-@pytest.mark.parametrize("codec", ["bf16", "int8"])
-def test_lossy_edges_give_the_same_values_over_the_wire_and_in_memory(ends: tuple[End, End], codec: str) -> None:
+@pytest.mark.parametrize(
+    ("codec", "options"), [("bf16", {}), ("int8", {}), ("int8", {"block": 64.0}), ("topk", {"ratio": 2.0})]
+)
+def test_lossy_edges_give_the_same_values_over_the_wire_and_in_memory(
+    ends: tuple[End, End], codec: str, options: dict[str, float]
+) -> None:
     a, b = ends
-    to_b, _ = connect(a, b, codecs={EDGE: CodecChoice(forward=codec)})
+    to_b, _ = connect(a, b, codecs={EDGE: CodecChoice(forward=codec, options=options)})
     header, value = replace(ACTIVATION, codec=codec), torch.randn(2, 6)
-    parcel = Parcel(value, codec)
+    parcel = Parcel(value, codec, options)
     to_b.send("b", header, parcel)
     _, arrived = b.next()
     kept = parcel.received()
