@@ -159,7 +159,7 @@ function drawLink(layers, a, b, link, there, back) {
   const [from, to] = [edgeOf(a, centre(b)), edgeOf(b, centre(a))];
   if (!link.flowing) {
     layers.links.append(svg("line", {
-      class: `link ${link.source}`, x1: from.x, y1: from.y, x2: to.x, y2: to.y, "stroke-width": thickness(link.bytes_per_second),
+      class: "link", x1: from.x, y1: from.y, x2: to.x, y2: to.y, "stroke-width": thickness(link.bytes_per_second),
     }));
   }
   const middle = { x: (from.x + to.x) / 2, y: (from.y + to.y) / 2 };

@@ -175,6 +175,21 @@ async def test_a_lost_connection_is_shown_and_heals(server: Server, tab: Tab) ->
         await line.cut()
 
 
+async def test_a_connection_that_falls_silent_is_lost_too(server: Server, tab: Tab) -> None:
+    line = Line(urlsplit(server.url).port or 0)
+    await line.mend()
+    await tab.page.clock.install()
+    await tab.page.goto(f"http://127.0.0.1:{line.port}")
+    await tab.shows("#connection", "live")
+    line.flows.clear()
+    await tab.page.clock.fast_forward(11_000)
+    await tab.shows("#connection", "connection lost")
+    line.flows.set()
+    await tab.page.clock.fast_forward(1_000)
+    await tab.shows("#connection", "live")
+    await line.cut()
+
+
 async def test_an_operator_cancels_a_job_with_the_token_and_nobody_else(server: Server, tab: Tab) -> None:
     async with ShownWorker(server, "a") as worker:
         job = await a_paused_job(server, worker)
@@ -189,6 +204,20 @@ async def test_an_operator_cancels_a_job_with_the_token_and_nobody_else(server: 
         assert (await server.job(job))["state"] == "cancelled"
         stored = await tab.page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie])")
         assert server.access.operator_token not in stored
+
+
+async def test_a_viewers_token_opens_the_page_and_does_not_stay_in_the_address(tmp_path: Path, tab: Tab) -> None:
+    async with serving(tmp_path / "state", require_token=True) as server, ShownWorker(server, "a") as worker:
+        job = await a_paused_job(server, worker)
+        await tab.page.goto(server.url)
+        assert "needs a token" in await tab.text("[role=alert]")
+        await tab.page.get_by_label("Token").fill(server.access.viewer_token)
+        await tab.page.get_by_role("button", name="Look").click()
+        await tab.shows("#connection", "live")
+        await tab.shows("th", job)
+        assert server.access.viewer_token not in tab.page.url
+        await tab.page.goto(f"{server.url}/#/job/{job}/dag")
+        await tab.page.frame_locator("iframe.dag").locator("#legend", has_text="a").wait_for()
 
 
 NAMED = """() => [...document.querySelectorAll("main a, main button, input, select, svg[role], canvas, iframe, meter")].filter(item => {
