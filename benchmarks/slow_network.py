@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--torch-steps", type=int, default=5, help="of each of torch's; 0 leaves torch out")
     parser.add_argument("--warm-up", type=int, default=2, help="steps that are not counted")
     parser.add_argument(
-        "--only", metavar="TEXT", default="", help="only those of our rows that have this in their name"
+        "--only", nargs="+", metavar="TEXT", default=[""], help="only our rows with one of these in their name"
     )
     options = parser.parse_args()
     reason = testbed.unavailable()
@@ -275,7 +275,7 @@ def main() -> None:
     # Ended from outside, it still stops its processes and removes its networks.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     about, disturbance = machine(), Disturbance()
-    variants = [variant for variant in VARIANTS if options.only in variant.name]
+    variants = [variant for variant in VARIANTS if any(text in variant.name for text in options.only)]
     workload = replace(YARDSTICK, steps=options.steps, warm_up=options.warm_up)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -123,7 +123,7 @@ def test_marked_messages_arrive_as_others_do(ends: tuple[End, End], monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("codec", "options"), [("bf16", {}), ("int8", {}), ("int8", {"block": 64.0}), ("topk", {"ratio": 2.0})]
+    ("codec", "options"), [("bf16", {}), ("int8", {}), ("int8", {"block": 8.0}), ("topk", {"ratio": 2.0})]
 )
 def test_lossy_edges_give_the_same_values_over_the_wire_and_in_memory(
     ends: tuple[End, End], codec: str, options: dict[str, float]
