@@ -59,9 +59,9 @@ export class TopologyView {
     }
     const flows = size === CARD
       ? traffic.map((flow) => ({ ...flow, a: spots.get(flow.from), b: spots.get(flow.to) }))
-      : [...sums.values()].map((flow) => ({ ...flow, a: centre(boxes[indexOf.get(flow.from)]), b: centre(boxes[indexOf.get(flow.to)]) }));
+      : [...sums.values()].filter(({ from, to }) => from !== to).map((flow) => ({ ...flow, a: centre(boxes[indexOf.get(flow.from)]), b: centre(boxes[indexOf.get(flow.to)]) }));
     const least = FAINT * flows.reduce((most, flow) => Math.max(most, flow.bytes_per_second), 0);
-    for (const flow of flows) if (flow.a && flow.b && flow.a !== flow.b && flow.bytes_per_second > least) drawFlow(layers, flow, size);
+    for (const flow of flows) if (flow.a && flow.b && flow.bytes_per_second > least) drawFlow(layers, flow, size);
     for (const [name, spot] of spots) drawWorker(layers.workers, spot, name, workers.get(name), size);
     this.drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.drawing.setAttribute("height", height);

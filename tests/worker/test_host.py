@@ -180,6 +180,28 @@ def plain_loop(case: Case, model: nn.Module) -> tuple[list[float], dict[str, Ten
     return losses, dict(model.state_dict())
 
 
+def test_the_trace_of_a_step_fits_together_across_workers() -> None:
+    """Each value arrives after its maker was done, and before what needs it begins; both by the calendar's clock."""
+    case = make_case(Stack(dropout=0.0), steps=2)
+    made = train(case, ("a", "b"))
+    ran: dict[tuple[str, int, int], tuple[float, float]] = {}
+    arrived: dict[tuple[str, int, int], float] = {}
+    for reports in made.reports.values():
+        trace = next(report.trace for report in reports.of(StepReport) if report.step == 2)
+        assert trace is not None
+        for kind, fragment, micro_batch, begin, end in trace.tasks:
+            ran[kind, fragment, micro_batch] = (trace.begun + begin, trace.begun + end)
+        for what, fragment, micro_batch, at, _ in trace.arrivals:
+            arrived[what, fragment, micro_batch] = trace.begun + at
+    slack = 0.005  # each worker reads the calendar's clock once
+    for micro_batch in range(case.train.micro_batches):
+        assert ran["forward", 0, micro_batch][0] <= arrived["activation", 0, micro_batch] + slack
+        assert arrived["activation", 0, micro_batch] <= ran["forward", 1, micro_batch][0] + slack
+        assert ran["backward", 1, micro_batch][0] <= arrived["gradient", 1, micro_batch] + slack
+        assert arrived["gradient", 1, micro_batch] <= ran["backward", 0, micro_batch][0] + slack
+    assert {kind for kind, _, _ in ran} == {"forward", "backward", "update"}
+
+
 PLACEMENTS = [("a",), ("a", "b"), ("a", "b", "c"), ("a", "b", "a"), ("a", "b", "b", "a")]
 
 
