@@ -220,6 +220,14 @@ async def test_a_viewers_token_opens_the_page_and_does_not_stay_in_the_address(t
         await tab.page.frame_locator("iframe.dag").locator("#legend", has_text="a").wait_for()
 
 
+# Resolves when the page has heard of its new address.
+TURN_TO = """hash => new Promise(done => {
+    if (location.hash === hash) return done();
+    addEventListener("hashchange", () => done(), {once: true});
+    location.hash = hash;
+})"""
+
+# What can be pressed or looked at and has no name for those who can't see it.
 NAMED = """() => [...document.querySelectorAll("main a, main button, input, select, svg[role], canvas, iframe, meter")].filter(item => {
     const label = item.getAttribute("aria-label") || item.title || item.textContent.trim() || item.labels?.[0]?.textContent.trim();
     return item.checkVisibility() && !label;
@@ -259,16 +267,21 @@ async def test_every_page_fits_has_names_and_can_be_read(
         job = await a_paused_job(server, first, second)
         await tab.page.goto(server.url)
         await tab.shows("#connection", "live")
-        pages = [
-            "#/",
-            "#/jobs",
-            "#/events",
-            "#/submit",
-            *(f"#/job/{job}{tab}" for tab in ("", "/pipeline", "/plan", "/dag", "/logs")),
-        ]
-        for page in pages:
-            await tab.page.evaluate("hash => { location.hash = hash; }", page)
-            await tab.until("() => document.querySelector('main section h2')")
+        home = f"#/job/{job}"
+        pages = {
+            "#/": "svg.topology g.worker",
+            "#/jobs": "tbody tr",
+            "#/events": ".story li",
+            "#/submit": "main pre",
+            home: "svg.chart path.line",
+            f"{home}/pipeline": "canvas.timeline",
+            f"{home}/plan": "article.plan",
+            f"{home}/dag": "iframe.dag",
+            f"{home}/logs": ".story li",
+        }
+        for page, there in pages.items():
+            await tab.page.evaluate(TURN_TO, page)
+            await tab.page.locator(there).first.wait_for()
             assert await tab.page.evaluate("document.documentElement.scrollWidth") <= width, page
             assert await tab.page.evaluate(NAMED) == [], page
             ratio, where = await tab.page.evaluate(CONTRAST)
