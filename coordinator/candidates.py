@@ -19,11 +19,12 @@ async def candidates(lifecycle: Lifecycle, asked: ev.MakePlan) -> list[Candidate
     """Those of the workers asked for that are in the pool; a first plan waits a moment for their links."""
     members = [member for member in map(lifecycle.pool.get, asked.workers) if member is not None]
     if asked.previous is None:
-        lifecycle.links.hurry(asked.workers)
         for _ in range(_LOOKS):
             if not lifecycle.links.awaited(members):
                 break
+            lifecycle.links.hurry(asked.workers)
             await asyncio.sleep(LINK_PATIENCE / _LOOKS)
+        lifecycle.links.relax(asked.workers)
     links: dict[str, dict[str, LinkFigures | str]] = {member.name: {} for member in members}
     for (source, target), figures in lifecycle.links.between(links).items():
         links[source][target] = figures

@@ -202,9 +202,9 @@ class Lifecycle:
                 self._books.tell(job, Start(job=job.id, epoch=message.epoch), (member.name,))
             case StepReport() if job.state == "running" and message.step <= job.train.steps:
                 member.memory_used_bytes = message.memory_used_bytes or member.memory_used_bytes
-                for times in message.fragments:
-                    slowness.note(job, member.name, times)
-                claims.check(self._books, job)
+                early = [slowness.note(job, member.name, times) for times in message.fragments]
+                if any(early):
+                    claims.check(self._books, job)
                 self._course.publish(job, progress.add_step(job, member.name, message, now))
             case EvaluationReport() if job.state == "running":
                 self._course.publish(job, progress.add_evaluation(job, message))

@@ -146,6 +146,10 @@ class Links:
         self._hurried.update(names)
         self._look_at = 0.0
 
+    def relax(self, names: Collection[str]) -> None:
+        """The plan for these workers does not wait any longer."""
+        self._hurried.difference_update(names)
+
     def awaited(self, members: Sequence[Member]) -> bool:
         """Whether a probe would still tell something of the links between these workers; those of one machine do without."""
         able = {m.name: m for m in members if m.probes and m.live}
@@ -165,7 +169,8 @@ class Links:
             trial, ends = self._trials.get(pair), [able[name] for name in pair]
             settled = all(now - end.joined_at >= PROBE_AFTER for end in ends)
             if trial is None:
-                due = settled or self._hurried.issuperset(pair)
+                # Two that work together measure their link by what they send each other.
+                due = (settled and any(end.state == "idle" for end in ends)) or self._hurried.issuperset(pair)
             else:
                 due = now >= trial.next_at and all(end.state == "idle" for end in ends)
             if due:
@@ -271,13 +276,13 @@ class Links:
 
     def matrix(self, names: Sequence[str], now: float) -> list[tuple[Pair, Known]]:
         """Every link between these workers of which something is known."""
-        rows = []
-        for ends in permutations(names, 2):
-            if self._is_declared(ends):
-                assert self.declared is not None
+        wanted, rows = set(names), []
+        if self.declared is not None:
+            for ends in permutations([name for name in names if self.declared.names(name)], 2):
                 rate, seconds = self.declared.link(*ends)
                 rows.append((ends, Known("declared", now, seconds, rate)))
-            elif (known := self._known.get(ends)) is not None:
+        for ends, known in self._known.items():
+            if wanted.issuperset(ends) and not self._is_declared(ends):
                 rows.append((ends, known))
         return rows
 

@@ -14,17 +14,19 @@ _LAST = 10
 _SLOW = 2.0
 
 
-def note(job: Job, worker: str, times: FragmentTimes) -> None:
-    """Take in how long a fragment took in one step."""
+def note(job: Job, worker: str, times: FragmentTimes) -> bool:
+    """Take in how long a fragment took in one step; True while it is one of its first."""
     seconds = times.forward + times.backward + times.update
     if job.run is None or seconds <= 0:
-        return
+        return False
     known = job.run.times.get(times.fragment)
     if known is None or known.worker != worker:
         known = job.run.times[times.fragment] = Times(worker=worker)
-    if len(known.first) < _FIRST:
+    early = len(known.first) < _FIRST
+    if early:
         known.first.append(seconds)
     known.last = [*known.last[1 - _LAST :], seconds]
+    return early
 
 
 def factors(job: Job) -> dict[str, float]:

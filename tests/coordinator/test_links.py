@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from coordinator_cases import job_spec, tiny_dag
 from recovery_cases import Play
 
+from coordinator import events as ev
 from coordinator import links as module
+from coordinator.candidates import candidates
 from coordinator.link_estimates import network_of, reachable
 from coordinator.links import Changed, Failed, Links
 from coordinator.planning import Candidate
@@ -110,6 +114,15 @@ def test_a_plan_that_waits_comes_first_and_does_not_wait_for_who_is_alone() -> N
     assert links.awaited(pool)
     done(links, 10.2, found)
     assert not links.awaited(pool)
+
+
+def test_who_works_together_is_not_probed_unless_a_plan_waits() -> None:
+    links, pool = Links(), [member("a", state="busy"), member("b", state="busy")]
+    assert links.due(20.0, pool) == []
+    links.hurry("ab")
+    links.relax("ab")
+    assert links.due(21.0, pool) == []
+    assert len(links.due(22.0, [*pool, member("c")])) == 1
 
 
 def test_links_are_measured_again_when_they_are_old_and_nobody_works() -> None:
@@ -285,11 +298,31 @@ def probing(play: Play, *names: str) -> None:
 def test_the_coordinator_announces_a_probe_to_who_answers_it() -> None:
     play = Play("ab")
     probing(play, "a", "b")
+    play.lifecycle.links.hurry("ab")
     play.tick(1.0)
     expect, probe = play.sent(ExpectProbe), play.sent(ProbeLink)
     assert (list(expect), list(probe)) == (["b"], ["a"])
     assert (expect["b"].peer.worker, probe["a"].peer.worker) == ("a", "b")
     assert (probe["a"].max_bytes, probe["a"].seconds) == (2**20, 2.0)
+
+
+async def test_a_first_plan_waits_for_the_links_between_its_workers() -> None:
+    play = Play("ab")
+    probing(play, "a", "b")
+    asked = ev.MakePlan("job", 1, ("a", "b"), None, {"b": 3.0})
+    waiting = asyncio.create_task(candidates(play.lifecycle, asked))
+    await asyncio.sleep(0)
+    play.tick(1.0)
+    ((name, probe),) = play.sent(ProbeLink).items()
+    assert not waiting.done()
+    play.say(name, LinkMeasured(peer=probe.peer.worker, there=FAST, back=SLOW))
+    first, second = await waiting
+    assert (first.name, second.name, first.place, second.slower) == ("a", "b", "10.0.0.0/24", 3.0)
+    assert (first.links, second.links) == ({"b": FAST}, {"a": SLOW})
+    # Another placement of a job that runs does not wait.
+    play.lifecycle.links.forget("a")
+    again = replace(asked, previous=play.plan)
+    assert [each.links for each in await asyncio.wait_for(candidates(play.lifecycle, again), 1.0)] == [{}, {}]
 
 
 def test_a_running_job_reconsiders_its_placement_when_a_link_has_changed() -> None:
