@@ -101,8 +101,9 @@ class Storm:
         return bool(victims)
 
     def members(self) -> list[str]:
-        """Those that live and are through with starting."""
-        return sorted(name for name in joined(self.pool, self.names) if self.pool.alive(name))
+        """Those that live, are through with starting, and will not die of a fault that is still to come."""
+        members = joined(self.pool, self.names)
+        return sorted(name for name in members if self.pool.alive(name) and not self.pool.pending(name))
 
     def hosts(self) -> list[str]:
         return [name for name in dict.fromkeys(self.run.plan()) if self.pool.alive(name)]

@@ -78,7 +78,9 @@ class FaultyPool(LocalPool):
         self.signal(worker, signal.SIGSTOP)
 
     def wake(self, worker: str) -> None:
-        self.signal(worker, signal.SIGCONT)
+        """Let it go on, unless it has died of a fault since."""
+        with suppress(ProcessLookupError, KeyError):
+            self.signal(worker, signal.SIGCONT)
 
     def start_again(self, worker: str) -> None:
         """Start a worker that has died."""
