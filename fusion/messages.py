@@ -341,7 +341,8 @@ class EvaluationReport(_Message):
 class CheckpointPart(_Message):
     """Worker -> coordinator: one fragment's state after `step` steps is in this blob (safetensors).
 
-    Keys: `parameter/NAME`, `buffer/NAME`, and `optimizer/SLOT/NAME` for the optimiser's tensors.
+    Keys: `parameter/NAME`, `buffer/NAME`, `optimizer/SLOT/NAME` for the optimiser's tensors, and `feedback/...`
+    (`worker.feedback`).
     """
 
     type: Literal["checkpoint-part"] = "checkpoint-part"
