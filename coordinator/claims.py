@@ -15,10 +15,10 @@ from coordinator.events import SaveWorker
 from coordinator.jobs import Job
 from fusion.units import format_seconds
 
-_STEPS = 3
+_STEPS = 5
 """Of each fragment; the first ones of a run may be slower than the others, so their median counts."""
 _LIE = 3.0
-_LEAST_SECONDS = 0.01
+_LEAST_SECONDS = 0.05
 """Of work in a step: shorter tasks are mostly overhead."""
 
 

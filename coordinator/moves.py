@@ -134,6 +134,8 @@ class Moves:
         if not set(placement) <= set(usable) or run.switch is not None:
             run.reconsider = run.reconsider or cause  # The pool has changed meanwhile.
             return
+        if not leaving and job.spec.plan.workers is not None and len(set(placement)) < len(job.plan.workers):
+            return  # Asked for by number: a prediction is no reason to send one of them away.
         before, after = event.current_seconds, event.plan.predicted_step_seconds
         if not leaving and (before is None or after is None or after > _GAIN * before):
             return

@@ -38,6 +38,7 @@ def test_a_near_worker_is_chosen_before_a_far_one_and_one_that_nobody_measured()
             names = [member for member in play.lifecycle.pool.live() if member.name in pair]
             for member in names:
                 member.probes, member.joined_at = True, 0.0
+            links.hurry(pair)
             assert links.due(100.0, names) == [tuple(names)]
             figures = LinkFigures(seconds=each, bytes_per_second=1e9)
             links.measured(100.0, pair[0], LinkMeasured(peer=pair[1], there=figures, back=figures))

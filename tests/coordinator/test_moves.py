@@ -348,6 +348,17 @@ def test_a_worker_that_has_become_slow_hands_work_on() -> None:
     assert "fragment 2 -> a at step 32 (worker b has become slower)" in play.stories()
 
 
+def test_a_job_that_asked_for_so_many_workers_keeps_them() -> None:
+    play = Play("ab", fragments=4, backup_every=500)
+    play.job.spec = play.job.spec.model_copy(update={"plan": play.job.spec.plan.model_copy(update={"workers": 2})})
+    play.seconds = {"a": 0.01, "b": 0.01}
+    play.train(1, 20)
+    play.seconds = {"a": 0.01, "b": 0.05}
+    play.train(21, 30)
+    play.answer(play.asked_plan(), ("a", "a", "a", "a"), seconds=0.5, current=1.0)
+    assert play.run.move is None
+
+
 def test_where_all_have_become_slower_nobody_is_the_slow_one() -> None:
     play = Play("abc", fragments=6, backup_every=500)
     play.seconds = dict.fromkeys("abc", 0.01)
