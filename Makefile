@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 # Two processes: most tests wait for other processes now and then. A file stays in one, so that it starts its pool once.
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 DEMO_ARGS ?=
 # A package index to ask besides pip's own, for instance PyTorch's index of CPU builds.
 TORCH_INDEX ?=

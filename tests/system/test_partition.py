@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.system, pytest.mark.skipif(unavailable() is not None, 
 
 NAMES = ("w0", "w1", "w2")
 TIMEOUT = 2.0
-STEPS = 60
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
