@@ -274,6 +274,8 @@ def test_plans_use_workers_that_can_all_reach_each_other() -> None:
     pool = [candidate("a", "p", b="no answer"), candidate("b", "p", a="no answer", c="no answer"), candidate("c", "p")]
     assert [each.name for each in reachable(pool)] == ["a", "c"]
     assert [each.name for each in reachable(pool[:2])] == ["a"]
+    here = [replace(each, place="") for each in pool]
+    assert [each.name for each in reachable(here)] == ["a", "b", "c"], "on one machine it was busy"
     spec = job_spec(plan={"workers": 2})
     train = TrainConfig(
         steps=1,

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.system
 
 NAMES = ("w0", "w1", "w2", "w3")
 TIMEOUT = 1.5
-STEPS = 160
+STEPS = 240
 
 
 class Scene:
@@ -119,7 +119,9 @@ def test_neighbours_at_once_and_a_worker_with_its_backup(gpt: Scene, tmp_path: P
         assert not run.heard("restarted"), run.story()
         pool.start_again(one)
         pool.start_again(other)
-        run.until(lambda: len(set(run.plan())) > 2)
+        # They may get fragments again before the next two die, or be all that is left then.
+        run.until(lambda: run.ended or len(joined(pool, NAMES)) == 4)
+        assert run.ended is None, "the job was over before its workers were back; give it more steps"
         victim, heir = run.plan()[0], run.backups()[0]
         pool.kill(victim)
         pool.kill(heir)
