@@ -1,0 +1,93 @@
+"""Messages of the control channel between a worker and the coordinator: msgpack maps, validated by pydantic.
+
+The coordinator is not on the hot path: workers tell it that they live, what they finished and what failed; it tells them
+what to prepare, when to start and when to stop.
+"""
+
+from fusion.messages.channel import (
+    MAX_MESSAGE_BYTES,
+    JobMessage,
+    ToCoordinator,
+    ToWorker,
+    decode_to_coordinator,
+    decode_to_worker,
+    encode,
+)
+from fusion.messages.job_data import BlobRef, DataManifest, Resume, TrainConfig
+from fusion.messages.links import ArrivalRate, Arrivals, ExpectProbe, LinkFigures, LinkMeasured, ProbeLink
+from fusion.messages.orders import Adopt, Backup, Commit, Connect, Prepare, Shutdown, Start, Stop
+from fusion.messages.pool import Device, JoinRequest, JoinResponse, PeerAddress
+from fusion.messages.reports import (
+    MAX_TRACED,
+    Adopted,
+    BackupFailed,
+    CantAdopt,
+    CaughtUp,
+    CheckpointPart,
+    Connected,
+    EvaluationReport,
+    Failure,
+    Finished,
+    FragmentTimes,
+    Heartbeat,
+    Holding,
+    Leaving,
+    Paused,
+    PeerLost,
+    Ready,
+    StepReport,
+    StepTrace,
+    Warned,
+)
+
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "MAX_TRACED",
+    "Adopt",
+    "Adopted",
+    "ArrivalRate",
+    "Arrivals",
+    "Backup",
+    "BackupFailed",
+    "BlobRef",
+    "CantAdopt",
+    "CaughtUp",
+    "CheckpointPart",
+    "Commit",
+    "Connect",
+    "Connected",
+    "DataManifest",
+    "Device",
+    "EvaluationReport",
+    "ExpectProbe",
+    "Failure",
+    "Finished",
+    "FragmentTimes",
+    "Heartbeat",
+    "Holding",
+    "JobMessage",
+    "JoinRequest",
+    "JoinResponse",
+    "Leaving",
+    "LinkFigures",
+    "LinkMeasured",
+    "Paused",
+    "PeerAddress",
+    "PeerLost",
+    "Prepare",
+    "ProbeLink",
+    "Ready",
+    "Resume",
+    "Shutdown",
+    "Start",
+    "StepReport",
+    "StepTrace",
+    "Stop",
+    "ToCoordinator",
+    "ToWorker",
+    "TrainConfig",
+    "Warned",
+    "decode_to_coordinator",
+    "decode_to_worker",
+    "encode",
+]

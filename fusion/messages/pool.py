@@ -1,0 +1,58 @@
+"""How a worker joins, and how others find it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fusion.messages.base import Message
+
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Device(Message):
+    """What a worker says of its machine on joining; a rate of 0 was not measured."""
+
+    kind: Literal["cpu", "cuda"] = "cpu"
+    description: str = ""
+    cores: int = 1
+    threads: int = 1
+    memory_bytes: int = 0
+    flops_per_second: Rate = Field(0.0, description="Of large matrix products, or of training where it is declared.")
+    declared: bool = Field(False, description="The speed was given by a person, not measured.")
+    convolution_flops_per_second: Rate = 0.0
+    bytes_per_second: Rate = Field(0.0, description="Read and written by operators that compute little.")
+    training_share: float = Field(
+        0.0, ge=0, le=1, description="Of the speed of matrix products and convolutions, what training reaches."
+    )
+    seconds_per_call: float = Field(0.0, ge=0, le=1, description="Fixed time of an operator call.")
+
+
+class JoinRequest(Message):
+    """Body of `POST /api/v1/workers`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    protocol_version: int
+    fusion_version: str
+    torch_version: str
+    device: Device
+    data_endpoint: str = Field(description="Where peers connect, `tcp://host:port`.")
+    public_key: str = Field(description="CURVE public key, Z85.", min_length=40, max_length=40)
+    probes: bool = Field(False, description="It measures its links to other workers when it is asked to.")
+
+
+class JoinResponse(Message):
+    """Answer to a join: how to reach the control channel."""
+
+    worker: str
+    incarnation: str
+    control_endpoint: str
+    control_public_key: str
+    heartbeat_seconds: float
+
+
+class PeerAddress(Message):
+    worker: str
+    endpoint: str
+    public_key: str
