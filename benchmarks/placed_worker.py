@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import shaping
+from benchmarks import namespaces
 from fusion.cli import main
 
 REFUSE = "refuse"
@@ -61,6 +61,6 @@ if __name__ == "__main__":
     NOTES, NAME = Path(os.environ["NOTES"]), sys.argv[sys.argv.index("--name") + 1]
     place = NOTES / f"{NAME}.namespace"
     if place.exists():
-        shaping.enter(place.read_text(encoding="utf-8"))
+        namespaces.enter(place.read_text(encoding="utf-8"))
     install(NOTES, NAME)
     main()

@@ -19,7 +19,7 @@ from time import monotonic
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import shaping
+from benchmarks import namespaces
 from worker.slow_links import SlowLink, SlowLinks
 
 DEVICE = "t0"
@@ -72,7 +72,7 @@ class Fabric:
 def open_device(namespace: str | None) -> int:
     """A TUN device in this network namespace (None: the one where we are)."""
     if namespace is not None:
-        shaping.enter(namespace)
+        namespaces.enter(namespace)
     descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", DEVICE.encode(), _IFF_TUN | _IFF_NO_PI))
     return descriptor

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -22,17 +21,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import shaping, topologies
+from benchmarks import namespaces, topologies
 from benchmarks.common import Disturbance, child_environment, machine, report
+from benchmarks.namespaces import COORDINATOR, NamespaceNetwork, run
 from benchmarks.relay import DEVICE, MTU
 from fusion.topology import Topology
 
@@ -41,7 +40,6 @@ OUTSIDE = (1.25e9, 0.0)
 """Bytes per second and seconds to and from the coordinator."""
 TOLERANCE = 0.1
 _PORT = 5301
-_HOST = 1
 
 
 def unavailable() -> str | None:
@@ -55,79 +53,45 @@ def unavailable() -> str | None:
     return None
 
 
-class Testbed:
-    """The network of a topology; use as a context manager, leaving it removes everything."""
+class Testbed(NamespaceNetwork):
+    """The network of a topology."""
 
     def __init__(self, topology: Topology) -> None:
         names = topologies.names(topology)
-        self._tag = f"fz{secrets.token_hex(2)}"
-        self._third = secrets.randbelow(256)
-        self.namespaces = {worker: f"{self._tag}-{number}" for number, worker in enumerate(names)}
-        self._hosts = {worker: _HOST + 1 + number for number, worker in enumerate(names)}
+        super().__init__(names, "10.78")
+        self._hosts = {worker: COORDINATOR + 1 + number for number, worker in enumerate(names)}
         self._links = {
             self._hosts[first]: {
                 **{self._hosts[second]: topology.link(first, second) for second in names if second != first},
-                _HOST: OUTSIDE,
+                COORDINATOR: OUTSIDE,
             }
             for first in names
         }
-        self._links[_HOST] = dict.fromkeys(self._hosts.values(), OUTSIDE)
-        self._relay: subprocess.Popen[bytes] | None = None
-        self.host = self._address(_HOST)
-        """Where the coordinator listens."""
+        self._links[COORDINATOR] = dict.fromkeys(self._hosts.values(), OUTSIDE)
 
     def address(self, worker: str) -> str:
         return self._address(self._hosts[worker])
 
-    def _address(self, host: int) -> str:
-        return f"10.78.{self._third}.{host}"
-
-    def __enter__(self) -> Self:
-        try:
-            self._build()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self._relay is not None and self._relay.stdin is not None:
-            self._relay.stdin.close()
-            self._relay.wait()
-        for namespace in self.namespaces.values():
-            with suppress(subprocess.CalledProcessError):
-                _run("ip", "netns", "del", namespace)
-
-    def _build(self) -> None:
-        for namespace in self.namespaces.values():
-            _run("ip", "netns", "add", namespace)
+    def _build(self, undo: ExitStack) -> None:
         # The coordinator's device comes first: the relay can't come back from a namespace to where it was.
-        namespaces: dict[int, str | None] = {_HOST: None}
-        namespaces |= {self._hosts[worker]: namespace for worker, namespace in self.namespaces.items()}
-        self._relay = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.relay", json.dumps({"namespaces": namespaces, "links": self._links})],
+        places: dict[int, str | None] = {COORDINATOR: None}
+        places |= {self._hosts[worker]: namespace for worker, namespace in self.namespaces.items()}
+        relay = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.relay", json.dumps({"namespaces": places, "links": self._links})],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=child_environment(),
         )
-        assert self._relay.stdout is not None
-        if self._relay.stdout.readline() != b"ready\n":
+        undo.enter_context(relay)  # closes its input, by which it ends, and waits
+        assert relay.stdout is not None
+        if relay.stdout.readline() != b"ready\n":
             raise SystemExit("the relay did not start")
-        for host, where in namespaces.items():
+        for host, where in places.items():
             ip = ("ip",) if where is None else ("ip", "-n", where)
-            _run(*ip, "addr", "add", f"{self._address(host)}/24", "dev", DEVICE)
-            _run(*ip, "link", "set", DEVICE, "mtu", str(MTU), "up")
+            run(*ip, "addr", "add", f"{self._address(host)}/24", "dev", DEVICE)
+            run(*ip, "link", "set", DEVICE, "mtu", str(MTU), "up")
             if where is not None:
-                _run(*ip, "link", "set", "lo", "up")
-
-
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True)
+                run(*ip, "link", "set", "lo", "up")
 
 
 # The check ------------------------------------------------------------------------------------------------------------
@@ -159,11 +123,11 @@ def inside(namespace: str, work: Callable[[], T]) -> Callable[[], T]:
     """Start `work` on a thread in the namespace; returns what waits for its result."""
     result: list[T] = []
 
-    def run() -> None:
-        shaping.enter(namespace)
+    def enter_and_work() -> None:
+        namespaces.enter(namespace)
         result.append(work())
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=enter_and_work, daemon=True)
     thread.start()
 
     def wait() -> T:

@@ -23,7 +23,7 @@ from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, SplitPoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import shaping
+from benchmarks import namespaces
 from benchmarks.common import Workload, load_gpt
 from benchmarks.plain_loop import batches
 
@@ -84,7 +84,7 @@ def main() -> None:
     workload, text, stages, schedule = sys.argv[1:5]
     if "RANK" in os.environ:
         if "NAMESPACE" in os.environ:
-            shaping.enter(os.environ["NAMESPACE"])
+            namespaces.enter(os.environ["NAMESPACE"])
         result = rank_main(Workload.from_json(workload), Path(text), schedule)
         if result is not None:
             print(json.dumps(result))
