@@ -25,7 +25,9 @@ def evaluate(found: Captured, example: dict[str, Tensor]) -> tuple[Tensor, dict[
             if op.kind == "placeholder":
                 values[op.id] = example[op.target]
             elif op.kind not in ("call", "loss"):
-                values[op.id] = leaves[op.target] = found.tensors[op.target].clone()
+                # As in a fragment: torch's matmul rounds by another path for weights that need no gradient.
+                value = found.tensors[op.target].clone().requires_grad_(op.kind == "parameter")
+                values[op.id] = leaves[op.target] = value
             else:
                 form = evaluation_form(op, found.dag)
                 if form is not None:
