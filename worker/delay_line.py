@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Mapping
 from time import monotonic
 
 from worker.slow_links import SlowLink, SlowLinks
-
-log = logging.getLogger("fusion.worker")
 
 Send = Callable[[], object]
 
@@ -29,7 +26,7 @@ class DelayLine:
         return self._links.covers(peer)
 
     def put(self, peer: str, size: int, send: Send) -> None:
-        """Call `send`, which hands over a message of `size` bytes, when it would have arrived."""
+        """Call `send`, which hands over a message of `size` bytes, when it would have arrived. It may not raise."""
         with self._changed:
             self._links.put(monotonic(), peer, size, send)
             self._changed.notify()
@@ -44,11 +41,7 @@ class DelayLine:
     def _deliver(self) -> None:
         while (due := self._next_due()) is not None:
             for send in due:
-                try:
-                    send()
-                except Exception:
-                    # Whoever waits for the message asks for it again.
-                    log.exception("could not send a message that was held back")
+                send()
 
     def _next_due(self) -> list[Send] | None:
         """Wait for what arrives next; None when the line is closed."""

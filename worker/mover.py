@@ -128,8 +128,8 @@ class Mover:
     ) -> Route:
         """Connect to the job's peers and route its messages to `deliver` (called on the receiver thread).
 
-        `on_error` hears, on the encoder thread, of a value that could not be encoded; `on_peer_lost`, on a thread of its
-        own, of a peer whose connection breaks.
+        `on_error` hears, on a thread of the route, of a value that could not be encoded or sent; `on_peer_lost`, on a
+        thread of its own, of a peer whose connection breaks.
         Waits until every peer's handshake is through; raises `UnreachableError` when one is not within `patience`
         seconds. `silence` is the time after which a dead connection is noticed.
         """

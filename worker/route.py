@@ -18,6 +18,7 @@ from time import monotonic
 import zmq
 from torch import Tensor
 
+from fusion.errors import ServiceError
 from fusion.messages import PeerAddress
 from fusion.wire import Header, encode_header
 from worker.admission import Admission
@@ -46,11 +47,14 @@ class Peer:
         with self.lock:
             if self.socket.closed:
                 return 0
-            if payload is None:
-                self.socket.send(header)
-                return len(header)
-            self.socket.send(header, zmq.SNDMORE)
-            self.socket.send(payload, 0, copy=payload.nbytes < _COPY_BYTES)
+            try:
+                if payload is None:
+                    self.socket.send(header)
+                    return len(header)
+                self.socket.send(header, zmq.SNDMORE)
+                self.socket.send(payload, 0, copy=payload.nbytes < _COPY_BYTES)
+            except zmq.ZMQError as error:
+                raise ServiceError(f"could not send to {self.address.worker}: {error}") from error
             return len(header) + payload.nbytes
 
     def connect_again(self) -> None:
@@ -72,7 +76,8 @@ class Route:
     """One job's part of the data plane, from `Mover.open` to `Mover.close_route`.
 
     `admission` may be replaced at any time: by that of the plan that is followed from then on. With a `line`, messages to
-    the peers that it covers go through it.
+    the peers that it covers go through it. `on_error` hears of what fails on a thread that nobody waits for: the encoder's or
+    the line's.
     """
 
     def __init__(
@@ -130,7 +135,8 @@ class Route:
         if parcel is None or parcel.ready:
             self._transmit(to, header, None if parcel is None else parcel.payload())
         else:
-            self._encoder.submit(self._encode_and_send, to, header, parcel)
+            work = partial(self._encode_and_transmit, to, header, parcel)
+            self._encoder.submit(self._or_report, _sending(to, header), work)
 
     def send_bytes(self, to: str, header: Header, payload: memoryview | None) -> None:
         """Send a payload as it is."""
@@ -139,7 +145,7 @@ class Route:
     def encode(self, parcel: Parcel) -> None:
         """Have the encoder thread encode it now, whether or not it will be sent."""
         if not parcel.ready:
-            self._encoder.submit(self._encode, parcel)
+            self._encoder.submit(self._or_report, "encode a value", parcel.payload)
 
     def take_sent(self) -> dict[str, int]:
         """Bytes sent to each peer since the last call."""
@@ -152,19 +158,16 @@ class Route:
         for peer in self._peers.values():
             peer.close()
 
-    def _encode(self, parcel: Parcel) -> None:
+    def _or_report(self, doing: str, work: Callable[[], object]) -> None:
+        """For work that is done later, on another thread: whoever asked for it can't be told any more."""
         try:
-            parcel.payload()
+            work()
         except Exception as error:
-            log.exception("could not encode a value")
+            log.exception("could not %s", doing)
             self._on_error(error)
 
-    def _encode_and_send(self, to: str, header: Header, parcel: Parcel) -> None:
-        try:
-            self._transmit(to, header, parcel.payload())
-        except Exception as error:
-            log.exception("could not encode %s %d for %s", header.kind.name, header.edge, to)
-            self._on_error(error)
+    def _encode_and_transmit(self, to: str, header: Header, parcel: Parcel) -> None:
+        self._transmit(to, header, parcel.payload())
 
     def _transmit(self, to: str, header: Header, payload: memoryview | None) -> None:
         peer = self._peers.get(to)
@@ -183,6 +186,11 @@ class Route:
         encoded = encode_header(header)
         if self._line is not None and self._line.covers(to):
             size = len(encoded) + (0 if payload is None else payload.nbytes)
-            self._line.put(to, size, partial(peer.transmit, encoded, payload))
+            work = partial(peer.transmit, encoded, payload)
+            self._line.put(to, size, partial(self._or_report, _sending(to, header), work))
             return size
         return peer.transmit(encoded, payload)
+
+
+def _sending(to: str, header: Header) -> str:
+    return f"send {header.kind.name.lower()} {header.edge} to {to}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from worker.admission import Admission
 from worker.mover import Mover
 from worker.parcel import Parcel
 from worker.route import Route
+from worker.slow_links import SlowLink
 
 CASE = make_case()
 MAX_FRAME = 10_000
@@ -57,9 +58,9 @@ class End:
         return self.arrived.get(timeout=20)
 
 
-def make_end(name: str) -> End:
+def make_end(name: str, links: Mapping[str, SlowLink] | None = None) -> End:
     keys, warnings = new_keys(), queue.SimpleQueue[str]()
-    mover = Mover(keys, warnings.put, max_frame_bytes=MAX_FRAME)
+    mover = Mover(keys, warnings.put, max_frame_bytes=MAX_FRAME, links=links)
     port = mover.start("127.0.0.1", 0)
     address = PeerAddress(worker=name, endpoint=f"tcp://127.0.0.1:{port}", public_key=keys.public)
     return End(name, keys, mover, address, warnings, queue.SimpleQueue(), queue.SimpleQueue())
@@ -139,6 +140,31 @@ def test_lossy_edges_give_the_same_values_over_the_wire_and_in_memory(
     assert kept is not None
     assert torch.equal(arrived, kept)
     assert not torch.equal(arrived, value)
+
+
+class BrokenSocket:
+    closed = False
+
+    def send(self, *_: object, **__: object) -> None:
+        raise zmq.ZMQError(zmq.ENOTSOCK)
+
+
+def test_a_message_that_was_held_back_and_can_not_be_sent_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would send it again: without a word the job would hang. What comes after it is sent all the same."""
+    a, b = make_end("a", links={"b": SlowLink(1e6, 0.0)}), make_end("b")
+    failed: queue.SimpleQueue[Exception] = queue.SimpleQueue()
+    try:
+        to_b, _ = connect(a, b, on_error=failed.put)
+        with monkeypatch.context() as patch:
+            patch.setattr(to_b.connections["b"], "socket", BrokenSocket())
+            to_b.send("b", ACTIVATION, Parcel(torch.zeros(2, 6)))
+            assert str(failed.get(timeout=20)).startswith("could not send to b: ")
+        to_b.send("b", ACTIVATION, Parcel(torch.zeros(2, 6)))
+        assert b.next()[0] == ACTIVATION
+        assert failed.empty()
+    finally:
+        a.mover.close()
+        b.mover.close()
 
 
 def test_bad_messages_are_counted_warned_of_once_and_dropped(ends: tuple[End, End]) -> None:
