@@ -16,11 +16,18 @@ from benchmarks.placed_pool import PlacedPool
 from benchmarks.shaping import ShapedNetwork, unavailable
 from fusion.submit import CapturedJob
 
-pytestmark = [pytest.mark.system, pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))]
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("shaped_links")]
 
 NAMES = ("w0", "w1", "w2")
 TIMEOUT = 2.0
 STEPS = 40
+
+
+@pytest.fixture(scope="session")
+def shaped_links() -> None:
+    """Asked of the machine by the tests that need it: the answer takes making a network."""
+    if (reason := unavailable()) is not None:
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
