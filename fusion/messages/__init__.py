@@ -17,6 +17,7 @@ from fusion.messages.job_data import BlobRef, DataManifest, Resume, TrainConfig
 from fusion.messages.links import ArrivalRate, Arrivals, ExpectProbe, LinkFigures, LinkMeasured, ProbeLink
 from fusion.messages.orders import Adopt, Backup, Commit, Connect, Prepare, Shutdown, Start, Stop
 from fusion.messages.pool import Device, JoinRequest, JoinResponse, PeerAddress
+from fusion.messages.relay import Reached, RelayPass, ServeRelay, Unreached, UseRelay
 from fusion.messages.reports import (
     MAX_TRACED,
     Adopted,
@@ -76,8 +77,11 @@ __all__ = [
     "PeerLost",
     "Prepare",
     "ProbeLink",
+    "Reached",
     "Ready",
+    "RelayPass",
     "Resume",
+    "ServeRelay",
     "Shutdown",
     "Start",
     "StepReport",
@@ -86,6 +90,8 @@ __all__ = [
     "ToCoordinator",
     "ToWorker",
     "TrainConfig",
+    "Unreached",
+    "UseRelay",
     "Warned",
     "decode_to_coordinator",
     "decode_to_worker",

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from fusion.errors import FrameError
 from fusion.messages.links import Arrivals, ExpectProbe, LinkMeasured, ProbeLink
 from fusion.messages.orders import Adopt, Backup, Commit, Connect, Prepare, Shutdown, Start, Stop
+from fusion.messages.relay import Reached, ServeRelay, Unreached, UseRelay
 from fusion.messages.reports import (
     Adopted,
     BackupFailed,
@@ -33,7 +34,18 @@ from fusion.messages.reports import (
 MAX_MESSAGE_BYTES = 64 * 2**20
 
 ToWorker = Annotated[
-    Prepare | Start | Backup | Commit | Adopt | Connect | ExpectProbe | ProbeLink | Stop | Shutdown,
+    Prepare
+    | Start
+    | Backup
+    | Commit
+    | Adopt
+    | Connect
+    | ExpectProbe
+    | ProbeLink
+    | UseRelay
+    | ServeRelay
+    | Stop
+    | Shutdown,
     Field(discriminator="type"),
 ]
 JobMessage = (
@@ -52,7 +64,7 @@ JobMessage = (
 )
 """What workers say of one job at one plan epoch."""
 ToCoordinator = Annotated[
-    Heartbeat | JobMessage | PeerLost | Connected | LinkMeasured | Arrivals | Warned | Leaving,
+    Heartbeat | JobMessage | PeerLost | Connected | LinkMeasured | Arrivals | Unreached | Reached | Warned | Leaving,
     Field(discriminator="type"),
 ]
 _to_worker: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)

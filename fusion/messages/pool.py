@@ -40,6 +40,7 @@ class JoinRequest(Message):
     data_endpoint: str = Field(description="Where peers connect, `tcp://host:port`.")
     public_key: str = Field(description="CURVE public key, Z85.", min_length=40, max_length=40)
     probes: bool = Field(False, description="It measures its links to other workers when it is asked to.")
+    relay_port: int = Field(0, ge=0, lt=65536, description="Where it offers a relay to other workers; 0: it does not.")
 
 
 class JoinResponse(Message):
