@@ -31,8 +31,9 @@ from benchmarks import topologies
 from benchmarks.common import ONE_THREAD, ROOT, Disturbance, Workload, machine, report, train_on, write_text
 from coordinator.planning import Candidate
 from coordinator.scheduling import SchedulerPlanner
+from coordinator.submission import train_config
 from fusion.local import LocalPool, LocalWorker
-from fusion.messages import Device, TrainConfig
+from fusion.messages import Device
 from fusion.plan import Plan
 from fusion.submit import CapturedJob, capture_job, read_job
 from fusion.topology import Topology
@@ -122,16 +123,7 @@ def train(pool: LocalPool, job: CapturedJob, warm_up: int, policy: str, workers:
 
 def price(pool: LocalPool, topology: Topology, job: CapturedJob, plan: Plan, slower: float = 1.0) -> float:
     """What the coordinator's planner predicts for this plan, with devices that many times slower than they measured."""
-    train = job.spec.train
-    config = TrainConfig(
-        steps=train.steps,
-        micro_batches=train.micro_batches,
-        micro_batch_size=train.micro_batch_size,
-        seed=train.seed,
-        optimizer=train.optimizer,
-        lr_schedule=train.lr_schedule,
-        clip_grad_norm=train.clip_grad_norm,
-    )
+    config = train_config(job.spec, job.data.manifest)
     with pool.client() as client:
         candidates = [
             Candidate(worker["name"], Device.model_validate(worker["device"]), slower) for worker in client.workers()

@@ -20,6 +20,7 @@ from dag.serialize import loads
 from fusion.errors import BlobError, DagError, DataError, PlanError, SpecError
 from fusion.messages import BlobRef, DataManifest, TrainConfig
 from fusion.sampling import evaluation_batches
+from fusion.spec import JobSpec
 from fusion.units import format_seconds
 
 _INTEGERS = frozenset({"int64", "int32", "int16", "int8", "uint8"})
@@ -72,7 +73,7 @@ def accept(
     check_weights(dag, blobs.require(submission.weights, "weights"))
     check_data(dag, data, blobs.require(data.blob, "data"), spec.train.micro_batch_size)
     check_fragments(dag, spec.plan.fragments)
-    train = train_config(submission)
+    train = train_config(spec, data)
     weights = submission.weights
     if resume is not None:
         if resume.step >= train.steps:
@@ -97,9 +98,9 @@ def accept(
     return job, dag
 
 
-def train_config(submission: Submission) -> TrainConfig:
+def train_config(spec: JobSpec, data: DataManifest) -> TrainConfig:
     """What workers need of the spec's `train` section."""
-    train, data = submission.spec.train, submission.data
+    train = spec.train
     held_out = evaluation_batches(data.samples, data.train_samples, train.micro_batch_size)
     return TrainConfig(
         steps=train.steps,
@@ -112,7 +113,7 @@ def train_config(submission: Submission) -> TrainConfig:
         eval_every=train.eval_every,
         eval_batches=min(train.eval_batches, held_out) if train.eval_every else 0,
         recompute=train.recompute,
-        checkpoint_every=submission.spec.checkpoint.every,
+        checkpoint_every=spec.checkpoint.every,
     )
 
 

@@ -25,7 +25,9 @@ from coordinator.config import CoordinatorConfig
 from coordinator.control import Control
 from coordinator.daemon import make_engine
 from coordinator.engine import Engine
+from coordinator.jobs import Job
 from coordinator.planning import Candidate
+from coordinator.submission import train_config
 from dag.cut import cut_points
 from dag.graph import Op, OpDag, Parameter, Ref, TensorMeta
 from dag.serialize import dumps
@@ -41,6 +43,7 @@ from fusion.messages import (
     CheckpointPart,
     Connect,
     Connected,
+    DataManifest,
     Device,
     EvaluationReport,
     Finished,
@@ -133,6 +136,9 @@ def ref_of(content: bytes) -> BlobRef:
     return BlobRef(digest=hashlib.sha256(content).hexdigest(), size=len(content))
 
 
+_NO_DATA = DataManifest(kind="arrays", blob=ref_of(b""), samples=2, train_samples=1)
+
+
 def spec_json(**changes: Any) -> dict[str, Any]:
     """A spec; `changes` are merged into its sections."""
     spec: dict[str, Any] = {
@@ -151,6 +157,17 @@ def spec_json(**changes: Any) -> dict[str, Any]:
 
 def job_spec(**changes: Any) -> JobSpec:
     return JobSpec.model_validate(spec_json(**changes))
+
+
+def training(spec: JobSpec) -> TrainConfig:
+    """What workers are told of the spec, with one sample more than is trained on."""
+    return train_config(spec, _NO_DATA)
+
+
+def job_record(spec: JobSpec, *, id: str = "job", number: int = 1, **fields: Any) -> Job:
+    """The record of a job whose blobs nobody reads."""
+    blob = _NO_DATA.blob
+    return Job(id=id, number=number, spec=spec, dag=blob, weights=blob, data=_NO_DATA, train=training(spec), **fields)
 
 
 def equal_ops(

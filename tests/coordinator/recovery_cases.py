@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from coordinator_cases import job_spec, ref_of
+from coordinator_cases import job_record, job_spec
 
 from coordinator import events as ev
 from coordinator.books import Timing
@@ -20,7 +20,6 @@ from fusion.messages import (
     CaughtUp,
     Connect,
     Connected,
-    DataManifest,
     Device,
     Finished,
     FragmentTimes,
@@ -31,7 +30,6 @@ from fusion.messages import (
     Ready,
     StepReport,
     ToCoordinator,
-    TrainConfig,
 )
 from fusion.plan import Plan
 
@@ -77,23 +75,11 @@ class Play:
 
     def submit(self, steps: int, every: int | None, eval_every: int | None, fault_tolerance: dict[str, Any]) -> None:
         spec = job_spec(
-            checkpoint={"every": every}, fault_tolerance={"failure_timeout": 5.0, "backup_every": 5, **fault_tolerance}
+            train={"steps": steps, "global_batch": 1, "micro_batch": 1, "eval_every": eval_every},
+            checkpoint={"every": every},
+            fault_tolerance={"failure_timeout": 5.0, "backup_every": 5, **fault_tolerance},
         )
-        blob = ref_of(b"")
-        train = TrainConfig(
-            steps=steps,
-            micro_batches=1,
-            micro_batch_size=1,
-            seed=0,
-            optimizer=spec.train.optimizer,
-            lr_schedule=spec.train.lr_schedule,
-            checkpoint_every=every,
-            eval_every=eval_every,
-            eval_batches=1 if eval_every else 0,
-        )
-        data = DataManifest(kind="arrays", blob=blob, samples=1, train_samples=1)
-        job = Job(id="job", number=1, spec=spec, dag=blob, weights=blob, data=data, train=train)
-        self.post(ev.JobSubmitted(self.now, job))
+        self.post(ev.JobSubmitted(self.now, job_record(spec)))
 
     # What is so ---------------------------------------------------------------------------------------------------
 

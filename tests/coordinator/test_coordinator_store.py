@@ -6,33 +6,16 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from coordinator_cases import job_spec, ref_of
+from coordinator_cases import job_record, job_spec, ref_of
 
 from coordinator.jobs import Job, Metric
 from coordinator.store import MIGRATIONS, Store
 from fusion.errors import ServiceError
-from fusion.messages import DataManifest, TrainConfig
 from fusion.plan import CodecChoice, Plan
 
 
 def _job() -> Job:
-    spec, blob = job_spec(), ref_of(b"")
-    return Job(
-        id="tiny-1",
-        number=1,
-        spec=spec,
-        dag=blob,
-        weights=blob,
-        data=DataManifest(kind="arrays", blob=blob, samples=1, train_samples=1),
-        train=TrainConfig(
-            steps=1,
-            micro_batches=1,
-            micro_batch_size=1,
-            seed=0,
-            optimizer=spec.train.optimizer,
-            lr_schedule=spec.train.lr_schedule,
-        ),
-    )
+    return job_record(job_spec(), id="tiny-1")
 
 
 def test_everything_survives(tmp_path: Path) -> None:

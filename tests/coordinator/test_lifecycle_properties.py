@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from itertools import pairwise
 
-from coordinator_cases import job_spec, ref_of
+from coordinator_cases import job_record, job_spec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -20,7 +20,6 @@ from coordinator.pool import Member
 from fusion.messages import (
     BackupFailed,
     Commit,
-    DataManifest,
     Device,
     Failure,
     Heartbeat,
@@ -32,7 +31,6 @@ from fusion.messages import (
     Start,
     Stop,
     ToCoordinator,
-    TrainConfig,
 )
 from fusion.plan import Plan
 
@@ -172,29 +170,12 @@ class PoolMachine(RuleBasedStateMachine):
         self.number += 1
         job = f"job-{self.number}"
         spec = job_spec(
+            train={"steps": 30, "global_batch": 1, "micro_batch": 1},
             plan={"workers": workers},
             checkpoint={"every": every},
             fault_tolerance={"failure_timeout": 5.0, "backup_every": 3},
         )
-        blob = ref_of(b"")
-        record = Job(
-            id=job,
-            number=self.number,
-            spec=spec,
-            dag=blob,
-            weights=blob,
-            data=DataManifest(kind="arrays", blob=blob, samples=1, train_samples=1),
-            train=TrainConfig(
-                steps=30,
-                micro_batches=1,
-                micro_batch_size=1,
-                seed=0,
-                optimizer=spec.train.optimizer,
-                lr_schedule=spec.train.lr_schedule,
-                checkpoint_every=every,
-            ),
-            submitted_at=self.now,
-        )
+        record = job_record(spec, id=job, number=self.number, submitted_at=self.now)
         self.post(ev.JobSubmitted(self.now, record))
         return job
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
-from coordinator_cases import job_spec, tiny_dag
+from coordinator_cases import job_spec, tiny_dag, training
 from recovery_cases import Play
 
 from coordinator import events as ev
@@ -28,7 +28,6 @@ from fusion.messages import (
     LinkFigures,
     LinkMeasured,
     ProbeLink,
-    TrainConfig,
 )
 from fusion.topology import Topology
 from scheduler.devices import LOOPBACK, Network
@@ -277,15 +276,7 @@ def test_plans_use_workers_that_can_all_reach_each_other() -> None:
     here = [replace(each, place="") for each in pool]
     assert [each.name for each in reachable(here)] == ["a", "b", "c"], "on one machine it was busy"
     spec = job_spec(plan={"workers": 2})
-    train = TrainConfig(
-        steps=1,
-        micro_batches=2,
-        micro_batch_size=4,
-        seed=0,
-        optimizer=spec.train.optimizer,
-        lr_schedule=spec.train.lr_schedule,
-    )
-    assert SchedulerPlanner()(tiny_dag(), pool[:2], spec, train, None).workers == ("a",)
+    assert SchedulerPlanner()(tiny_dag(), pool[:2], spec, training(spec), None).workers == ("a",)
 
 
 # In a running pool ------------------------------------------------------------------------------------------------

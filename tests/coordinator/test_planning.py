@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from coordinator_cases import job_spec, tiny_dag
+from coordinator_cases import job_spec, tiny_dag, training
 
 from coordinator.planning import Candidate, Pricing, alike, with_fewer_moves
 from coordinator.scheduling import SchedulerPlanner, scheduler_planner
-from fusion.messages import Device, TrainConfig
+from fusion.messages import Device
 from fusion.plan import Plan
 from fusion.topology import Topology
 
@@ -50,14 +50,7 @@ def test_the_scheduler_prices_a_plan_for_workers_as_slow_as_they_are_now() -> No
     planner = scheduler_planner()
     assert isinstance(planner, Pricing)
     dag, spec = tiny_dag(), job_spec()
-    train = TrainConfig(
-        steps=1,
-        micro_batches=2,
-        micro_batch_size=4,
-        seed=0,
-        optimizer=spec.train.optimizer,
-        lr_schedule=spec.train.lr_schedule,
-    )
+    train = training(spec)
     device = Device(flops_per_second=1e3)
     here = plan("a")
     fast = planner.price(dag, [Candidate("a", device)], spec, train, here)
@@ -81,14 +74,7 @@ def test_in_local_mode_speeds_of_a_topology_are_shares_of_what_is_measured() -> 
     # Both measure the same processor, each with its own error.
     pool = [Candidate("a", Device(flops_per_second=1e3)), Candidate("b", Device(flops_per_second=1.1e3))]
     dag, spec = tiny_dag(), job_spec()
-    train = TrainConfig(
-        steps=1,
-        micro_batches=2,
-        micro_batch_size=4,
-        seed=0,
-        optimizer=spec.train.optimizer,
-        lr_schedule=spec.train.lr_schedule,
-    )
+    train = training(spec)
     local, elsewhere = scheduler_planner(topology, relative_speeds=True), scheduler_planner(topology)
     assert isinstance(local, Pricing)
     assert isinstance(elsewhere, Pricing)
@@ -128,14 +114,7 @@ def test_workers_of_one_machine_have_the_same_rates_whatever_they_measured() -> 
 
 def test_a_declared_speed_is_that_of_training_and_a_measured_one_that_of_large_products() -> None:
     planner, dag, spec = SchedulerPlanner(), tiny_dag(), job_spec()
-    train = TrainConfig(
-        steps=1,
-        micro_batches=2,
-        micro_batch_size=4,
-        seed=0,
-        optimizer=spec.train.optimizer,
-        lr_schedule=spec.train.lr_schedule,
-    )
+    train = training(spec)
 
     def price(**said: Any) -> float:
         found = planner.price(dag, [Candidate("a", Device(**said))], spec, train, plan("a"))
