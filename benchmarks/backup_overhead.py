@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import (
@@ -32,8 +30,8 @@ from benchmarks.common import (
 )
 from benchmarks.placed_pool import PlacedPool
 from benchmarks.placed_worker import BARE
-from fusion.local import check_done
-from fusion.submit import CapturedJob, capture_job, read_job, submit
+from benchmarks.pool_runs import ProcessorTime, train_on
+from fusion.submit import CapturedJob, capture_job, read_job
 
 BOUND = 1.03
 SETTINGS = (
@@ -56,29 +54,20 @@ class Run:
 
 def train(pool: PlacedPool, job: CapturedJob, workload: Workload, bare: bool) -> Run:
     pool.switch(BARE, bare)
-    metrics: dict[int, dict[str, Any]] = {}
-    processor: dict[int, float] = {}
+    processor = ProcessorTime(pool, workload)
     common = 0
 
-    def take(item: Any) -> None:
+    def listen(item: Any) -> None:
         nonlocal common
         if item.kind == "job":
             common = max(common, int(item.data.get("common_step") or 0))
-        if item.kind == "metrics":
-            step = item.data["step"]
-            metrics[step] = item.data
-            if step in (workload.warm_up, workload.steps):
-                spent = [psutil.Process(pid).cpu_times() for pid in pool.process_ids().values()]
-                processor[step] = sum(times.user + times.system for times in spent)
+        processor.take(item)
 
-    with pool.client() as client:
-        final = pool.watch(str(submit(client, job)["id"]), take)
-    check_done(final)
-    counted = workload.steps - workload.warm_up
+    steps, _ = train_on(pool, job, listen)
     return Run(
-        seconds_per_step([metrics[step]["step_seconds"] for step in sorted(metrics)], workload),
-        (processor[workload.steps] - processor[workload.warm_up]) / counted,
-        metrics[workload.steps]["loss"],
+        seconds_per_step([step["step_seconds"] for step in steps], workload),
+        processor.per_step,
+        steps[-1]["loss"],
         common,
     )
 

@@ -12,22 +12,17 @@ import random
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import psutil
 from rich.console import Console
 from rich.table import Table
-
-if TYPE_CHECKING:
-    from fusion.local import LocalPool
-    from fusion.submit import CapturedJob
 
 T = TypeVar("T")
 
@@ -133,75 +128,6 @@ def peak_memory(process_id: int | str = "self") -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise SystemExit("this benchmark needs Linux's /proc")
-
-
-@dataclass(frozen=True)
-class OurRun:
-    """One job on a pool of its own."""
-
-    step_seconds: tuple[float, ...]
-    losses: tuple[float, ...]
-    cpu_seconds: float
-    """Processor time of a counted step, all processes of the pool together."""
-    peak_bytes: dict[str, int]
-    """Peak memory of each worker process."""
-    plan: dict[str, Any]
-
-
-def run_ours(workload: Workload, text: Path, workers: int, **plan: object) -> OurRun:
-    """Train the workload on a coordinator and `workers` worker processes on this machine."""
-    from fusion.local import LocalPool, LocalWorker, check_done
-    from fusion.submit import capture_job, read_job, submit
-
-    os.environ.update(ONE_THREAD)
-    spec, base = read_job(workload.job(text, workers=workers, **plan))
-    metrics: dict[int, dict[str, Any]] = {}
-    processor: dict[int, float] = {}
-
-    def take(item: Any) -> None:
-        if item.kind == "metrics":
-            step = item.data["step"]
-            metrics[step] = item.data
-            if step in (workload.warm_up, workload.steps):
-                times = [psutil.Process(pid).cpu_times() for pid in pool.process_ids().values()]
-                processor[step] = sum(time.user + time.system for time in times)
-
-    with tempfile.TemporaryDirectory() as folder:
-        names = [LocalWorker(f"worker-{index}") for index in range(workers)]
-        with LocalPool(Path(folder), names, dashboard=False) as pool:
-            pool.wait_for_workers()
-            with pool.client() as client:
-                job = submit(client, capture_job(spec, base))
-                final = pool.watch(str(job["id"]), take)
-            check_done(final)
-            peaks = {name: peak_memory(pid) for name, pid in pool.process_ids().items() if name != "coordinator"}
-    steps = [metrics[step] for step in sorted(metrics)]
-    if len(steps) != workload.steps:
-        raise SystemExit(f"{len(steps)} steps were reported, {workload.steps} were asked for")
-    return OurRun(
-        tuple(step["step_seconds"] for step in steps),
-        tuple(step["loss"] for step in steps),
-        (processor[workload.steps] - processor[workload.warm_up]) / (workload.steps - workload.warm_up),
-        peaks,
-        dict(final["plan"]),
-    )
-
-
-def train_on(pool: LocalPool, job: CapturedJob) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Train a job on a pool that runs already; returns the metrics of its steps, in order, and the job at its end."""
-    from fusion.local import check_done
-    from fusion.submit import submit
-
-    metrics: dict[int, dict[str, Any]] = {}
-
-    def take(item: Any) -> None:
-        if item.kind == "metrics":
-            metrics[item.data["step"]] = item.data
-
-    with pool.client() as client:
-        ended = pool.watch(str(submit(client, job)["id"]), take)
-    check_done(ended)
-    return [metrics[step] for step in sorted(metrics)], ended
 
 
 def run_child(script: str, *arguments: str, timeout: float = 600) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import (
-    OurRun,
     Sample,
     Workload,
     arguments,
@@ -25,10 +24,10 @@ from benchmarks.common import (
     ratios,
     report,
     run_child,
-    run_ours,
     seconds_per_step,
     write_text,
 )
+from benchmarks.pool_runs import OurRun, run_ours
 
 WORKLOADS = (
     Workload(),

@@ -25,10 +25,10 @@ from benchmarks.common import (
     ratios,
     report,
     run_child,
-    run_ours,
     seconds_per_step,
     write_text,
 )
+from benchmarks.pool_runs import run_ours
 
 YARDSTICK = Workload(vocabulary=512, sequence_length=128, micro_batches=8, micro_batch=4, steps=40, warm_up=8)
 SETTINGS = ((Workload(), 2), (Workload(), 4), (YARDSTICK, 4))

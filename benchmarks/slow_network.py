@@ -38,10 +38,10 @@ from benchmarks.common import (
     machine,
     report,
     run_child,
-    train_on,
     write_text,
 )
 from benchmarks.placed_pool import PlacedPool
+from benchmarks.pool_runs import train_on
 from benchmarks.relay import DEVICE
 from benchmarks.testbed import Testbed
 from fusion.local import LocalWorker
