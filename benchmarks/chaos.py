@@ -61,8 +61,8 @@ class Storm:
             "short stall": lambda: self.stall(0.3 * TIMEOUT),
             "long stall": self.long_stall,
             "connections cut": lambda: self.die_at("cut"),
-            "drain": self.drain,
-            "sigterm": self.sigterm,
+            "drain": lambda: self.leave(self.drain),
+            "sigterm": lambda: self.leave(self.terminate),
             "coordinator dies": self.coordinator,
         }
         # What sends the job back to a checkpoint costs much more than what is adopted: it is rarer here as well.
@@ -125,8 +125,7 @@ class Storm:
             if not others:
                 return False
             self.pool.fail_at(self.random.choice(others), "pause")
-            with self.pool.client() as client:
-                client.drain(victim)
+            self.drain(victim)
             self.pool.forget(victim)
             return True
         self.pool.fail_at(victim, point)
@@ -169,24 +168,22 @@ class Storm:
             self.pool.wake(victim)
         return True
 
-    def drain(self) -> bool:
+    def leave(self, ask: Callable[[str], None]) -> bool:
+        """One of two or more is asked to leave in good order."""
         living = self.members()
         if len(living) < 2:
             return False
         victim = self.random.choice(living)
-        with self.pool.client() as client:
-            client.drain(victim)
-        assert self.pool.forget(victim) == 0, f"{victim} was drained and did not leave well"
+        ask(victim)
+        assert self.pool.forget(victim) == 0, f"{victim} was asked by {ask.__name__} and did not leave well"
         return True
 
-    def sigterm(self) -> bool:
-        living = self.members()
-        if len(living) < 2:
-            return False
-        victim = self.random.choice(living)
+    def drain(self, victim: str) -> None:
+        with self.pool.client() as client:
+            client.drain(victim)
+
+    def terminate(self, victim: str) -> None:
         self.pool.signal(victim, signal.SIGTERM)
-        assert self.pool.forget(victim) == 0, f"{victim} got SIGTERM and did not leave well"
-        return True
 
     def coordinator(self) -> bool:
         self.pool.kill("coordinator")
