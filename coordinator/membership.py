@@ -88,6 +88,13 @@ class Membership:
         for name, members in losses.items():
             self._consequences.lost(self._books.jobs[name], members, now)
 
+    def expel(self, member: Member, job: Job, why: str) -> None:
+        """A worker has been found to cheat: it leaves for good, and its name may not come back."""
+        member.state, member.job, member.leave_by, member.barred = "left", None, None, why
+        self._books.do(ev.Send(member.incarnation, Shutdown(reason=f"evicted: {why}")))
+        self._books.do(ev.SaveWorker(member.name))
+        self._books.story(job, "worker-evicted", f"worker {member.name} is evicted: {why}", worker=member.name)
+
     # Leaving ------------------------------------------------------------------------------------------------------
 
     def drain(self, member: Member, now: float, why: str) -> None:
@@ -120,6 +127,8 @@ class Membership:
 
     def _mind_leaving(self, member: Member, now: float) -> None:
         job = self._books.job_of(member)
+        if job is not None and _handed_over(job, member):
+            return
         if job is not None and member.moving and not self._consequences.move_off(job, member):
             when = self._wait_for_checkpoint(job, member, now)
             self._books.do(ev.SaveWorker(member.name))
@@ -135,7 +144,7 @@ class Membership:
     def leave_at_checkpoint(self, job: Job, now: float) -> None:
         """A checkpoint was written: workers that waited for it may go."""
         for member in self._books.pool.of_job(job.id):
-            if member.state == "draining" and not member.moving:
+            if member.state == "draining" and not member.moving and not _handed_over(job, member):
                 self._leave_now(member, now)
                 return
 
@@ -164,6 +173,11 @@ class Membership:
 def all_finished(job: Job) -> bool:
     """Whether every fragment is through with all steps and its last state is uploaded: the job needs no worker more."""
     return job.state == "running" and job.plan is not None and set(job.finished) >= set(job.plan.workers)
+
+
+def _handed_over(job: Job, member: Member) -> bool:
+    """Whether its fragments are with others; what the job still needs of it, its recovery knows."""
+    return job.state == "running" and job.plan is not None and member.name not in job.plan.workers
 
 
 def _seconds_to_checkpoint(job: Job) -> float | None:

@@ -237,6 +237,10 @@ class Moves:
             self._adoption.again(job, now)
             return
         self._tell(job, plan, move, step)
+        # Who gave a fragment away keeps its snapshot, or the new host would be the only one to have it.
+        run.holders.update(
+            (index, host) for index, host in enumerate(plan.placement) if host != move.placement[index]
+        )
         run.moved_at, run.moved_step = now, step
         run.abandoned = 0
         for worker in plan.workers:
@@ -258,7 +262,10 @@ class Moves:
     # Workers without fragments ------------------------------------------------------------------------------------
 
     def release_empty(self, job: Job, now: float) -> None:
-        """Let workers go that have no fragments any more, once their share of the last checkpoint is here."""
+        """Let workers go that have no fragments any more, once nobody needs what they have.
+
+        That is their share of the last checkpoint, and the snapshots of their fragments until the new hosts' backups have newer.
+        """
         run = job.run
         assert run is not None
         assert job.plan is not None
@@ -266,7 +273,9 @@ class Moves:
             if member.name in job.plan.workers or self.is_newcomer(job, member):
                 continue
             patient = run.moved_at is None or now - run.moved_at < _UPLOAD_PATIENCE
-            if patient and self._awaited(job, run.left.get(member.name, []), run.moved_step or 0):
+            # One worker alone takes no snapshots, so nothing newer would come.
+            holds = len(job.plan.workers) > 1 and member.name in run.holders.values()
+            if patient and (holds or self._awaited(job, run.left.get(member.name, []), run.moved_step or 0)):
                 continue
             run.left.pop(member.name, None)
             self._let_go(job, member, "its fragments have moved")

@@ -2,11 +2,13 @@
 
 A host announces a snapshot (piece 0: size and checksum); its backup worker asks for one piece after the other, so that a
 snapshot never puts more than two pieces between the messages of the training. Once whole and verified it is held until
-a newer one is the common snapshot. Called from the data plane's thread, the compute thread and the event loop.
+a newer one is the common snapshot. A fragment's former host keeps the snapshot with which the fragment moved, so that two have
+it until then. Called from the data plane's thread, the compute thread and the event loop.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import threading
 import zlib
@@ -91,6 +93,7 @@ class Backups:
         self._lock = threading.RLock()
         self._offers: dict[int, tuple[int, _Offer]] = {}
         self._held: dict[tuple[int, int], _Held] = {}
+        self._kept: dict[tuple[int, int], StateBlob] = {}
         self._common = -1
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="snapshots")
 
@@ -127,16 +130,34 @@ class Backups:
         with self._lock:
             self._common = max(self._common, step)
             self._held = {key: held for key, held in self._held.items() if key[1] >= step}
+            self._kept = {key: blob for key, blob in self._kept.items() if key[1] >= step}
             self._offers = {fragment: offer for fragment, offer in self._offers.items() if offer[0] > step}
+
+    def keep(self, fragment: int, step: int) -> None:
+        """The fragment moves away with the snapshot of `step`, which we sent: hold it for its new host. Before `commit`."""
+        with self._lock:
+            at, offer = self._offers.get(fragment, (-1, None))
+            if offer is not None and at == step:
+                self._kept[fragment, step] = offer.blob
 
     def state(self, fragment: int, step: int) -> dict[str, Tensor]:
         """The state that is held of a fragment after `step`. Raises `BlobError` when it is not here."""
         with self._lock:
-            held = self._held.get((fragment, step))
-            if held is None or not held.verified:
+            held, kept = self._held.get((fragment, step)), self._kept.get((fragment, step))
+            if held is not None and held.verified:
+                data = bytes(held.data)
+            elif kept is not None:
+                data = b"".join(kept.pieces())
+            else:
                 raise BlobError(f"no snapshot of fragment {fragment} after step {step} is held here")
-            tensors: dict[str, Tensor] = safetensors.torch.load(bytes(held.data))
-            return tensors
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+        return tensors
+
+    def digest(self, fragment: int, step: int) -> str:
+        """Half of the SHA-256 of the snapshot that is held; empty when it is not here."""
+        with self._lock:
+            held = self._held.get((fragment, step))
+        return hashlib.sha256(held.data).hexdigest()[:32] if held is not None and held.verified else ""
 
     def close(self) -> None:
         """Let go of everything."""
@@ -144,6 +165,7 @@ class Backups:
         with self._lock:
             self._offers.clear()
             self._held.clear()
+            self._kept.clear()
 
     # Ours, on their way out ----------------------------------------------------------------------------------------
 

@@ -298,6 +298,8 @@ class JobRun:
         if any(peer.worker not in route.connections for peer in self._others(order.peers)):
             await self._connect(route, order.peers, order.plan.epoch)
         route.admission = host.assembly.admission(order.plan)
+        for fragment in set(host.hosted) - set(hosted):
+            parts.backups.keep(fragment, order.step)
         host.hosted = hosted
         host.post(Switch(order.plan, order.step, pieces))
         if order.step > host.assembly.first_step - 1:

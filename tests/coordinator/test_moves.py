@@ -75,11 +75,43 @@ def test_a_leaving_worker_hands_its_fragments_over_first() -> None:
         play.say(name, Adopted(job="job", epoch=1))
     play.say("a", CaughtUp(job="job", epoch=1, fragments=[1], steps=1, seconds=0.1))
     assert not any("replayed" in story for story in play.stories())
+    assert (play.job.recoveries, play.job.restarts, play.run.common_step) == (0, 0, 6)
+    # Until there is a newer snapshot, b holds that of what it gave away.
+    assert play.run.holders[1] == "b"
+    assert not play.sent(Shutdown)
+    common = play.backed_up(7)
     assert set(play.sent(Stop)) == set(play.sent(Shutdown)) == {"b"}
     assert (play.member("b").state, list(play.job.hosts)) == ("left", ["a", "c"])
-    assert (play.job.recoveries, play.job.restarts, play.run.common_step) == (0, 0, 6)
-    play.train(7, 8)
-    assert play.metrics() == list(range(1, 9))
+    assert play.metrics() == list(range(1, common + 2))
+
+
+def test_a_new_host_that_dies_before_the_next_snapshot_gives_the_fragment_back() -> None:
+    play = Play("abc", backup_every=500)
+    play.train(1, 4)
+    joined(play, seconds=0.5, current=1.0)
+    play.say("d", Ready(job="job", epoch=0))
+    play.connect_all()
+    order = held(play)
+    play.all_adopted()
+    assert play.plan.placement == ("a", "d", "c")
+    play.train(order.step + 1, order.step + 1)
+    play.lose("d")
+    assert play.sent(Adopt)["b"].step == order.step
+    assert (play.plan.placement, play.job.restarts) == (("a", "b", "c"), 0)
+
+
+def test_a_worker_that_has_handed_everything_over_leaves_without_a_step_back_near_the_end() -> None:
+    last = 40
+    play = Play("abc", backup_every=500, steps=last)
+    play.train(1, last - 6)
+    play.leave("b")
+    play.answer(play.asked_plan(), ("a", "a", "c"))
+    held(play)
+    play.all_adopted()
+    play.train(play.run.common_step + 1, last - 1)
+    play.tick(100)
+    assert (play.job.state, play.job.restarts) == ("running", 0)
+    assert play.member("b").state == "left"
 
 
 def test_everybody_must_have_stopped() -> None:
@@ -235,6 +267,8 @@ def test_a_worker_that_joins_takes_work_at_a_step_boundary() -> None:
     assert {peer.worker for peer in adopt.peers} == {"a", "b", "c", "d"}
     assert play.plan.placement == ("a", "d", "c")
     assert f"fragment 1 -> d at step {order.step} (worker d joined)" in play.stories()
+    assert play.member("b").state == "busy"
+    play.backed_up(order.step + 1)
     assert play.member("b").state == "idle"
     assert set(play.sent(Stop)) == {"b"}
 

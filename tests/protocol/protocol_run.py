@@ -219,6 +219,8 @@ class JobRun:
 
     def _switch_over(self, order: Adopt, states: dict[int, int]) -> None:
         self._admission = self._admit(order.plan)
+        for fragment in set(self.hosted) - set(order.plan.fragments_of(self.process.name)):
+            self.snapshots.keep(fragment, order.step)
         self.hosted = order.plan.fragments_of(self.process.name)
         self.computing.post(Switch(order.plan, order.step, states))
         if order.step > self.first_step - 1:

@@ -51,9 +51,18 @@ class Snapshots:
             self._offers[fragment] = (step, to, state)
             self._announce(fragment)
 
+    def keep(self, fragment: int, step: int) -> None:
+        at, _, state = self._offers.get(fragment, (-1, "", 0))
+        if at == step:
+            self._held[fragment, step] = _Held("", state, here=True)
+
     def state(self, fragment: int, step: int) -> int | None:
         held = self._held.get((fragment, step))
         return held.state if held is not None and held.here else None
+
+    def sent(self, fragment: int, step: int) -> bool:
+        """Whether we hold a snapshot of our own fragment, which would be kept if the fragment moved away."""
+        return self._offers.get(fragment, (-1,))[0] == step
 
     def commit(self, step: int) -> None:
         self._common = max(self._common, step)

@@ -303,7 +303,8 @@ class World:
         for fragment, holder in job.run.holders.items():
             run = by_name.get(holder)
             if run is not None and job.plan.placement[fragment] != holder:
-                assert run.snapshots.state(fragment, common) is not None, f"{holder} lacks {fragment} after {common}"
+                here = run.snapshots.state(fragment, common) is not None or run.snapshots.sent(fragment, common)
+                assert here, f"{holder} lacks {fragment} after {common}"
         for run in by_name.values():
             run.computing.made = {key for key in run.computing.made if key[2] > common}
             for key in run.computing.made:

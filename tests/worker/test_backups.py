@@ -61,6 +61,19 @@ def test_the_common_snapshot_stays_although_its_holder_missed_that_it_is_common(
     pair.close()
 
 
+def test_who_gives_a_fragment_away_keeps_its_snapshot_until_there_is_a_newer_one() -> None:
+    pair = Pair()
+    pair.snapshot(3)
+    pair.host.keep(0, 3)
+    pair.host.commit(3)
+    pair.host.commit(3)
+    assert pair.host.state(0, 3)["parameter/weight"][0].item() == 3.0
+    pair.host.commit(5)
+    with pytest.raises(BlobError):
+        pair.host.state(0, 3)
+    pair.close()
+
+
 def test_a_newer_common_snapshot_takes_the_place_of_the_older() -> None:
     pair = Pair()
     pair.snapshot(3)
