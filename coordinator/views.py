@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from coordinator.jobs import FragmentSummary, Job, JobState
+from coordinator.jobs import FragmentSummary, Job, JobState, Metric
 from coordinator.pool import Member
 from fusion.messages import BlobRef, DataManifest, Device
 from fusion.plan import Plan
@@ -77,18 +77,8 @@ class LinkView(BaseModel):
     error: str | None = Field(description="Why the last probe failed, in words; no new plan uses the link then.")
 
 
-class MetricView(BaseModel):
+class MetricView(Metric):
     """One finished step."""
-
-    step: int
-    loss: float | None
-    step_seconds: float
-    sent_bytes: int
-    tokens: int | None = None
-    samples: int | None = None
-    epoch: int
-    gradient_norm: float | None = None
-    eval_loss: float | None = None
 
 
 class EventView(BaseModel):
