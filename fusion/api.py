@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -140,7 +140,7 @@ def train(
         return captured(spec, model, loss, prepared)
 
     recorded: list[dict[str, Any]] = []
-    with _folder(folder) as place, MetricsFile(metrics) as file, RunView(name, steps, quiet=quiet) as view:
+    with _folder(folder) as place, closing(MetricsFile(metrics)) as file, RunView(name, steps, quiet=quiet) as view:
 
         def show(item: StreamItem) -> None:
             file.write(item)

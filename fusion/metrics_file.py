@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TextIO
+from typing import TextIO
 
 from fusion.client import StreamItem
 from fusion.errors import UserError
@@ -14,7 +13,7 @@ from fusion.errors import UserError
 class MetricsFile:
     """Writes what `fusion.follow.follow` yields; each line is on disk's way as soon as it is known.
 
-    Raises `UserError` when the file can't be opened or written.
+    Raises `UserError` when the file can't be opened or written. Close it at the end.
     """
 
     def __init__(self, path: Path | str | None) -> None:
@@ -42,11 +41,3 @@ class MetricsFile:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -15,8 +15,7 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from fusion.client import StreamItem
 from fusion.errors import UserError
@@ -105,7 +104,7 @@ def _float(number: int, value: float) -> bytes:
 class TensorBoardFile:
     """Writes the metrics of a followed job into a fresh event file in `folder`; `None` writes nothing.
 
-    Raises `UserError` when the file can't be written.
+    Raises `UserError` when the file can't be written. Close it at the end.
     """
 
     def __init__(self, folder: Path | None, clock: Callable[[], float] = time.time) -> None:
@@ -147,11 +146,3 @@ class TensorBoardFile:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -66,8 +67,8 @@ def submit(
 
         final = posted
         with (
-            MetricsFile(metrics) as file,
-            TensorBoardFile(tensorboard) as board,
+            closing(MetricsFile(metrics)) as file,
+            closing(TensorBoardFile(tensorboard)) as board,
             RunView(spec.name, spec.train.steps) as view,
         ):
             for item in items(client, str(posted["id"])):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -98,8 +99,8 @@ def up(
         spec = spec.model_copy(update={"plan": spec.plan.model_copy(update={"workers": len(team)})})
 
     with (
-        MetricsFile(metrics) as file,
-        TensorBoardFile(tensorboard) as board,
+        closing(MetricsFile(metrics)) as file,
+        closing(TensorBoardFile(tensorboard)) as board,
         RunView(spec.name, spec.train.steps) as view,
     ):
         view.say(f"{spec.name}: {spec.train.steps} steps on {len(team)} workers, in {folder}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 
 import pytest
 
@@ -89,7 +90,7 @@ def test_giving_up():
 
 def test_metrics_file(tmp_path):
     path = tmp_path / "deep" / "metrics.jsonl"
-    with MetricsFile(path) as file:
+    with closing(MetricsFile(path)) as file:
         for item in (RUNNING, metric(1), event(1), StreamItem("metrics", {"step": 2, "loss": None})):
             file.write(item)
     lines = [json.loads(line) for line in path.read_text().splitlines()]

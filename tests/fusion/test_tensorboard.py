@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import closing
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_the_checksum_is_that_of_rfc_3720(data, crc):
 
 
 def test_a_run_reads_back(tmp_path):
-    with TensorBoardFile(tmp_path / "board", clock=lambda: 1700000000.5) as file:
+    with closing(TensorBoardFile(tmp_path / "board", clock=lambda: 1700000000.5)) as file:
         file.write(StreamItem("job", {"state": "running"}))
         metric = {"step": 300, "loss": 1.5, "step_seconds": 0.5, "sent_bytes": 1000, "tokens": 64, "eval_loss": None}
         file.write(StreamItem("metrics", metric))
@@ -88,7 +89,7 @@ def test_a_run_reads_back(tmp_path):
 
 
 def test_no_folder_writes_nothing_and_a_bad_one_is_one_line(tmp_path):
-    with TensorBoardFile(None) as file:
+    with closing(TensorBoardFile(None)) as file:
         file.write(StreamItem("metrics", {"step": 1}))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--tensorboard .*: can't be written"):
