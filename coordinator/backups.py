@@ -259,6 +259,7 @@ class Backups:
         assert run.round is not None
         found, run.round = run.round, None
         run.common_step, run.holders = found.step, dict(found.backups)
+        run.since_epoch = job.epoch + found.hold  # With a hold, a new placement follows at once.
         run.cost = found.cost or 0.0
         run.margin = max(SMALLEST_MARGIN, run.margin - 1)
         run.patience = PATIENCE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coordinator import events as ev
+from coordinator import progress
 from coordinator.books import Books
 from coordinator.jobs import Job
 from fusion.messages import CheckpointPart
@@ -25,10 +26,18 @@ class Collecting:
                 self._books.do(ev.DropBlobs((part.blob.digest,)))
             return
         job.parts.setdefault(part.step, parts)[part.fragment] = part.blob
-        if len(parts) == len(job.plan.placement):
-            job.writing.append(part.step)
-            self._books.do(ev.WriteCheckpoint(job.id, part.step, dict(parts), job.spec.checkpoint.keep))
+        self.write_whole(job)
         self._books.save(job, announce=False)
+
+    def write_whole(self, job: Job) -> None:
+        """Have those written that are whole and past their spot checks."""
+        assert job.plan is not None
+        for step, parts in sorted(job.parts.items()):
+            whole = len(parts) == len(job.plan.placement)
+            if whole and step not in job.writing and not progress.unsettled(job, step):
+                job.writing.append(step)
+                self._books.do(ev.WriteCheckpoint(job.id, step, dict(parts), job.spec.checkpoint.keep))
+                self._books.save(job, announce=False)
 
     def over(self, job: Job, event: ev.CheckpointWritten | ev.CheckpointFailed) -> None:
         """A checkpoint is written, or could not be."""

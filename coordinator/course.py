@@ -44,6 +44,8 @@ class Course:
             from_origin=job.checkpoint is None,
             again_until=job.step,
             common_step=job.restart_step,
+            settled=job.restart_step,
+            since_epoch=job.epoch,
             highest=job.restart_step,
         )
         self._books.do(ev.SavePlan(job.id, plan))
@@ -120,7 +122,7 @@ class Course:
 
     def end_when_done(self, job: Job, now: float) -> None:
         """The job is done once everybody is finished and no checkpoint is being written."""
-        if not all_finished(job) or job.writing:
+        if not all_finished(job) or job.writing or progress.unsettled(job, job.train.steps):
             return
         self.publish(job, progress.flush(job))
         if job.checkpoint != job.train.steps:
@@ -128,6 +130,11 @@ class Course:
                 job, "checkpoint-missing", f"no checkpoint of the last step {job.train.steps} could be kept"
             )
         self.end(job, now, "done", "")
+
+    def publish_settled(self, job: Job) -> None:
+        """Give out what has waited for its spot checks."""
+        if metrics := progress.settled(job):
+            self.publish(job, metrics)
 
     def publish(self, job: Job, metrics: list[Metric]) -> None:
         """Give out the metrics of steps that are complete."""

@@ -309,6 +309,7 @@ class Engine:
             failure_timeout=job.spec.fault_tolerance.failure_timeout,
             backups=asked.backups,
             log_bytes=job.spec.fault_tolerance.log_memory,
+            verify=bool(job.spec.verify.fraction),
         )
         for incarnation in asked.hosts:
             self.control.send(incarnation, message)

@@ -16,6 +16,9 @@ class NameTakenError(FusionError):
 
 def admit(lifecycle: Lifecycle, request: JoinRequest, now: float) -> Member:
     """The record of a new incarnation. Raises `NameTakenError`."""
+    for other in lifecycle.pool:
+        if other.barred and (other.name == request.name or other.public_key == request.public_key):
+            raise NameTakenError(f"worker {other.name} was evicted ({other.barred})")
     for other in lifecycle.pool.live():
         same_name, same_key = other.name == request.name, other.public_key == request.public_key
         # A name whose worker has gone quiet is free: most likely its process was killed and started again.

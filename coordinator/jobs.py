@@ -117,6 +117,16 @@ class Job(BaseModel):
     """Times that the job went back to a checkpoint or to its start."""
     commits: int = 0
     """Common snapshots that were complete."""
+    checks_drawn: int = 0
+    """Spot checks that were drawn; of these:"""
+    checks_passed: int = 0
+    checks_failed: int = 0
+
+    @property
+    def checks_void(self) -> int:
+        """Spot checks that could not be made, or not to the end."""
+        under_way = len(self.run.inspection.checks) if self.run is not None and self.run.inspection is not None else 0
+        return max(0, self.checks_drawn - self.checks_passed - self.checks_failed - under_way)
 
     @property
     def terminal(self) -> bool:

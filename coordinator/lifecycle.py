@@ -9,7 +9,8 @@ whom an event concerns; the rules are in `membership` (workers), `course` (jobs)
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from random import SystemRandom
 
 from coordinator import claims, progress, queueing, slowness
 from coordinator import events as ev
@@ -21,6 +22,7 @@ from coordinator.links import MAX_BYTES, MAX_SECONDS, Failed, Links
 from coordinator.membership import Membership
 from coordinator.pool import Member, Pool
 from coordinator.recovery import Recovery, RecoveryMessage
+from coordinator.spot_checks import SpotChecks
 from fusion.addresses import place_of
 from fusion.messages import (
     Arrivals,
@@ -46,10 +48,17 @@ from fusion.messages import (
 class Lifecycle:
     """The pool and all jobs. `handle` is the only way in; reading `pool` and `jobs` is free."""
 
-    def __init__(self, timing: Timing | None = None, links: Links | None = None) -> None:
+    def __init__(
+        self,
+        timing: Timing | None = None,
+        links: Links | None = None,
+        draw: Callable[[], float] | None = None,
+    ) -> None:
         self.links = links or Links()
         self._books = Books(timing, self.links)
-        self._recovery = Recovery(self._books, self.go_back)
+        self._recovery = Recovery(
+            self._books, self.go_back, SpotChecks(self._books, draw or SystemRandom().random, self._expel)
+        )
         self._course = Course(self._books, self._recovery.backups)
         self._collecting = Collecting(self._books)
         self._membership = Membership(self._books, self)
@@ -97,7 +106,7 @@ class Lifecycle:
                 self._recovery.notice_idle(event.time)
                 self._measure_links(event.time)
                 for job in self.jobs.values():
-                    self._recovery.advance(job, event.time)
+                    self._advance(job, event.time)
             case ev.WorkerJoined():
                 self.links.forget(event.member.name)
                 self._membership.joined(event)
@@ -138,6 +147,13 @@ class Lifecycle:
     def go_back(self, job: Job, now: float, cause: str) -> None:
         self._course.restart(job, now, cause)
 
+    def _expel(self, job: Job, members: Sequence[Member], now: float, why: str) -> None:
+        """These workers are not to be trusted: the job goes on without them, from before what they did."""
+        for member in members:
+            self._membership.expel(member, job, why)
+        names = ", ".join(member.name for member in members)
+        self._course.restart(job, now, f"worker{'s' if len(members) > 1 else ''} {names} failed a spot check")
+
     # Messages of workers ------------------------------------------------------------------------------------------
 
     def _reported(self, event: ev.Reported) -> None:
@@ -176,13 +192,21 @@ class Lifecycle:
                         self._recovery.suspect(job, message, event.time)
                     else:
                         self._recovery.moves.connected(job, member, message)
-                        self._recovery.advance(job, event.time)
+                        self._advance(job, event.time)
             case _:
                 job = self._job_of(message.job, member)
                 # A placement may change while a message is on its way: any epoch of the current run counts.
                 if job is not None and (job.run.epoch if job.run else job.epoch) <= message.epoch <= job.epoch:
                     self._job_message(job, member, message, event.time)
-                    self._recovery.advance(job, event.time)
+                    self._advance(job, event.time)
+
+    def _advance(self, job: Job, now: float) -> None:
+        """Take the next step of whatever is under way, and give out what is past its spot checks."""
+        self._recovery.advance(job, now)
+        if job.state == "running" and job.spec.verify.fraction:
+            self._course.publish_settled(job)
+            self._collecting.write_whole(job)
+            self._course.end_when_done(job, now)
 
     def _job_of(self, name: str, member: Member) -> Job | None:
         """The job, if this worker takes part in it."""
@@ -236,7 +260,7 @@ class Lifecycle:
         if job is not None and job.state == "running":
             if self._recovery.moves.is_newcomer(job, member):
                 self._recovery.moves.abandon(job, now, f"worker {member.name} leaves")
-            self._recovery.advance(job, now)
+            self._advance(job, now)
 
     # Links --------------------------------------------------------------------------------------------------------
 
@@ -301,7 +325,7 @@ class Lifecycle:
             self._course.planned(job, event)
         elif job.state == "running" and job.run is not None and job.run.asked_for_move == event.attempt:
             self._recovery.moves.planned(job, event)
-            self._recovery.advance(job, event.time)
+            self._advance(job, event.time)
 
     # Slow work ----------------------------------------------------------------------------------------------------
 

@@ -45,6 +45,8 @@ class Member(BaseModel):
     memory_used_bytes: int = 0
     moving: bool = False
     """A draining member waits until its fragments have moved; otherwise for a checkpoint of its job."""
+    barred: str = ""
+    """Why it was evicted; whoever has its name or key may not join again."""
     leave_by: float | None = None
     """A draining member's job goes back to its checkpoint at this time, if its fragments have not moved before."""
 

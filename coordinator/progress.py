@@ -1,7 +1,7 @@
 """Puts the step reports of a job's workers together: a step counts when all its fragments have finished it, once.
 
 A fragment may be reported by several workers in turn: one that adopts it runs its last steps again. A metric is given out
-in step order. A step after which an evaluation is due waits for the evaluation's report; it waits no longer than until all
+in step order. With spot checks, a step waits until it is past them. A step after which an evaluation is due waits for the evaluation's report; it waits no longer than until all
 fragments have finished the next step, because a worker evaluates before it goes on.
 """
 
@@ -55,6 +55,19 @@ def add_evaluation(job: Job, report: EvaluationReport) -> list[Metric]:
     return _complete(job)
 
 
+def settled(job: Job) -> list[Metric]:
+    """The metrics that waited for spot checks which are over now."""
+    return _complete(job)
+
+
+def unsettled(job: Job, step: int) -> bool:
+    """Whether what came of `step` may still turn out to be a lie, and must not be given out yet."""
+    run, plan = job.run, job.plan
+    if not job.spec.verify.fraction or run is None or plan is None or len(plan.workers) < 2:
+        return False  # One worker alone is checked by nobody.
+    return step > run.settled
+
+
 def flush(job: Job, through: int | None = None) -> list[Metric]:
     """What is complete, up to the step `through`, waits for no evaluation any more: there won't be another."""
     return _complete(job, wait_for_evaluation=False, through=through)
@@ -69,7 +82,7 @@ def _complete(job: Job, wait_for_evaluation: bool = True, through: int | None = 
     metrics: list[Metric] = []
     for step in sorted(job.partial):
         partial = job.partial[step]
-        if partial.completed_at is None or (through is not None and step > through):
+        if partial.completed_at is None or (through is not None and step > through) or unsettled(job, step):
             break
         waiting = wait_for_evaluation and evaluation_due(job, step) and partial.eval_loss is None
         following = job.partial.get(step + 1)

@@ -89,8 +89,15 @@ class EngineCollector(Collector):
         commits = CounterMetricFamily(
             "fusion_job_snapshots_committed_total", "Common snapshots that other workers hold.", labels=labels
         )
+        checks = CounterMetricFamily(
+            "fusion_job_spot_checks_total",
+            "Stretches of a fragment's steps that another worker has run again.",
+            labels=[*labels, "result"],
+        )
         for job in jobs:
             values = [job.id, job.spec.name]
+            for result in ("passed", "failed", "void"):
+                checks.add_metric([*values, result], getattr(job, f"checks_{result}"))
             sent.add_metric(values, job.sent_bytes)
             recoveries.add_metric(values, job.recoveries)
             restarts.add_metric(values, job.restarts)
@@ -103,7 +110,7 @@ class EngineCollector(Collector):
                 loss.add_metric(values, job.loss)
             if job.step_seconds is not None:
                 seconds.add_metric(values, job.step_seconds)
-        yield from (step, loss, seconds, epoch, sent, recoveries, restarts, commits)
+        yield from (step, loss, seconds, epoch, sent, recoveries, restarts, commits, checks)
 
 
 def page(engine: Engine, denied: Mapping[str, int]) -> bytes:

@@ -17,6 +17,7 @@ from coordinator.jobs import Job
 from coordinator.membership import all_finished
 from coordinator.moves import Moves
 from coordinator.pool import Member
+from coordinator.spot_checks import CheckMessage, SpotChecks
 from fusion.messages import Adopted, BackupFailed, CantAdopt, CaughtUp, Holding, Paused, PeerLost
 
 PROBE_SECONDS = 0.3
@@ -27,14 +28,15 @@ _NEW_SECONDS = 60.0
 Restart = Callable[[Job, float, str], None]
 """(job, now, cause): back to the last checkpoint."""
 
-RecoveryMessage = Holding | BackupFailed | Paused | Adopted | CantAdopt | CaughtUp
+RecoveryMessage = Holding | BackupFailed | Paused | Adopted | CantAdopt | CaughtUp | CheckMessage
 
 
 class Recovery:
     """Snapshots, adoptions and moves of running jobs."""
 
-    def __init__(self, books: Books, restart: Restart) -> None:
+    def __init__(self, books: Books, restart: Restart, checks: SpotChecks) -> None:
         self._books = books
+        self._checks = checks
         self._restart = restart
         self.backups = Backups(books)
         self.adoption = Adoption(books, self.backups)
@@ -58,13 +60,18 @@ class Recovery:
     def advance(self, job: Job, now: float) -> None:
         """Take the next step of whatever is under way."""
         run = job.run
-        if job.state != "running" or run is None or job.plan is None or all_finished(job):
+        if job.state != "running" or run is None or job.plan is None:
+            return
+        if all_finished(job):
+            self._checks.settled(job, now, job.train.steps)
             return
         if not self.adoption.watch(job, now):
             return
         self.moves.release_empty(job, now)
         if run.round is not None:
             if self.backups.complete(job, now):
+                if not self._checks.settled(job, now, run.round.step):
+                    return
                 if run.round.hold:
                     self.moves.perform(job, now)
                     return
@@ -95,6 +102,8 @@ class Recovery:
             case CantAdopt():
                 if message.epoch == job.epoch:
                     self._restart(job, now, f"worker {member.name} can't take over: {message.message}")
+            case _:
+                self._checks.heard(job, member, message)
 
     def _no_room(self, job: Job, now: float) -> None:
         assert job.plan is not None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
+from coordinator.inspection import Inspection
+
 SMALLEST_MARGIN = 2
 """Steps between the last one heard of and the one whose snapshots are ordered."""
 PATIENCE = 60.0
@@ -99,6 +101,13 @@ class Run(BaseModel):
     """Seconds per step, averaged over the last ones; 0 when not known yet."""
     urgent: bool = False
     """Some fragments are held by their own host only."""
+
+    settled: int = 0
+    """Steps up to this one are past their spot checks: what came of them may be given out."""
+    since_epoch: int = 0
+    """The plan epoch in which everybody went on from the common step."""
+    inspection: Inspection | None = Field(default=None, exclude=True)
+    """Not kept over a restart of the coordinator: what was ordered is given up then."""
 
     highest: int = 0
     """The last step that any fragment has finished."""

@@ -14,6 +14,14 @@ from fusion.plan import Plan
 from fusion.spec import JobSpec
 
 
+class ChecksView(BaseModel):
+    """Spot checks of a job: stretches of a fragment's steps that another worker has run again."""
+
+    passed: int
+    failed: int
+    void: int = Field(description="They could not be made, or not to the end.")
+
+
 class JobView(BaseModel):
     """A job. Times are seconds since the epoch."""
 
@@ -42,6 +50,7 @@ class JobView(BaseModel):
     backups: dict[int, str] = Field(description="Fragment -> the worker that takes it over if its host is lost.")
     recoveries: int = Field(description="Losses of workers that cost no step.")
     restarts: int = Field(description="Times that the job went back to its checkpoint.")
+    checks: ChecksView
 
 
 class WorkerView(BaseModel):
@@ -210,6 +219,7 @@ def job_view(job: Job) -> dict[str, Any]:
         backups=job.run.backups if job.run else {},
         recoveries=job.recoveries,
         restarts=job.restarts,
+        checks=ChecksView(passed=job.checks_passed, failed=job.checks_failed, void=job.checks_void),
     )
     shown: dict[str, Any] = json.loads(view.model_dump_json())  # JSON has no NaN: a lost loss is shown as null.
     return shown

@@ -80,6 +80,7 @@ SECTIONS: tuple[tuple[str, str, tuple[tuple[str, type[BaseModel]], ...]], ...] =
     ("`plan`", "", (("", spec.PlanSpec),)),
     ("`compression`", "", (("", spec.CompressionSpec),)),
     ("`fault_tolerance`", "", (("", spec.FaultToleranceSpec),)),
+    ("`verify`", "", (("", spec.VerifySpec),)),
     ("`checkpoint`", "", (("", spec.CheckpointSpec),)),
     (
         "Topology file",

@@ -230,6 +230,16 @@ class FaultToleranceSpec(_Section):
     )
 
 
+class VerifySpec(_Section):
+    fraction: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the tasks that another worker runs again, drawn at random, to find workers that cheat; 0: none. "
+        "Above 0, losses and checkpoints are given out once their steps are past the check.",
+    )
+
+
 class CheckpointSpec(_Section):
     every: int | None = Field(None, gt=0, description="Steps between checkpoints. One is always written at the end.")
     keep: int = Field(3, gt=0, description="Checkpoints to keep.")
@@ -248,4 +258,5 @@ class JobSpec(_Section):
     plan: PlanSpec = Field(default_factory=PlanSpec, description="How to cut and place.")
     compression: CompressionSpec = Field(default_factory=CompressionSpec, description="What crosses a link.")
     fault_tolerance: FaultToleranceSpec = Field(default_factory=FaultToleranceSpec, description="When a device leaves.")
+    verify: VerifySpec = Field(default_factory=VerifySpec, description="Spot checks of what workers compute.")
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec, description="Checkpoints.")

@@ -47,6 +47,13 @@ class FrameKind(IntEnum):
     MARK = 11
     """Comes before (`micro_batch` 0) and after (1) a large message of `shape` bytes: the times tell how fast the link is."""
 
+    SHOW = 12
+    """Please show, for a spot check, the message that (edge, step, micro-batch, kind) names; `codec` holds the kind's name."""
+    SHOWN_ACTIVATION = 13
+    """An ACTIVATION as it was sent then, to the worker that checks."""
+    SHOWN_GRADIENT = 14
+    SHOWN_NORMS = 15
+
 
 _KINDS = {int(kind): kind for kind in FrameKind}
 _INTEGERS = frozenset({int})

@@ -54,7 +54,7 @@ class Admission:
     """The rules for one worker, one job and one plan.
 
     `norms` has the number of home parameters of each fragment (empty without clipping); `last_step` is the job's last
-    step; `first_epoch` is the plan epoch with which the run began.
+    step; `first_epoch` is the plan epoch with which the run began; with `verify` there may be spot checks.
     """
 
     def __init__(
@@ -69,8 +69,11 @@ class Admission:
         eval_batches: int = 0,
         norms: Sequence[int] = (),
         first_epoch: int | None = None,
+        verify: bool = False,
     ) -> None:
         self.job = job
+        self._plan = plan
+        self._verify = verify
         self.epoch = plan.epoch
         self._first_epoch = plan.epoch if first_epoch is None else first_epoch
         self._micro_batches = micro_batches
@@ -116,7 +119,7 @@ class Admission:
                 self._check_request(header, sender, payloads)
             case FrameKind.DONE:
                 self._check_done(header, sender, payloads)
-            case FrameKind.SWITCHED | FrameKind.SNAPSHOT_WANT:
+            case FrameKind.SWITCHED | FrameKind.SNAPSHOT_WANT | FrameKind.SHOW:
                 self._check_known(header, sender)
                 if payloads:
                     raise Refused("layout", f"a {header.kind.name} with a payload")
@@ -128,12 +131,32 @@ class Admission:
                 raise Refused("unknown key", f"{header.kind.name} belongs to no job")
             case FrameKind.SNAPSHOT:
                 return self._check_snapshot(header, sender, payloads)
+            case FrameKind.SHOWN_ACTIVATION | FrameKind.SHOWN_GRADIENT | FrameKind.SHOWN_NORMS:
+                return self._check_shown(header, sender, payloads)
             case _:
                 layout = self._layout(header)
                 self._check_sender(sender, layout.source, header)
                 _check_payload(header, layout, payloads)
                 return layout
         return None
+
+    def _check_shown(self, header: Header, sender: str, payloads: Sequence[int]) -> Layout:
+        """Shown for a spot check, by its host, as it was sent; whether it was asked for is seen where it is used."""
+        plan, edge = self._plan, self._edges[header.edge] if header.edge < len(self._edges) else None
+        layout: Layout | None = None
+        if header.kind is FrameKind.SHOWN_NORMS:
+            layout = self._norms.get(header.edge)
+        elif edge is not None and header.kind is FrameKind.SHOWN_ACTIVATION:
+            layout = _layout(plan, edge, plan.placement[edge.source], backward=False)
+        elif edge is not None and edge.gradient:
+            layout = _layout(plan, edge, plan.placement[edge.target], backward=True)
+        if layout is None or not self._verify:
+            raise self._unexpected(header, f"{header.kind.name} {header.edge} is nothing that is checked here")
+        self._check_sender(sender, layout.source, header)
+        if not 1 <= header.step <= self._last_step or header.micro_batch >= self._micro_batches:
+            raise Refused("unknown key", f"{header.kind.name} of step {header.step}, micro-batch {header.micro_batch}")
+        _check_payload(header, layout, payloads)
+        return layout
 
     def _check_done(self, header: Header, sender: str, payloads: Sequence[int]) -> None:
         edge = self._edges[header.edge] if header.edge < len(self._edges) else None

@@ -80,6 +80,7 @@ class Assembly:
             if train.clip_grad_norm is not None
             else (),
             first_epoch=self.prepare.plan.epoch,
+            verify=self.prepare.verify,
         )
 
 

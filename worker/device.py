@@ -42,6 +42,7 @@ def measure(
         description=description,
         cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
         threads=threads,
+        capability=_capability(target),
         memory_bytes=min(memory, memory_limit) if memory_limit else memory,
     )
     if speed is not None:
@@ -56,6 +57,13 @@ def measure(
             "seconds_per_call": found.seconds_per_call,
         }
     )
+
+
+def _capability(target: torch.device) -> str:
+    """What torch chooses kernels by: two devices with the same one compute the same bits."""
+    if target.type == "cuda":
+        return ".".join(map(str, torch.cuda.get_device_capability(target)))
+    return str(torch.backends.cpu.get_cpu_capability())
 
 
 def _machine_memory() -> int:

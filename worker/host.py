@@ -32,8 +32,10 @@ from worker.assembly import Assembly, Piece
 from worker.explain import explain
 from worker.memory import MemoryGuard
 from worker.parcel import Parcel
+from worker.rerun import Examine
 from worker.route import Route
 from worker.session import Session
+from worker.spot_checks import SpotChecks, Testify
 from worker.surroundings import Surroundings
 from worker.trace import Trace
 from worker.waiting import Patience
@@ -45,6 +47,7 @@ Upload = Callable[[int, int, dict[str, Tensor]], "Future[None]"]
 Ship = Callable[[int, int, str, dict[str, Tensor]], None]
 """(fragment, step, backup worker, state): send a snapshot there, in the background."""
 Arrival = Tensor | ToDevice | Parcel | None
+_TO_DEVICE = frozenset({FrameKind.ACTIVATION, FrameKind.GRADIENT, FrameKind.EVALUATION})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class Arrived:
     sender: str
     value: Arrival
     at: float = 0.0
+    digest: str = ""
+    """Where there are spot checks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ class Switch:
     pieces: Mapping[int, Piece]
 
 
-Event = Arrived | Switch | Backup | Commit | Exception | None
+Event = Arrived | Switch | Backup | Commit | Testify | Examine | Exception | None
 
 
 def _no_backup(fragment: int, step: int, to: str, state: dict[str, Tensor]) -> None:
@@ -123,7 +128,11 @@ class JobHost:
             first_step=assembly.first_step,
             empty=self._empty,
             log_bytes=prepare.log_bytes,
+            log_own=prepare.verify,
         )
+        self._checks: SpotChecks | None = None
+        if prepare.verify:
+            self._checks = SpotChecks(assembly, self._session, self._transmit, report)
         self._ways = ways(prepare.plan, assembly.partition)
         self._accounts = Accounts(self.job, prepare.train)
         self._trace = Trace(perf_counter() - time())
@@ -139,13 +148,15 @@ class JobHost:
 
     def deliver(self, header: Header, sender: str, value: Tensor | None) -> None:
         """A message for this job has arrived and was admitted; from any thread."""
+        at = perf_counter()
+        digest = self._checks.digest(header, value) if self._checks is not None else ""
         # Norms are put together on the CPU, whatever the device.
-        if self._stager is not None and value is not None and header.kind is not FrameKind.NORMS:
-            self._events.put(Arrived(header, sender, self._stager.to_device(value), perf_counter()))
+        if self._stager is not None and value is not None and header.kind in _TO_DEVICE:
+            self._events.put(Arrived(header, sender, self._stager.to_device(value), at, digest))
         else:
-            self._events.put(Arrived(header, sender, value, perf_counter()))
+            self._events.put(Arrived(header, sender, value, at, digest))
 
-    def post(self, event: Backup | Commit | Switch) -> None:
+    def post(self, event: Backup | Commit | Switch | Testify | Examine) -> None:
         """An order of the coordinator; from any thread."""
         self._events.put(event)
 
@@ -192,6 +203,8 @@ class JobHost:
             if self._stopping.is_set():
                 return
             task = self._session.next_task()
+            if self._checks is not None and self._checks.advance(busy=task is not None):
+                continue
             if task is None:
                 self._maybe_finished()
                 self._wait()
@@ -370,9 +383,13 @@ class JobHost:
 
     def _take_in(self, event: Event) -> None:
         match event:
-            case Arrived(header, sender, value, at):
+            case Arrived(header, sender, value, at, digest):
+                if self._checks is not None and self._checks.arrived(header, sender, value, digest):
+                    return
                 if self._session.arrived(header, sender, value):
                     self._patience.arrived()
+                    if self._checks is not None:
+                        self._checks.took(header, digest)
                     self._trace_arrival(header, sender, at)
                 else:
                     self._patience.duplicated()
@@ -381,6 +398,14 @@ class JobHost:
                     self._session.backup(event.step, event.backups, event.hold)
             case Commit():
                 self._session.commit(event.step)
+                if self._checks is not None:
+                    self._checks.forget(event.step)
+            case Testify():
+                if self._checks is not None:
+                    self._checks.testify(event)
+            case Examine():
+                if self._checks is not None:
+                    self._checks.examine(event)
             case Switch():
                 self._switch(event)
             case Exception():
@@ -397,6 +422,9 @@ class JobHost:
         self._adopted_at = monotonic()
         self._pieces.update(event.pieces)
         added = self._session.switch(event.plan, event.step)
+        if self._checks is not None:
+            self._checks.forget(event.step)
+            self._checks.switched()
         for fragment in set(self._pieces) - set(self._session.hosted):
             del self._pieces[fragment]
         self._report(Adopted(job=self.job, epoch=self.epoch, fragments=list(added)))
@@ -412,7 +440,19 @@ class JobHost:
         self._accounts.waited(monotonic() - begin)
         self._take_in(event)
 
+    def _transmit(self, to: str, header: Header, parcel: Parcel | None) -> None:
+        """Send what a spot check asks for or shows; to this worker itself too."""
+        if to != self._worker:
+            assert self._route is not None
+            self._route.send(to, header, parcel)
+            return
+        value = None if parcel is None else parcel.received()
+        digest = "" if self._checks is None else self._checks.digest(header, value)
+        self._events.put(Arrived(header, to, value, perf_counter(), digest))
+
     def _ask_again(self) -> None:
+        if self._checks is not None:
+            self._checks.ask_again()
         owed = self._session.ask_again()
         silence = self._patience.asked()
         if silence is not None and owed:

@@ -26,7 +26,9 @@ from fusion.messages import (
     Backup,
     BackupFailed,
     CantAdopt,
+    Check,
     CheckpointPart,
+    CheckVoid,
     Commit,
     Connect,
     Connected,
@@ -40,25 +42,28 @@ from fusion.messages import (
 )
 from fusion.units import format_bytes, format_seconds
 from fusion.wire import FrameKind, Header
-from worker.assembly import Piece, assemble
+from worker.assembly import Piece, assemble, build
 from worker.backups import Backups
 from worker.explain import explain
 from worker.fetch import Fetcher
 from worker.host import JobHost, Switch
 from worker.memory import MemoryGuard
 from worker.mover import Mover
+from worker.rerun import Examine
 from worker.route import Route
+from worker.spot_checks import Testify
 from worker.standby import Standby
 from worker.state_blob import StateBlob
 from worker.surroundings import Surroundings
 
 _HANDSHAKE_PATIENCE = 30.0
 _READY_AGAIN = 5.0
+_CHECK = "spot check"
 _SNAPSHOTS = frozenset({FrameKind.SNAPSHOT, FrameKind.SNAPSHOT_WANT})
 
 log = logging.getLogger("fusion.worker")
 
-Order = Start | Backup | Commit | Adopt | Connect
+Order = Start | Backup | Commit | Adopt | Check | Connect
 
 
 @dataclass(frozen=True)
@@ -247,6 +252,10 @@ class JobRun:
                 case Commit():
                     parts.host.post(order)
                     parts.backups.commit(order.step)
+                case Check():
+                    # Beside the orders to come: a snapshot takes a while to read, a fragment to build.
+                    self._tasks = [task for task in self._tasks if task.get_name() != _CHECK or not task.done()]
+                    self._tasks.append(asyncio.create_task(self._check(parts, order), name=_CHECK))
                 case Connect():
                     await self._connect(parts.route, order.peers)
                 case Adopt():
@@ -323,6 +332,33 @@ class JobRun:
         if state is not None:
             await asyncio.to_thread(piece.load_state, state)
         return piece
+
+    async def _check(self, parts: _Parts, order: Check) -> None:
+        """Take part in a spot check; its checker builds the fragment once more, in the state after `order.after`."""
+        host, fragment = parts.host, order.fragment
+        state = await asyncio.to_thread(parts.backups.digest, fragment, order.through)
+        host.post(Testify(order, state))
+        if order.checker != self._worker:
+            return
+        try:
+            before = None
+            if order.after != host.assembly.first_step - 1:
+                before = await asyncio.to_thread(parts.backups.state, fragment, order.after)
+            built = await build(host.assembly, (fragment,), self._device, self._fetcher, self._memory)
+            if before is not None:
+                await asyncio.to_thread(built[fragment].load_state, before)
+            expected = None
+            if not order.exact and state:
+                expected = await asyncio.to_thread(parts.backups.state, fragment, order.through)
+            host.post(Examine(order, built[fragment], expected))
+        except Exception as error:
+            if not isinstance(error, FusionError):
+                log.exception("could not check a fragment of job %s", self.job)
+            self._send(
+                CheckVoid(
+                    job=self.job, epoch=order.epoch, fragment=fragment, through=order.through, message=explain(error)
+                )
+            )
 
     def _stand_by(self, parts: _Parts, backups: dict[int, str]) -> None:
         mine = {fragment for fragment, worker in backups.items() if worker == self._worker}

@@ -25,6 +25,7 @@ from fusion.messages import (
     Adopt,
     Arrivals,
     Backup,
+    Check,
     Commit,
     Connect,
     ExpectProbe,
@@ -282,7 +283,7 @@ class Service:
                 case Prepare():
                     await self._drop_job("another plan comes")
                     self._run = self._new_run(message)
-                case Start() | Backup() | Commit() | Adopt() | Connect():
+                case Start() | Backup() | Commit() | Adopt() | Check() | Connect():
                     if self._run is not None and self._run.job == message.job:
                         self._run.take(message)
                 case ExpectProbe():

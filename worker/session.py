@@ -90,7 +90,7 @@ class Session(Generic[P]):
 
     With `log_bytes` 0 nothing is kept for replay beyond what the next step makes safe to forget; otherwise the log
     is kept since the common snapshot, and no further step is begun while it holds more than that. `empty` is a parcel
-    that carries nothing.
+    that carries nothing. With `log_own`, what stays on this worker is logged as well, for spot checks.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class Session(Generic[P]):
         first_step: int,
         empty: P,
         log_bytes: int = 0,
+        log_own: bool = False,
     ) -> None:
         self._job = job
         self._worker = worker
@@ -111,6 +112,7 @@ class Session(Generic[P]):
         self._partition = partition
         self._plan = plan
         self._log_bytes = log_bytes
+        self._log_own = log_own
         self._empty = empty
         hosted = plan.fragments_of(worker)
         self.board = TaskBoard(
@@ -199,6 +201,8 @@ class Session(Generic[P]):
         for to in self.dispatch.receivers(header.kind, header.edge):
             if to == self._worker:
                 self._accept(key, parcel)
+                if self._log_own:
+                    self.log.record(header, parcel)
                 continue
             self.log.record(header, parcel)
             if self.dispatch.due(key, to):

@@ -84,6 +84,9 @@ def job(
         ("sent", format_bytes(found["sent_bytes"])),
         ("checkpoint", f"step {found['checkpoint']}" if found["checkpoint"] is not None else "-"),
     ]
+    checks = found["checks"]
+    if any(checks.values()):
+        facts.append(("spot checks", f"{checks['passed']} passed, {checks['failed']} failed, {checks['void']} void"))
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         out(f"{name:<{width}}  {value}")

@@ -13,6 +13,7 @@ from fusion.messages.channel import (
     decode_to_worker,
     encode,
 )
+from fusion.messages.checks import Check, CheckVoid, Digest, Receipts, Replayed
 from fusion.messages.job_data import BlobRef, DataManifest, Resume, TrainConfig
 from fusion.messages.links import ArrivalRate, Arrivals, ExpectProbe, LinkFigures, LinkMeasured, ProbeLink
 from fusion.messages.orders import Adopt, Backup, Commit, Connect, Prepare, Shutdown, Start, Stop
@@ -53,12 +54,15 @@ __all__ = [
     "BlobRef",
     "CantAdopt",
     "CaughtUp",
+    "Check",
+    "CheckVoid",
     "CheckpointPart",
     "Commit",
     "Connect",
     "Connected",
     "DataManifest",
     "Device",
+    "Digest",
     "EvaluationReport",
     "ExpectProbe",
     "Failure",
@@ -79,7 +83,9 @@ __all__ = [
     "ProbeLink",
     "Reached",
     "Ready",
+    "Receipts",
     "RelayPass",
+    "Replayed",
     "Resume",
     "ServeRelay",
     "Shutdown",

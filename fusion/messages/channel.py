@@ -8,6 +8,7 @@ import msgpack
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from fusion.errors import FrameError
+from fusion.messages.checks import Check, CheckVoid, Receipts, Replayed
 from fusion.messages.links import Arrivals, ExpectProbe, LinkMeasured, ProbeLink
 from fusion.messages.orders import Adopt, Backup, Commit, Connect, Prepare, Shutdown, Start, Stop
 from fusion.messages.relay import Reached, ServeRelay, Unreached, UseRelay
@@ -39,6 +40,7 @@ ToWorker = Annotated[
     | Backup
     | Commit
     | Adopt
+    | Check
     | Connect
     | ExpectProbe
     | ProbeLink
@@ -59,6 +61,9 @@ JobMessage = (
     | Adopted
     | CantAdopt
     | CaughtUp
+    | Receipts
+    | Replayed
+    | CheckVoid
     | Finished
     | Failure
 )

@@ -29,6 +29,8 @@ class Prepare(Message):
     """Fragment -> the worker that is to take it over if its host is lost; it builds the fragment ahead of need."""
     log_bytes: int = Field(default=0, ge=0)
     """What the replay log may hold before no further step is begun; 0: nothing is kept for replay."""
+    verify: bool = False
+    """There may be spot checks: keep receipts of what comes in, and log what stays on the worker too."""
 
 
 class Backup(Message):

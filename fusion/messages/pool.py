@@ -16,6 +16,7 @@ class Device(Message):
 
     kind: Literal["cpu", "cuda"] = "cpu"
     description: str = ""
+    capability: str = Field("", description="Of the instructions that kernels are chosen by, as torch names it.")
     cores: int = 1
     threads: int = 1
     memory_bytes: int = 0
