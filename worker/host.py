@@ -18,9 +18,8 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from compress import edge_seed
 from executor.ordering import Task, TaskKind
-from executor.staging import Stager, ToDevice
+from executor.staging import Stager
 from fusion.errors import FusionError
 from fusion.messages import Adopted, Backup, BackupFailed, CaughtUp, Commit, Failure, Finished, Paused, Warned
 from fusion.plan import Plan
@@ -37,16 +36,15 @@ from worker.route import Route
 from worker.session import Session
 from worker.spot_checks import SpotChecks, Testify
 from worker.surroundings import Surroundings
+from worker.task_runner import EMPTY, Arrival, TaskRunner
 from worker.trace import Trace
 from worker.waiting import Patience
-from worker.ways import misfit, ways
 
 Report = Callable[[BaseModel], None]
 Upload = Callable[[int, int, dict[str, Tensor]], "Future[None]"]
 """(step, fragment, state) -> done when the part is at the coordinator, or was given up with a warning."""
 Ship = Callable[[int, int, str, dict[str, Tensor]], None]
 """(fragment, step, backup worker, state): send a snapshot there, in the background."""
-Arrival = Tensor | ToDevice | Parcel | None
 _TO_DEVICE = frozenset({FrameKind.ACTIVATION, FrameKind.GRADIENT, FrameKind.EVALUATION})
 
 
@@ -118,7 +116,6 @@ class JobHost:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._route: Route | None = None
-        self._empty = Parcel(None)
         self._session: Session[Parcel] = Session(
             job=self.job,
             worker=self._worker,
@@ -126,15 +123,15 @@ class JobHost:
             partition=assembly.partition,
             train=prepare.train,
             first_step=assembly.first_step,
-            empty=self._empty,
+            empty=EMPTY,
             log_bytes=prepare.log_bytes,
             log_own=prepare.verify,
         )
         self._checks: SpotChecks | None = None
         if prepare.verify:
             self._checks = SpotChecks(assembly, self._session, self._transmit, report)
-        self._ways = ways(prepare.plan, assembly.partition)
         self._accounts = Accounts(self.job, prepare.train)
+        self._runner = TaskRunner(assembly, self._pieces, self._session, self._accounts, stager, self._encode, report)
         self._trace = Trace(perf_counter() - time())
         self._patience = Patience(prepare.failure_timeout)
         self._uploads: list[Future[None]] = []
@@ -169,6 +166,10 @@ class JobHost:
         self._route = route
         self._thread = threading.Thread(target=self._main, name="compute", daemon=True)
         self._thread.start()
+
+    def _encode(self, parcel: Parcel) -> None:
+        assert self._route is not None
+        self._route.encode(parcel)
 
     def stop(self) -> None:
         """End after the task at hand and wait for it; safe to call twice and before `start`."""
@@ -213,15 +214,7 @@ class JobHost:
 
     def _execute(self, task: Task) -> None:
         begin, busy_from = perf_counter(), self._busy_clock()
-        match task.kind:
-            case TaskKind.FORWARD:
-                self._forward(task)
-            case TaskKind.BACKWARD:
-                self._backward(task)
-            case TaskKind.UPDATE:
-                self._update(task)
-            case TaskKind.EVALUATE:
-                self._evaluate(task)
+        self._runner.run(task)
         rest = self._surroundings.rest(self._busy_clock() - busy_from, perf_counter() - begin)
         if rest:
             self._stopping.wait(rest)
@@ -232,88 +225,6 @@ class JobHost:
         if task.kind is TaskKind.UPDATE:
             self._checkpoint(task)
         self._carry_out()
-
-    def _forward(self, task: Task) -> None:
-        piece = self._pieces[task.fragment]
-        data = piece.feed.training(task.step, task.micro_batch, piece.placeholders)
-        result = piece.program.forward(task.step, task.micro_batch, self._arrivals(task), data)
-        for edge, value in result.outputs.items():
-            self._pass_on(task.fragment, FrameKind.ACTIVATION, edge, task.step, task.micro_batch, value)
-        if result.loss is not None:
-            self._accounts.lost(task.step, result.loss)
-
-    def _backward(self, task: Task) -> None:
-        inbox, board = self._session.inbox, self._session.board
-        gradients = {key[1]: _on_device(inbox.take(key)) for key in board.needs(task)}
-        program = self._pieces[task.fragment].program
-        for edge, gradient in program.backward(task.step, task.micro_batch, gradients).items():
-            self._pass_on(task.fragment, FrameKind.GRADIENT, edge, task.step, task.micro_batch, gradient)
-        if self._train.clip_grad_norm is not None and task.micro_batch == self._train.micro_batches - 1:
-            norms = program.norms()
-            shape = tuple(norms.shape)
-            header = Header(
-                self.job, self.epoch, FrameKind.NORMS, task.fragment, task.step, 0, "none", "float32", shape
-            )
-            self._session.emit(header, Parcel(norms))
-
-    def _update(self, task: Task) -> None:
-        norms: dict[int, Tensor] | None = None
-        if self._train.clip_grad_norm is not None:
-            norms = {}
-            for key in self._session.board.needs(task):
-                value = _on_device(self._session.inbox.get(key))
-                assert value is not None
-                norms[key[1]] = value
-        total = self._pieces[task.fragment].program.update(task.step, norms)
-        if total is not None:
-            self._accounts.clipped(task.step, total)
-
-    def _evaluate(self, task: Task) -> None:
-        piece = self._pieces[task.fragment]
-        data = piece.feed.evaluation(task.micro_batch, piece.placeholders)
-        result = piece.program.evaluate(task.step, task.micro_batch, self._arrivals(task), data)
-        for edge, value in result.outputs.items():
-            self._pass_on(task.fragment, FrameKind.EVALUATION, edge, task.step, task.micro_batch, value)
-        if result.loss is not None:
-            report = self._accounts.evaluated(self.epoch, task.step, result.loss)
-            if report is not None:
-                self._report(report)
-
-    def _arrivals(self, task: Task) -> dict[int, Tensor]:
-        """Edge -> value for a forward or evaluation; borrowed parameters stay for the micro-batches to come."""
-        inbox, edges = self._session.inbox, self.assembly.partition.edges
-        found: dict[int, Tensor] = {}
-        for key in self._session.board.needs(task):
-            value = _on_device(inbox.get(key) if edges[key[1]].kind == "parameter" else inbox.take(key))
-            assert value is not None
-            found[key[1]] = value
-        return found
-
-    def _pass_on(
-        self, fragment: int, kind: FrameKind, edge: int, step: int, micro_batch: int, value: Tensor | None
-    ) -> None:
-        """Give an edge's value to its other end, here or on another worker."""
-        if value is None:
-            self._session.emit(Header(self.job, self.epoch, kind, edge, step, micro_batch), self._empty)
-            return
-        way = self._ways[kind is FrameKind.GRADIENT, edge]
-        if value.dtype is not way.dtype or value.shape != way.meta.shape:
-            raise misfit(value, way.meta, kind, edge)
-        header = Header(self.job, self.epoch, kind, edge, step, micro_batch, way.codec, way.meta.dtype, way.meta.shape)
-        seed = 0
-        if way.codec != "none":
-            seed = edge_seed(self._train.seed, step, micro_batch, edge, gradient=kind is FrameKind.GRADIENT)
-        staged = None
-        if self._stager is not None and self._session.dispatch.receivers(kind, edge) != (self._worker,):
-            staged = self._stager.to_host(value)
-        backward, feedback = kind is FrameKind.GRADIENT, self._pieces[fragment].feedback
-        if kind is not FrameKind.EVALUATION and (backward, edge) in feedback:
-            assert self._route is not None
-            parcel = feedback.parcel(backward, edge, value, seed, staged)
-            self._route.encode(parcel)
-            self._session.emit(header, parcel)
-        else:
-            self._session.emit(header, Parcel(value, way.codec, way.options, seed, staged))
 
     # What the session wants ---------------------------------------------------------------------------------------
 
@@ -326,8 +237,7 @@ class JobHost:
                     case todo.Send(to, header, parcel):
                         self._route.send(to, header, parcel)
                     case todo.LendParameters(fragment, step):
-                        for edge, value in self._pieces[fragment].program.parameter_values().items():
-                            self._pass_on(fragment, FrameKind.ACTIVATION, edge, step, 0, value)
+                        self._runner.lend_parameters(fragment, step)
                     case todo.TakeSnapshot(fragment, step, to):
                         self._ship(fragment, step, to, self._pieces[fragment].state())
                     case todo.ReportStep(step, fragments):
@@ -465,10 +375,3 @@ class JobHost:
                     f"({kind.name.lower()} {edge} of step {step}, micro-batch {micro_batch}); still asking",
                 )
             )
-
-
-def _on_device(arrival: Arrival) -> Tensor | None:
-    """On the device, for the thread that computes."""
-    if isinstance(arrival, Parcel):
-        return arrival.received()
-    return arrival.take() if isinstance(arrival, ToDevice) else arrival

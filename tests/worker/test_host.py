@@ -371,7 +371,7 @@ def test_a_worker_that_is_to_be_slow_rests_after_each_task() -> None:
 def test_a_value_that_can_not_be_encoded_fails_the_job() -> None:
     case = make_case(steps=2)
     with crew(case, ("a", "b"), codecs={0: CodecChoice(forward="int8")}) as made:
-        made.hosts["a"]._ways[False, 0].options["block"] = -1.0
+        made.hosts["a"]._runner._ways[False, 0].options["block"] = -1.0
         made.start()
         failure = made.reports["a"].wait(Failure)
     assert "block" in failure.message
@@ -430,9 +430,9 @@ def test_stopping_ends_a_host_that_waits() -> None:
 def test_a_value_that_is_not_what_the_dag_says_fails_where_it_is_made() -> None:
     case = make_case(steps=2)
     with crew(case, ("a", "b")) as made:
-        host = made.hosts["a"]
-        way = next(iter(host._ways.values()))
-        host._ways = dict.fromkeys(host._ways, replace(way, meta=replace(way.meta, shape=(1, 2))))
+        runner = made.hosts["a"]._runner
+        way = next(iter(runner._ways.values()))
+        runner._ways = dict.fromkeys(runner._ways, replace(way, meta=replace(way.meta, shape=(1, 2))))
         made.start()
         failure = made.reports["a"].wait(Failure)
     assert "came out as torch.float32[2, 6], the OP-DAG says float32[1, 2]" in failure.message
