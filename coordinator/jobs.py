@@ -125,7 +125,8 @@ class Job(BaseModel):
     @property
     def checks_void(self) -> int:
         """Spot checks that could not be made, or not to the end."""
-        under_way = len(self.run.inspection.checks) if self.run is not None and self.run.inspection is not None else 0
+        inspection = self.run.inspection if self.run is not None else None
+        under_way = len(inspection.checks) if inspection is not None and inspection.epoch == self.epoch else 0
         return max(0, self.checks_drawn - self.checks_passed - self.checks_failed - under_way)
 
     @property
