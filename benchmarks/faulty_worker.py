@@ -17,7 +17,7 @@ from typing import Any
 
 from fusion.cli import main
 from worker import backups, host
-from worker.session import SayPaused
+from worker.instructions import SayPaused
 
 POINTS = ("forward", "backward", "update", "report", "snapshot", "replay", "pause", "cut")
 

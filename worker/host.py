@@ -25,7 +25,7 @@ from fusion.messages import Adopted, Backup, BackupFailed, CaughtUp, Commit, Fai
 from fusion.plan import Plan
 from fusion.units import format_seconds
 from fusion.wire import FrameKind, Header
-from worker import session as todo
+from worker import instructions as todo
 from worker.accounts import Accounts
 from worker.assembly import Assembly, Piece
 from worker.explain import explain

@@ -24,7 +24,7 @@ from fusion.messages import (
 )
 from fusion.plan import Plan
 from fusion.wire import FrameKind, Header
-from worker import session as todo
+from worker import instructions as todo
 from worker.accounts import Accounts
 from worker.session import Session
 from worker.waiting import Patience

@@ -14,7 +14,8 @@ from executor.ordering import Task, TaskKind
 from fusion.plan import Plan
 from fusion.wire import FrameKind
 from worker.dispatch import Dispatch
-from worker.session import LendParameters, Session
+from worker.instructions import LendParameters
+from worker.session import Session
 
 cases = pytest.mark.parametrize("case", sorted(CASES))
 
@@ -73,7 +74,9 @@ def test_a_worker_that_dies_as_soon_as_it_has_got_fragments_sends_nobody_back(ca
             assert host is not None
             host.die()
             world.finish()
-            assert not any(f"because worker {host.name} was lost" in line for line in world.story), "\n".join(world.story)
+            assert not any(f"because worker {host.name} was lost" in line for line in world.story), "\n".join(
+                world.story
+            )
     assert moves
 
 
