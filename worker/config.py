@@ -35,6 +35,10 @@ class WorkerConfig:
     coordinator, any free port."""
     listen: str | None = None
     """Address to listen on; default: loopback when the coordinator is on loopback, else every interface."""
+    relay: bool = False
+    """Offer a relay to workers that can't reach each other."""
+    relay_port: int = 0
+    """The port of the relay; 0: any free one."""
     token: str | None = None
     tls_ca: str | None = None
     """A file with the certificates to trust for https; default: the machine's, or the fingerprint of the join URL."""

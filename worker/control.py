@@ -27,6 +27,7 @@ from fusion.messages import (
     Leaving,
     LinkMeasured,
     ToWorker,
+    Unreached,
     decode_to_worker,
     encode,
 )
@@ -89,7 +90,7 @@ class Control:
 
     def send(self, message: BaseModel) -> None:
         """Send a report, or keep it until the coordinator is back."""
-        passing = Heartbeat | Leaving | LinkMeasured | Arrivals
+        passing = Heartbeat | Leaving | LinkMeasured | Arrivals | Unreached
         self._send(encode(message), lasting=not isinstance(message, passing))
 
     async def close(self) -> None:

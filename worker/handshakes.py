@@ -18,6 +18,8 @@ _HANDSHAKE_FAILED = (
 )
 HANDSHAKE_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | _HANDSHAKE_FAILED | zmq.EVENT_MONITOR_STOPPED
 """What the monitors given to `await_handshakes` must report."""
+AWAY_SECONDS = 3.0
+"""Whoever could not be connected to for so long may need another way."""
 _POLL_MILLISECONDS = 200
 _RETRY_SECONDS = 0.1
 
@@ -37,14 +39,16 @@ def await_handshakes(
     connections: dict[str, Peer],
     patience: float,
     cancelled: Callable[[], bool],
+    unreached: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Return when every peer has let us in.
+    """Return when every peer has let us in; `unreached` hears, again and again, of those who don't even refuse us.
 
     A peer that has not heard of the job yet refuses our key, and ZeroMQ never tries again after a refusal, so we do.
     """
     deadline = monotonic() + patience
     poller: Any = zmq.Poller()
     names: dict[Any, str] = {}
+    told_at = dict.fromkeys(connections, monotonic())
     for name, monitor in monitors.items():
         poller.register(monitor, zmq.POLLIN)
         names[monitor] = name
@@ -65,5 +69,10 @@ def await_handshakes(
                 del names[monitor]
             elif event & _HANDSHAKE_FAILED:
                 refused.append((monotonic() + _RETRY_SECONDS, names[monitor]))
+                told_at[names[monitor]] = monotonic()
+        for name in names.values():
+            if monotonic() - told_at[name] >= AWAY_SECONDS:
+                told_at[name] = monotonic()
+                unreached(name)
         while refused and refused[0][0] <= monotonic():
             connections[refused.popleft()[1]].connect_again()

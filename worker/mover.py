@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import monotonic, perf_counter
 
 import torch
@@ -18,13 +19,15 @@ import zmq
 from torch import Tensor
 
 from compress import Codec
+from fusion.addresses import WILDCARDS
 from fusion.errors import FrameError, VersionError
-from fusion.messages import PeerAddress
+from fusion.messages import PeerAddress, UseRelay
 from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, keep_alive, secure_client, secure_server, sender_key
 from fusion.wire import FrameKind, Header, decode_header, encode_header
 from worker.admission import Admission, Layout, Refused
 from worker.delay_line import DelayLine
 from worker.handshakes import HANDSHAKE_EVENTS, await_handshakes, close_monitors
+from worker.passages import Passages
 from worker.peer_watch import PeerWatch
 from worker.probe_answers import ProbeAnswers
 from worker.probe_marks import ArrivalTimes
@@ -45,7 +48,8 @@ class Mover:
     """Owns the worker's data sockets. `start`, then `open` a route per job, then `close`.
 
     `warn(message)` is called, on the receiver thread, the first time that a peer has a message of some category refused.
-    What goes to the peers that `links` names is as slow as those links.
+    What goes to the peers that `links` names is as slow as those links. `unreached(peer)` hears, on some thread, of a peer that
+    can't be connected to, now and then as long as that is so; `reached(peer)` when one is by way of a relay.
     """
 
     def __init__(
@@ -55,10 +59,16 @@ class Mover:
         *,
         max_frame_bytes: int = 2**30,
         links: Mapping[str, SlowLink] | None = None,
+        unreached: Callable[[str], None] = lambda _: None,
+        reached: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._keys = keys
         self._warn = warn
+        self._unreached = unreached
+        self._reached = reached
+        self.passages = Passages()
+        """Ways to peers that can't be reached directly."""
         self._gate = Gatekeeper(self._context, self._stranger)
         self._route: Route | None = None
         self._line = DelayLine(links) if links else None
@@ -85,6 +95,8 @@ class Mover:
         """Bind the data socket and start the receiver; returns the port. Raises `FusionError` when it is taken."""
         self._gate.start()
         bound = bind_tcp(self._router, host, port)
+        self.passages.host = "127.0.0.1" if host in WILDCARDS else host
+        self.passages.port = bound
         self._thread.start()
         return bound
 
@@ -135,7 +147,7 @@ class Mover:
         """
         route = Route(admission, {}, deliver, on_error, self._line)
         self._silence = silence
-        self._watch = PeerWatch(on_peer_lost)
+        self._watch = PeerWatch(partial(self._lost, route, on_peer_lost), self._unreached, partial(self._back, route))
         # Peers may start before we do: what they send must find the route.
         self._route = route
         if admission.job in self._stopped:
@@ -169,11 +181,14 @@ class Mover:
                 socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
                 secure_client(socket, self._keys, address.public_key)
                 monitors[address.worker] = socket.get_monitor_socket(_MONITORED)
-                connections[address.worker] = Peer(socket, address)
-                socket.connect(address.endpoint)
+                peer = connections[address.worker] = Peer(socket, address, self.passages.endpoint(address))
+                socket.connect(peer.endpoint)
             # Before the handshakes are through, so that a peer whose own went faster is no stranger.
             route.add(connections)
-            await_handshakes(monitors, connections, patience, cancelled)
+            self._move_along(connections)
+            await_handshakes(monitors, connections, patience, cancelled, self._unreached)
+            for name in connections:
+                self._back(route, name)
         except BaseException:
             for name in connections:
                 route.remove(name)
@@ -182,6 +197,31 @@ class Mover:
                 peer.close()
             raise
         self._watch.add(monitors)
+
+    def use(self, order: UseRelay) -> None:
+        """Reach a peer as the coordinator says from now on; a connection that is there moves."""
+        self.passages.use(order)
+        if self._route is not None:
+            self._move_along(self._route.connections)
+
+    def _move_along(self, connections: Mapping[str, Peer]) -> None:
+        for peer in connections.values():
+            endpoint = self.passages.endpoint(peer.address)
+            if peer.endpoint != endpoint:
+                peer.move(endpoint)
+
+    def _lost(self, route: Route, tell: Callable[[str], None], name: str) -> None:
+        # A relay that is gone says nothing of the peer behind it.
+        if not self._is_relayed(route, name):
+            tell(name)
+
+    def _back(self, route: Route, name: str) -> None:
+        if self._is_relayed(route, name):
+            self._reached(name)
+
+    def _is_relayed(self, route: Route, name: str) -> bool:
+        peer = route.connections.get(name)
+        return peer is not None and self.passages.relayed(peer.address.public_key)
 
     def disconnect(self, route: Route, name: str) -> None:
         """This worker has no part in the job any more: refuse what it sends, close the connection to it."""
@@ -218,6 +258,7 @@ class Mover:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
+        self.passages.close()
         self._router.close(0)
         self._gate.close()
         self._context.destroy(0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 
 import zmq
 
-from fusion.errors import FrameError, FusionError
+from fusion.errors import FrameError, FusionError, UnreachableError
 from fusion.messages import LinkMeasured, PeerAddress
 from fusion.sockets import KeyPair, secure_client
 from fusion.units import format_seconds
@@ -23,20 +24,50 @@ _ZEROS = memoryview(bytes(max(SIZES)))
 
 
 def measure_link(
-    keys: KeyPair, peer: PeerAddress, max_bytes: int, seconds: float, cancelled: Callable[[], bool] = lambda: False
+    keys: KeyPair,
+    peer: PeerAddress,
+    max_bytes: int,
+    seconds: float,
+    cancelled: Callable[[], bool] = lambda: False,
+    endpoint: str | None = None,
 ) -> LinkMeasured:
-    """Probe the link to `peer` within these bounds; what goes wrong is in the answer's `error`."""
+    """Probe the link to `peer` within these bounds; what goes wrong is in the answer's `error`.
+
+    `endpoint` is where it is found, when that is not its own address.
+    """
+    try:
+        with _connected(keys, peer, endpoint, cancelled) as socket:
+            return _probe(socket, peer.worker, Course(max_bytes, seconds), cancelled)
+    except UnreachableError as error:
+        return LinkMeasured(peer=peer.worker, error=str(error), reached=False)
+    except (FusionError, zmq.ZMQError) as error:
+        return LinkMeasured(peer=peer.worker, error=str(error))
+
+
+def why_out_of_reach(keys: KeyPair, peer: PeerAddress, cancelled: Callable[[], bool] = lambda: False) -> str:
+    """Why `peer` can't be connected to, in words; empty when it lets us in. Blocks."""
+    try:
+        with _connected(keys, peer, None, cancelled):
+            return ""
+    except (FusionError, zmq.ZMQError) as error:
+        return str(error)
+
+
+@contextmanager
+def _connected(
+    keys: KeyPair, peer: PeerAddress, endpoint: str | None, cancelled: Callable[[], bool]
+) -> Iterator[zmq.Socket[bytes]]:
+    """A connection of its own to `peer`, which has let us in. Raises `UnreachableError`."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
     secure_client(socket, keys, peer.public_key)
-    connection, monitors = {peer.worker: Peer(socket, peer)}, {peer.worker: socket.get_monitor_socket(HANDSHAKE_EVENTS)}
+    connection = {peer.worker: Peer(socket, peer, endpoint)}
+    monitors = {peer.worker: socket.get_monitor_socket(HANDSHAKE_EVENTS)}
     try:
-        socket.connect(peer.endpoint)
+        socket.connect(connection[peer.worker].endpoint)
         await_handshakes(monitors, connection, HANDSHAKE_SECONDS, cancelled)
-        return _probe(socket, peer.worker, Course(max_bytes, seconds), cancelled)
-    except (FusionError, zmq.ZMQError) as error:
-        return LinkMeasured(peer=peer.worker, error=str(error))
+        yield socket
     finally:
         close_monitors(connection, monitors)
         context.destroy(0)

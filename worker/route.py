@@ -38,9 +38,11 @@ Deliver = Callable[[Header, str, Tensor | None], None]
 class Peer:
     """A DEALER to one peer, and the lock that lets several threads use it: ZeroMQ sockets are not thread-safe."""
 
-    def __init__(self, socket: zmq.Socket[bytes], address: PeerAddress) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], address: PeerAddress, endpoint: str | None = None) -> None:
         self.socket = socket
         self.address = address
+        self.endpoint = endpoint or address.endpoint
+        """Where the socket connects to: on this machine, when a relay is between."""
         self.lock = threading.Lock()
 
     def transmit(self, header: bytes, payload: memoryview | None) -> int:
@@ -59,13 +61,20 @@ class Peer:
 
     def connect_again(self) -> None:
         """Try again to get in where the handshake was refused; what was queued for the peer is lost."""
+        self.move(self.endpoint)
+
+    def move(self, endpoint: str) -> None:
+        """Connect there from now on; what was queued for the peer is lost, and will be asked for again."""
         with self.lock:
+            if self.socket.closed:
+                return
             try:
-                self.socket.disconnect(self.address.endpoint)
+                self.socket.disconnect(self.endpoint)
             except zmq.ZMQError as error:
                 if error.errno != errno.ENOENT:  # ZeroMQ may have given the endpoint up by itself
                     raise
-            self.socket.connect(self.address.endpoint)
+            self.endpoint = endpoint
+            self.socket.connect(endpoint)
 
     def close(self) -> None:
         with self.lock:

@@ -20,10 +20,10 @@ import psutil
 import torch
 
 from fusion import __version__
+from fusion.addresses import is_loopback
 from fusion.errors import UnreachableError
 from fusion.messages import (
     Adopt,
-    Arrivals,
     Backup,
     Check,
     Commit,
@@ -33,10 +33,14 @@ from fusion.messages import (
     Leaving,
     Prepare,
     ProbeLink,
+    Reached,
+    ServeRelay,
     Shutdown,
     Start,
     Stop,
     ToWorker,
+    Unreached,
+    UseRelay,
     Warned,
 )
 from fusion.sockets import new_keys
@@ -50,12 +54,11 @@ from worker.job_run import JobRun
 from worker.joining import address_towards, connector, join
 from worker.memory import MemoryGuard
 from worker.mover import Mover
+from worker.neighbours import Neighbours
 from worker.owner import Owner
-from worker.probe_socket import HANDSHAKE_SECONDS, measure_link
 from worker.processor import reading
 from worker.surroundings import surroundings
 
-_ARRIVALS_SECONDS = 3.0
 # The coordinator lets a leaving worker wait for the next checkpoint for a minute at most.
 _LEAVE_PATIENCE = 90.0
 _LOOK_SECONDS = 1.0
@@ -83,10 +86,13 @@ class Service:
             self._warn,
             max_frame_bytes=config.max_frame_bytes,
             links=self._surroundings.links if self._surroundings is not None else None,
+            unreached=lambda peer: self._report_from_thread(Unreached(peer=peer)),
+            reached=lambda peer: self._report_from_thread(Reached(peer=peer)),
         )
         self._control = Control(self._keys, self._messages.put_nowait, self._connection_changed)
         self._run: JobRun | None = None
-        self._probing: set[asyncio.Task[None]] = set()
+        self._neighbours = Neighbours(self._keys, self._mover, self._control.send, self._over.is_set)
+        self._relay_port = 0
         self._leaving = False
         self._paused = False
         self._quiet = asyncio.Event()
@@ -114,13 +120,14 @@ class Service:
                 data_endpoint=endpoint,
                 public_key=self._keys.public,
                 probes=True,
+                relay_port=self._relay_port,
             )
             try:
                 await self._until_over(self._join())
                 tasks = [
                     asyncio.create_task(self._serve()),
                     asyncio.create_task(self._mind_the_coordinator()),
-                    asyncio.create_task(self._report_arrivals()),
+                    asyncio.create_task(self._neighbours.report_arrivals()),
                 ]
                 if config.pause_when_busy:
                     tasks.append(asyncio.create_task(self._mind_the_owner()))
@@ -133,7 +140,7 @@ class Service:
                     task.result()
             finally:
                 self._over.set()
-                await asyncio.gather(*self._probing, return_exceptions=True)
+                await self._neighbours.close()
                 await self._drop_job("the worker leaves")
                 await self._control.destroy()
                 await asyncio.to_thread(self._mover.close)
@@ -194,8 +201,10 @@ class Service:
             bind = self._config.listen or "*"
         else:
             host, port = await self._own_address(), 0
-            bind = self._config.listen or (host if _is_loopback(host) else "*")
+            bind = self._config.listen or (host if is_loopback(host) else "*")
         port = self._mover.start(bind, port)
+        if self._config.relay:
+            self._relay_port = self._neighbours.offer_relay(bind, self._config.relay_port, host)
         return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
     async def _own_address(self) -> str:
@@ -210,6 +219,7 @@ class Service:
 
     async def _join(self) -> None:
         answer = await join(self._session, self._url, self._config.bearer, self._request, self._say)
+        await self._neighbours.joined(answer)
         self._control.open(answer)
         device = self._request.device
         self._say(
@@ -286,14 +296,8 @@ class Service:
                 case Start() | Backup() | Commit() | Adopt() | Check() | Connect():
                     if self._run is not None and self._run.job == message.job:
                         self._run.take(message)
-                case ExpectProbe():
-                    # The asker's own time begins when it has been let in.
-                    allowed = message.seconds + HANDSHAKE_SECONDS
-                    self._mover.expect_probe(message.peer, message.max_bytes, allowed)
-                    self._loop.call_later(allowed + 0.1, self._mover.end_probes)
-                case ProbeLink():
-                    self._probing.add(task := asyncio.create_task(self._probe(message), name="probe"))
-                    task.add_done_callback(self._probing.discard)
+                case ExpectProbe() | ProbeLink() | UseRelay() | ServeRelay():
+                    await self._neighbours.follow(message)
                 case Stop():
                     if self._run is not None and self._run.job == message.job:
                         self._say(f"job {message.job}: {message.reason}")
@@ -322,28 +326,15 @@ class Service:
             surroundings=self._surroundings,
         )
 
-    # Links --------------------------------------------------------------------------------------------------------
-
-    async def _probe(self, asked: ProbeLink) -> None:
-        self._control.send(
-            await asyncio.to_thread(
-                measure_link, self._keys, asked.peer, asked.max_bytes, asked.seconds, self._over.is_set
-            )
-        )
-
-    async def _report_arrivals(self) -> None:
-        while True:
-            await asyncio.sleep(_ARRIVALS_SECONDS)
-            rates = self._mover.arrivals.take()
-            if rates:
-                self._control.send(Arrivals(rates=rates))
-
     async def _drop_job(self, why: str) -> None:
         run, self._run = self._run, None
         if run is not None:
             await run.drop(why)
 
     # Reports ------------------------------------------------------------------------------------------------------
+
+    def _report_from_thread(self, message: Unreached | Reached) -> None:
+        self._loop.call_soon_threadsafe(self._control.send, message)
 
     def _warn(self, line: str) -> None:
         self._loop.call_soon_threadsafe(self._send_warning, line)
@@ -356,7 +347,3 @@ def default_name() -> str:
     """The host's name and the process id, in the form that names have."""
     host = re.sub(r"[^A-Za-z0-9._-]+", "-", sockets.gethostname().split(".")[0]).strip("-._") or "worker"
     return f"{host[:48]}-{os.getpid()}"
-
-
-def _is_loopback(host: str) -> bool:
-    return host.startswith("127.") or host == "::1"

@@ -50,6 +50,20 @@ def worker(
     listen: Annotated[
         str | None, typer.Option("--listen", envvar="FUSION_LISTEN", metavar="HOST", help="Address to listen on.")
     ] = None,
+    relay: Annotated[
+        bool,
+        typer.Option(
+            "--relay/--no-relay",
+            envvar="FUSION_RELAY",
+            help="Pass on, encrypted, what workers that can't reach each other send; others must reach this one.",
+        ),
+    ] = False,
+    relay_port: Annotated[
+        int,
+        typer.Option(
+            "--relay-port", envvar="FUSION_RELAY_PORT", min=0, max=65535, help="Port of the relay. Default: a free one."
+        ),
+    ] = 0,
     pause_when_busy: Annotated[
         bool,
         typer.Option(
@@ -91,6 +105,8 @@ def worker(
             profile_seconds=_LOCAL_PROFILE_SECONDS if local else _PROFILE_SECONDS,
             advertise=advertise,
             listen=listen,
+            relay=relay or relay_port > 0,
+            relay_port=relay_port,
             token=token,
             tls_ca=str(ca) if ca is not None else None,
             json_logs=log_format is LogFormat.json,

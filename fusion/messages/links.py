@@ -43,6 +43,7 @@ class LinkMeasured(Message):
     there: LinkFigures | None = None
     back: LinkFigures | None = None
     error: str = ""
+    reached: bool = Field(True, description="The other worker has let us in.")
 
 
 class ArrivalRate(Message):

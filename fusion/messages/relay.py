@@ -42,7 +42,6 @@ class Unreached(Message):
 
     type: Literal["unreached"] = "unreached"
     peer: str
-    why: str = ""
 
 
 class Reached(Message):

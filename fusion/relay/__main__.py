@@ -18,20 +18,24 @@ _NICENESS = 5
 
 async def _serve(listener: socket.socket) -> None:
     relay, over, loop = RelayServer(), asyncio.Event(), asyncio.get_running_loop()
+    # Who comes before the tickets are here waits at the door.
+    relay.allow(_tickets(await asyncio.to_thread(sys.stdin.buffer.readline)))
 
     def follow() -> None:
         # A thread, because not every standard input can be polled.
         for line in sys.stdin.buffer:
-            tickets = {
-                bytes.fromhex(ticket): bytes.fromhex(secret) for ticket, secret in json.loads(line)["tickets"].items()
-            }
-            loop.call_soon_threadsafe(relay.allow, tickets)
+            loop.call_soon_threadsafe(relay.allow, _tickets(line))
         loop.call_soon_threadsafe(over.set)
 
     await relay.start(listener)
     threading.Thread(target=follow, name="orders", daemon=True).start()
     await over.wait()
     await relay.close()
+
+
+def _tickets(line: bytes) -> dict[bytes, bytes]:
+    found = json.loads(line)["tickets"] if line else {}
+    return {bytes.fromhex(ticket): bytes.fromhex(secret) for ticket, secret in found.items()}
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from fusion.relay import handshake, server
 from fusion.relay.child import RelayProcess
 from fusion.relay.desk import Desk, Limits
 from fusion.relay.handshake import ANSWER_BYTES, RefusedError, Role, enter
+from fusion.relay.port import listen as listen_on
 from fusion.relay.server import RelayServer
 from fusion.relay.splice import Stream
 
@@ -132,7 +133,7 @@ def test_no_bytes_pass_for_a_proof_and_an_overheard_one_is_worth_nothing_later(n
 
 
 def listen() -> socket.socket:
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen_on("127.0.0.1", 0)
     listener.setblocking(False)
     return listener
 
