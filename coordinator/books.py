@@ -8,6 +8,7 @@ from coordinator import events as ev
 from coordinator.jobs import Job
 from coordinator.links import Links
 from coordinator.pool import Member, Pool
+from coordinator.relays import Relays
 from fusion.messages import PeerAddress, Shutdown, ToWorker
 
 
@@ -33,6 +34,7 @@ class Books:
     def __init__(self, timing: Timing | None = None, links: Links | None = None) -> None:
         self.timing = timing or Timing()
         self.links = links or Links()
+        self.relays = Relays(self.links)
         self.pool = Pool()
         self.jobs: dict[str, Job] = {}
         self._out: list[ev.Instruction] = []

@@ -12,18 +12,22 @@ from fusion.messages import LinkFigures
 
 LINK_PATIENCE = 3.0
 """Seconds that a job's first plan waits at most for links to be measured."""
-_LOOKS = 30
+RELAY_PATIENCE = 10.0
+"""The same while workers are found not to reach each other, and are brought together over a relay."""
+_LOOK_SECONDS = 0.1
 
 
 async def candidates(lifecycle: Lifecycle, asked: ev.MakePlan) -> list[Candidate]:
     """Those of the workers asked for that are in the pool; a first plan waits a moment for their links."""
     members = [member for member in map(lifecycle.pool.get, asked.workers) if member is not None]
     if asked.previous is None:
-        for _ in range(_LOOKS):
-            if not lifecycle.links.awaited(members):
+        waited = 0.0
+        while lifecycle.links.awaited(members):
+            if waited >= (RELAY_PATIENCE if lifecycle.links.unanswered(asked.workers) else LINK_PATIENCE):
                 break
             lifecycle.links.hurry(asked.workers)
-            await asyncio.sleep(LINK_PATIENCE / _LOOKS)
+            await asyncio.sleep(_LOOK_SECONDS)
+            waited += _LOOK_SECONDS
         lifecycle.links.relax(asked.workers)
     links: dict[str, dict[str, LinkFigures | str]] = {member.name: {} for member in members}
     for (source, target), figures in lifecycle.links.between(links).items():

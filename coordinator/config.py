@@ -22,6 +22,10 @@ class CoordinatorConfig:
     """HTTP port; 0 takes any free one."""
     control_port: int = 0
     """ZeroMQ port; 0 takes the one of the last start, or any free one at the first."""
+    relay: bool = True
+    """Pass on, encrypted, what workers that can't reach each other send."""
+    relay_port: int = 0
+    """The relay's port; 0 takes the one of the last start, or any free one at the first."""
     token: str | None = None
     """Operator token to use instead of the generated one."""
     join_token: str | None = None

@@ -32,6 +32,8 @@ from coordinator.tls import load_tls
 from fusion import credentials
 from fusion.errors import FusionError, ServiceError
 from fusion.logs import log_as_json
+from fusion.relay.child import RelayProcess
+from fusion.relay.port import listen
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,8 @@ async def _serve(config: CoordinatorConfig, planner: Planner | None) -> int:
         listener = bind_http(config.host, config.port)
         try:
             _start_control(config, control)
+            if config.relay:
+                engine.offer_relay(_bind_relay(config))
             app = make_app(engine, access, not config.no_dashboard, public_host(config, tls))
             runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
             await runner.setup()
@@ -144,6 +148,23 @@ def _start_control(config: CoordinatorConfig, control: Control) -> None:
             port = int(remembered.read_text())
     control.start(config.host, port)
     access_module.write_private(remembered, f"{control.port}\n")
+
+
+def _bind_relay(config: CoordinatorConfig) -> RelayProcess:
+    """Bind the relay to the port of the last start if possible, so that firewalls need not change. Starts nothing yet."""
+    remembered, port = config.state / "relay.port", config.relay_port
+    if not port:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            port = int(remembered.read_text())
+    try:
+        listener = listen(config.host, port)
+    except FusionError:
+        if config.relay_port:
+            raise
+        listener = listen(config.host, 0)
+    relay = RelayProcess(listener)
+    access_module.write_private(remembered, f"{relay.port}\n")
+    return relay
 
 
 def announce(config: CoordinatorConfig, said: Announcement) -> None:

@@ -35,6 +35,7 @@ from coordinator.views import Submission, job_view, worker_view
 from dag.graph import OpDag
 from fusion.errors import BlobError, FusionError
 from fusion.messages import CheckpointPart, JoinRequest, Prepare, Resume, StepReport, ToCoordinator
+from fusion.relay.child import RelayProcess
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Engine:
         self.started_at = self.clock()
         self._planner = planner
         self._control: Control | None = None
+        self._relay: RelayProcess | None = None
         self._dags = Dags(blobs, config.max_dag_bytes)
         self._unsaved: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -85,6 +87,11 @@ class Engine:
         self.archive.sweep()
         self._spawn(self._tick(), "tick")
 
+    def offer_relay(self, relay: RelayProcess) -> None:
+        """Workers that can't reach each other may meet there; it ends with us."""
+        self._relay = relay
+        self.lifecycle.relays.own_port = relay.port
+
     async def close(self) -> None:
         """Stop in order: no more ticks, slow work ends, what workers have already said is taken in, the store closes."""
         self.publisher.close()
@@ -92,6 +99,8 @@ class Engine:
             if task.get_name() == "tick":
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._relay is not None:
+            await asyncio.to_thread(self._relay.close)
         if self._control is not None:
             await self._control.close()
         self._closed = True
@@ -214,6 +223,9 @@ class Engine:
                 self._spawn(self._probe(instruction), f"probe {instruction.worker}")
             case ev.WriteCheckpoint():
                 self._spawn(self._write_checkpoint(instruction), f"checkpoint {instruction.job}@{instruction.step}")
+            case ev.ServeTickets(tickets):
+                if self._relay is not None:
+                    self._relay.allow(tickets)
             case ev.SavePlan(job_id, plan):
                 self.store.save_plan(job_id, plan)
             case ev.SaveWorker(name):

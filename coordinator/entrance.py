@@ -39,4 +39,5 @@ def admit(lifecycle: Lifecycle, request: JoinRequest, now: float) -> Member:
         fusion_version=request.fusion_version,
         torch_version=request.torch_version,
         probes=request.probes,
+        relay_port=request.relay_port,
     )

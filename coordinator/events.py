@@ -142,6 +142,13 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class ServeTickets:
+    """The coordinator's own relay takes these tickets (with their secrets) from now on, and no others."""
+
+    tickets: dict[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class MakePlan:
     """Ask the scheduler for a plan over these workers; answer with `PlanMade` or `PlanRefused`."""
 
@@ -243,6 +250,7 @@ class RecordLog:
 
 Instruction = (
     Send
+    | ServeTickets
     | MakePlan
     | PrepareWorkers
     | ProbeWorker

@@ -18,18 +18,18 @@ from coordinator.books import Books, Timing
 from coordinator.collecting import Collecting
 from coordinator.course import Course
 from coordinator.jobs import Job
-from coordinator.links import MAX_BYTES, MAX_SECONDS, Failed, Links
+from coordinator.link_watch import LinkWatch
+from coordinator.links import Links
 from coordinator.membership import Membership
 from coordinator.pool import Member, Pool
 from coordinator.recovery import Recovery, RecoveryMessage
+from coordinator.relays import Relays
 from coordinator.spot_checks import SpotChecks
-from fusion.addresses import place_of
 from fusion.messages import (
     Arrivals,
     CheckpointPart,
     Connected,
     EvaluationReport,
-    ExpectProbe,
     Failure,
     Finished,
     Heartbeat,
@@ -37,10 +37,11 @@ from fusion.messages import (
     Leaving,
     LinkMeasured,
     PeerLost,
-    ProbeLink,
+    Reached,
     Ready,
     Start,
     StepReport,
+    Unreached,
     Warned,
 )
 
@@ -61,12 +62,17 @@ class Lifecycle:
         )
         self._course = Course(self._books, self._recovery.backups)
         self._collecting = Collecting(self._books)
+        self._link_watch = LinkWatch(self._books)
         self._membership = Membership(self._books, self)
         self._warned: deque[tuple[str, Warned]] = deque(maxlen=200)
 
     @property
     def pool(self) -> Pool:
         return self._books.pool
+
+    @property
+    def relays(self) -> Relays:
+        return self._books.relays
 
     @property
     def jobs(self) -> dict[str, Job]:
@@ -104,7 +110,7 @@ class Lifecycle:
             case ev.ClockTicked():
                 self._membership.tick(event.time)
                 self._recovery.notice_idle(event.time)
-                self._measure_links(event.time)
+                self._link_watch.tick(event.time)
                 for job in self.jobs.values():
                     self._advance(job, event.time)
             case ev.WorkerJoined():
@@ -178,13 +184,8 @@ class Lifecycle:
                 job = self.jobs.get(message.job) if message.job else None
                 self._books.do(ev.RecordLog(job.id if job else None, member.name, message.message))
                 self._books.story(job, "warning", f"worker {member.name}: {message.message}", worker=member.name)
-            case LinkMeasured():
-                self.links.measured(event.time, member.name, message)
-                self._links_changed()
-            case Arrivals():
-                peers = {other.name for other in self.pool.of_job(member.job)} if member.job else set()
-                self.links.arrived(event.time, member.name, message, peers - {member.name})
-                self._links_changed()
+            case LinkMeasured() | Arrivals() | Unreached() | Reached():
+                self._link_watch.heard(member, message, event.time)
             case PeerLost() | Connected():
                 job = self._job_of(message.job, member)
                 if job is not None:
@@ -261,32 +262,6 @@ class Lifecycle:
             if self._recovery.moves.is_newcomer(job, member):
                 self._recovery.moves.abandon(job, now, f"worker {member.name} leaves")
             self._advance(job, now)
-
-    # Links --------------------------------------------------------------------------------------------------------
-
-    def _measure_links(self, now: float) -> None:
-        """Have pairs of workers measure the links between them, as far as that is due."""
-        for asks, answers in self.links.due(now, self.pool.live()):
-            expect = ExpectProbe(peer=asks.address, max_bytes=MAX_BYTES, seconds=MAX_SECONDS)
-            self._books.do(ev.Send(answers.incarnation, expect))
-            probe = ProbeLink(peer=answers.address, max_bytes=MAX_BYTES, seconds=MAX_SECONDS)
-            self._books.do(ev.Send(asks.incarnation, probe))
-        self._links_changed()
-
-    def _links_changed(self) -> None:
-        """Tell people, and have running jobs look for a better placement, when a link is not what it was."""
-        for news in self.links.news():
-            ends = (news.source, news.target)
-            if isinstance(news, Failed):
-                self._books.story(None, "link-failed", news.words, source=news.source, target=news.target)
-                continue
-            members = [self.pool.get(name) for name in ends]
-            if all(member is not None and place_of(member.endpoint) == "" for member in members):
-                continue  # Between processes of one machine it is the processor that is busy.
-            for job in self.jobs.values():
-                if job.state == "running" and job.run is not None and all(name in job.hosts for name in ends):
-                    self._books.story(job, "link-changed", news.words, source=news.source, target=news.target)
-                    job.run.reconsider = news.words
 
     # Plans --------------------------------------------------------------------------------------------------------
 

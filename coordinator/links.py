@@ -37,6 +37,7 @@ ASSUMED = 5e8
 """Bytes per second of a link that nobody has measured."""
 _GIVE_UP = 15.0
 """A probe that nobody has reported on for so long has failed."""
+_LATE = 0.3
 _FIRST_RETRY = 2.0
 _LOOK_SECONDS = 0.5
 _CHANGED = 2.0
@@ -109,7 +110,9 @@ class Links:
     _trials: dict[Pair, _Trial] = field(default_factory=dict)
     _under_way: dict[Pair, float] = field(default_factory=dict)
     _hurried: set[str] = field(default_factory=set)
+    _detoured: set[Pair] = field(default_factory=set)
     _look_at: float = 0.0
+    _now: float = 0.0
     _news: list[Changed | Failed] = field(default_factory=list)
 
     def news(self) -> list[Changed | Failed]:
@@ -121,6 +124,7 @@ class Links:
 
     def due(self, now: float, members: Sequence[Member]) -> list[tuple[Member, Member]]:
         """Pairs that are to measure their link now, (who asks, who answers); they count as under way from here on."""
+        self._now = now
         if now < self._look_at:
             return []
         self._look_at = now + _LOOK_SECONDS
@@ -162,6 +166,13 @@ class Links:
             if not self._is_declared(pair)
         )
 
+    def unanswered(self, names: Collection[str]) -> bool:
+        """Whether some of these seem not to reach each other, and it is not known yet how they do."""
+        wanted = set(names)
+        late = [pair for pair, until in self._under_way.items() if self._now - until + _GIVE_UP > MAX_SECONDS + _LATE]
+        unknown = [pair for pair in self._detoured if self._trials.get(pair) is None]
+        return any(wanted.issuperset(pair) for pair in (*late, *unknown))
+
     def _wanted(self, now: float, able: dict[str, Member]) -> Iterable[Pair]:
         for pair in self._sample(able):
             if pair in self._under_way or self._is_declared(pair):
@@ -183,7 +194,7 @@ class Links:
     def _sample(self, able: dict[str, Member]) -> Iterable[Pair]:
         """All pairs of a small pool; in a large one neighbours on a ring through the places, and some across it."""
         if len(able) <= SMALL_POOL:
-            return [_pair(first, second) for first, second in combinations(able, 2)]
+            return [pair_of(first, second) for first, second in combinations(able, 2)]
         ring = sorted(able, key=lambda name: (place_of(able[name].endpoint), name))
         count = len(ring)
         peers = dict.fromkeys(ring, 0)
@@ -193,7 +204,7 @@ class Links:
         found = {pair: None for pair in self._trials if pair[0] in able and pair[1] in able}
         for step in dict.fromkeys((1, count // 2, count // 3, count // 5)):
             for index, name in enumerate(ring):
-                pair = _pair(name, ring[(index + step) % count])
+                pair = pair_of(name, ring[(index + step) % count])
                 if pair not in found and all(peers[end] < MOST_PEERS for end in pair):
                     found[pair] = None
                     for end in pair:
@@ -204,7 +215,7 @@ class Links:
 
     def measured(self, now: float, worker: str, message: LinkMeasured) -> None:
         """A worker reports on the probe of its link to a peer."""
-        pair = _pair(worker, message.peer)
+        pair = pair_of(worker, message.peer)
         if self._under_way.pop(pair, None) is None:
             return  # It took too long, or one of them has gone.
         self._look_at = 0.0
@@ -230,10 +241,19 @@ class Links:
                 continue
             seconds = known.seconds if known is not None else None
             self._known[ends] = Known("transfers", now, seconds, found)
-            trial = self._trials.get(_pair(*ends))
+            trial = self._trials.get(pair_of(*ends))
             if trial is not None:
                 trial.failures, trial.next_at = 0, max(trial.next_at, now + FRESH)
             self._compare(ends, found)
+
+    def take_another_way(self, pair: Pair, *, relayed: bool) -> None:
+        """What was known of a link counts no more: it goes over a relay from now on, or no longer does."""
+        (self._detoured.add if relayed else self._detoured.discard)(pair)
+        self._trials.pop(pair, None)
+        self._under_way.pop(pair, None)
+        for ends in permutations(pair):
+            self._known.pop((ends[0], ends[1]), None)
+        self._look_at = 0.0
 
     def forget(self, name: str) -> None:
         """The worker has gone, or is another process now."""
@@ -267,7 +287,7 @@ class Links:
         for ends, known in self._known.items():
             if ends[0] not in names or ends[1] not in names or self._is_declared(ends):
                 continue
-            trial = self._trials.get(_pair(*ends))
+            trial = self._trials.get(pair_of(*ends))
             if known.error and trial is not None and trial.failures >= _SURE:
                 found[ends] = known.error
             elif known.bytes_per_second is not None:
@@ -311,5 +331,5 @@ class Links:
         return self.declared is not None and all(self.declared.names(name) for name in ends)
 
 
-def _pair(first: str, second: str) -> Pair:
+def pair_of(first: str, second: str) -> Pair:
     return (first, second) if first <= second else (second, first)

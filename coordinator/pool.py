@@ -38,6 +38,8 @@ class Member(BaseModel):
     """How many times slower its tasks are than by what it says of itself."""
     probes: bool = False
     """It measures its links when it is asked to."""
+    relay_port: int = 0
+    """Where it offers a relay to others, on the host of its endpoint; 0: it does not."""
     state: MemberState = "joined"
     job: str | None = None
     joined_at: float = 0.0

@@ -142,6 +142,8 @@ class Recovery:
         member = self._books.pool.get(message.peer)
         if member is None or not member.live or job.hosts.get(member.name) != member.incarnation:
             return
+        if self._books.relays.hides(member.name):
+            return  # Its door is shut to strangers, or another's stands there.
         probed = self._probed.get(member.incarnation)
         if probed is None or now - probed >= PROBE_SECONDS:
             self._probed[member.incarnation] = now

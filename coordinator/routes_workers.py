@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from itertools import permutations
 
 from aiohttp import web
 
 from coordinator import events as ev
 from coordinator.bodies import read_body
 from coordinator.entrance import NameTakenError
+from coordinator.links import Known
 from coordinator.routing import ENGINE, GUARD, Answer, HttpError, Parameter, Route
 from coordinator.views import ErrorView, LinkList, WorkerList, WorkerView, worker_view
 from fusion import __version__
@@ -74,17 +76,25 @@ async def list_workers(request: web.Request) -> web.Response:
 async def list_links(request: web.Request) -> web.Response:
     engine = request.app[ENGINE]
     now, names = engine.clock(), [member.name for member in engine.lifecycle.pool.live()]
+    lifecycle = engine.lifecycle
+    known = dict(lifecycle.links.matrix(names, now))
+    over = {}
+    for pair, relay, since in lifecycle.relays.pairs(names):
+        for ends in permutations(pair):
+            over[ends] = relay
+            known.setdefault((ends[0], ends[1]), Known("probe", since))
     links = [
         {
             "from": sender,
             "to": receiver,
-            "seconds": known.seconds,
-            "bytes_per_second": known.bytes_per_second,
-            "source": known.source,
-            "age_seconds": max(0.0, now - known.at),
-            "error": known.error or None,
+            "seconds": link.seconds,
+            "bytes_per_second": link.bytes_per_second,
+            "source": link.source,
+            "age_seconds": max(0.0, now - link.at),
+            "relay": over.get((sender, receiver)),
+            "error": link.error or None,
         }
-        for (sender, receiver), known in engine.lifecycle.links.matrix(names, now)
+        for (sender, receiver), link in known.items()
     ]
     return web.json_response({"links": links})
 

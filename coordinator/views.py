@@ -83,6 +83,9 @@ class LinkView(BaseModel):
         description="A topology file, messages sent to measure it, or the messages of a job."
     )
     age_seconds: float = Field(description="Since it was measured; 0 of what is declared.")
+    relay: str | None = Field(
+        None, description="Who offers the relay that it goes over, because the two can't reach each other."
+    )
     error: str | None = Field(description="Why the last probe failed, in words; no new plan uses the link then.")
 
 

@@ -25,6 +25,18 @@ def coordinator(
         int,
         typer.Option("--control-port", envvar="FUSION_CONTROL_PORT", min=0, max=65535, help="Port for the workers."),
     ] = 0,
+    relay: Annotated[
+        bool,
+        typer.Option(
+            "--relay/--no-relay",
+            envvar="FUSION_RELAY",
+            help="Pass on, encrypted, what workers that can't reach each other send.",
+        ),
+    ] = True,
+    relay_port: Annotated[
+        int,
+        typer.Option("--relay-port", envvar="FUSION_RELAY_PORT", min=0, max=65535, help="Port for such workers."),
+    ] = 0,
     topology: Annotated[
         Path | None,
         typer.Option(
@@ -74,6 +86,8 @@ def coordinator(
             host=host,
             port=port,
             control_port=control_port,
+            relay=relay,
+            relay_port=relay_port,
             token=token,
             join_token=join_token,
             tls_cert=tls_cert,

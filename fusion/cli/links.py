@@ -45,6 +45,9 @@ def _latency(seconds: float) -> str:
 
 
 def _source(link: dict[str, Any]) -> str:
+    relayed = f"relayed over {link['relay']}, " if link.get("relay") else ""
     if link["source"] == "declared":
-        return "declared"
-    return f"{link['source']}, {format_seconds(link['age_seconds'])} ago"
+        return f"{relayed}declared"
+    if link["bytes_per_second"] is None and not link["error"]:
+        return f"{relayed}not measured"
+    return f"{relayed}{link['source']}, {format_seconds(link['age_seconds'])} ago"
