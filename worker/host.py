@@ -9,9 +9,8 @@ from __future__ import annotations
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from time import monotonic, perf_counter, thread_time, time
 
 import torch
@@ -22,12 +21,12 @@ from executor.ordering import Task, TaskKind
 from executor.staging import Stager
 from fusion.errors import FusionError
 from fusion.messages import Adopted, Backup, BackupFailed, CaughtUp, Commit, Failure, Finished, Paused, Warned
-from fusion.plan import Plan
 from fusion.units import format_seconds
 from fusion.wire import FrameKind, Header
 from worker import instructions as todo
 from worker.accounts import Accounts
-from worker.assembly import Assembly, Piece
+from worker.assembly import Assembly
+from worker.events import Arrived, Event, Switch
 from worker.explain import explain
 from worker.memory import MemoryGuard
 from worker.parcel import Parcel
@@ -36,7 +35,7 @@ from worker.route import Route
 from worker.session import Session
 from worker.spot_checks import SpotChecks, Testify
 from worker.surroundings import Surroundings
-from worker.task_runner import EMPTY, Arrival, TaskRunner
+from worker.task_runner import EMPTY, TaskRunner
 from worker.trace import Trace
 from worker.waiting import Patience
 
@@ -46,30 +45,6 @@ Upload = Callable[[int, int, dict[str, Tensor]], "Future[None]"]
 Ship = Callable[[int, int, str, dict[str, Tensor]], None]
 """(fragment, step, backup worker, state): send a snapshot there, in the background."""
 _TO_DEVICE = frozenset({FrameKind.ACTIVATION, FrameKind.GRADIENT, FrameKind.EVALUATION})
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A message of a peer, admitted and decoded."""
-
-    header: Header
-    sender: str
-    value: Arrival
-    at: float = 0.0
-    digest: str = ""
-    """Where there are spot checks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Switch:
-    """Follow this plan; the pieces are those of the fragments that are new here, their state that after `step`."""
-
-    plan: Plan
-    step: int
-    pieces: Mapping[int, Piece]
-
-
-Event = Arrived | Switch | Backup | Commit | Testify | Examine | Exception | None
 
 
 def _no_backup(fragment: int, step: int, to: str, state: dict[str, Tensor]) -> None:

@@ -44,9 +44,10 @@ from fusion.units import format_bytes, format_seconds
 from fusion.wire import FrameKind, Header
 from worker.assembly import Piece, assemble, build
 from worker.backups import Backups
+from worker.events import Switch
 from worker.explain import explain
 from worker.fetch import Fetcher
-from worker.host import JobHost, Switch
+from worker.host import JobHost
 from worker.memory import MemoryGuard
 from worker.mover import Mover
 from worker.rerun import Examine
