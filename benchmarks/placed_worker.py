@@ -26,9 +26,10 @@ def install(notes: Path, name: str) -> None:
     from fusion.errors import BlobError
     from fusion.messages import Backup, Prepare
     from worker.host import JobHost
+    from worker.job_parts import Parts
     from worker.job_run import JobRun, Order
 
-    report, adopt, begin, take = JobHost._report_step, JobRun._install, JobRun.__init__, JobRun.take
+    report, adopt, begin, take = JobHost._report_step, Parts.install, JobRun.__init__, JobRun.take
     note = os.open(notes / f"{name}.step", os.O_WRONLY | os.O_CREAT, 0o600)
     bare: set[str] = set()
 
@@ -36,7 +37,7 @@ def install(notes: Path, name: str) -> None:
         report(self, step, fragments)
         os.pwrite(note, f"{step:12}".encode(), 0)
 
-    async def adopt_or_refuse(self: JobRun, *args: Any) -> Any:
+    async def adopt_or_refuse(self: Parts, *args: Any) -> Any:
         if (notes / REFUSE).exists():
             raise BlobError("no snapshot is held, as the benchmark wants it")
         return await adopt(self, *args)
@@ -52,7 +53,7 @@ def install(notes: Path, name: str) -> None:
             take(self, order)
 
     JobHost._report_step = report_and_note  # type: ignore[method-assign]
-    JobRun._install = adopt_or_refuse  # type: ignore[method-assign, assignment]
+    Parts.install = adopt_or_refuse  # type: ignore[method-assign, assignment]
     JobRun.__init__ = begin_full_or_bare  # type: ignore[method-assign]
     JobRun.take = take_unless_bare  # type: ignore[method-assign]
 

@@ -11,8 +11,6 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
 from time import monotonic
 
 import torch
@@ -20,14 +18,13 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from executor.staging import Stager
-from fusion.errors import BlobError, FusionError
+from fusion.errors import FusionError
 from fusion.messages import (
     Adopt,
     Backup,
     BackupFailed,
     CantAdopt,
     Check,
-    CheckpointPart,
     CheckVoid,
     Commit,
     Connect,
@@ -42,19 +39,18 @@ from fusion.messages import (
 )
 from fusion.units import format_bytes, format_seconds
 from fusion.wire import FrameKind, Header
-from worker.assembly import Piece, assemble, build
+from worker.assembly import assemble
 from worker.backups import Backups
 from worker.events import Switch
 from worker.explain import explain
 from worker.fetch import Fetcher
 from worker.host import JobHost
+from worker.job_parts import Parts
 from worker.memory import MemoryGuard
 from worker.mover import Mover
-from worker.rerun import Examine
+from worker.part_uploads import PartUploads
 from worker.route import Route
-from worker.spot_checks import Testify
 from worker.standby import Standby
-from worker.state_blob import StateBlob
 from worker.surroundings import Surroundings
 
 _HANDSHAKE_PATIENCE = 30.0
@@ -65,16 +61,6 @@ _SNAPSHOTS = frozenset({FrameKind.SNAPSHOT, FrameKind.SNAPSHOT_WANT})
 log = logging.getLogger("fusion.worker")
 
 Order = Start | Backup | Commit | Adopt | Check | Connect
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What is there once the fragments are built and the peers connected."""
-
-    host: JobHost
-    route: Route
-    backups: Backups
-    standby: Standby
 
 
 class JobRun:
@@ -114,7 +100,7 @@ class JobRun:
         """The newest plan epoch that we have orders for."""
         self._abandoned = threading.Event()
         self._started = False
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
         self._tasks = [asyncio.create_task(self._make_ready(), name=f"prepare {self.job}")]
 
     @property
@@ -138,9 +124,7 @@ class JobRun:
         await asyncio.gather(preparing, *others, return_exceptions=True)
         parts, self._parts = self._parts, None
         if parts is not None:
-            await parts.standby.close()
-            await asyncio.to_thread(parts.host.stop)
-            await asyncio.to_thread(parts.backups.close)
+            await parts.close()
             await asyncio.to_thread(self._mover.close_route, parts.route)
             log.info("dropped job %s: %s", self.job, why)
             del parts
@@ -179,7 +163,7 @@ class JobRun:
             f"{len(prepare.plan.placement)} ready in {format_seconds(monotonic() - begin)} ({format_bytes(fetched)} fetched)"
         )
 
-    async def _build(self, peers: list[PeerAddress]) -> _Parts:
+    async def _build(self, peers: list[PeerAddress]) -> Parts:
         prepare = self._prepare
         assembly = await assemble(prepare, self._worker, self._device, self._fetcher, self._memory)
         open_route: Route | None = None
@@ -202,7 +186,7 @@ class JobRun:
             threads=self._threads,
             memory=self._memory,
             report=self._report_from_thread,
-            upload=self._upload,
+            upload=PartUploads(self.job, self._fetcher, self._send, lambda: host.epoch).begin,
             ship=ship,
             stager=Stager(torch.device(self._device)) if self._device != "cpu" else None,
             surroundings=self._surroundings,
@@ -229,14 +213,14 @@ class JobRun:
             patience=_HANDSHAKE_PATIENCE,
             cancelled=self._abandoned.is_set,
         )
-        return _Parts(host, open_route, backups, standby)
+        return Parts(host, open_route, backups, standby)
 
     def _others(self, peers: list[PeerAddress]) -> list[PeerAddress]:
         return [peer for peer in peers if peer.worker != self._worker]
 
     # Orders --------------------------------------------------------------------------------------------------------
 
-    async def _follow(self, parts: _Parts) -> None:
+    async def _follow(self, parts: Parts) -> None:
         while True:
             order = await self._orders.get()
             match order:
@@ -246,10 +230,10 @@ class JobRun:
                         self._started = True
                         self._say(f"job {self.job}: training starts")
                         parts.host.start(parts.route)
-                        self._stand_by(parts, self._prepare.backups)
+                        parts.stand_by(self._prepare.backups)
                 case Backup():
                     parts.host.post(order)
-                    self._stand_by(parts, order.backups)
+                    parts.stand_by(order.backups)
                 case Commit():
                     parts.host.post(order)
                     parts.backups.commit(order.step)
@@ -287,7 +271,7 @@ class JobRun:
             return
         self._send(Connected(job=self.job, peers=[peer.worker for peer in peers]))
 
-    async def _adopt(self, parts: _Parts, order: Adopt) -> None:
+    async def _adopt(self, parts: Parts, order: Adopt) -> None:
         """Follow another plan; what is new here is put in place first."""
         host, route = parts.host, parts.route
         if order.plan.epoch <= host.epoch:
@@ -295,7 +279,7 @@ class JobRun:
         hosted = order.plan.fragments_of(self._worker)
         try:
             added = [fragment for fragment in hosted if fragment not in host.hosted]
-            pieces = {fragment: await self._install(parts, fragment, order.step) for fragment in added}
+            pieces = {fragment: await parts.install(fragment, order.step) for fragment in added}
         except Exception as error:
             if not isinstance(error, FusionError):
                 log.exception("could not adopt a fragment of job %s", self.job)
@@ -319,51 +303,27 @@ class JobRun:
             self._say(
                 f"job {self.job}: took over fragment{'s' if len(pieces) > 1 else ''} {names} after step {order.step}"
             )
-        self._stand_by(parts, order.backups)
+        parts.stand_by(order.backups)
 
-    async def _install(self, parts: _Parts, fragment: int, step: int) -> Piece:
-        """The fragment with its state after `step`: that which is held here, or the one in which the run began."""
-        state: dict[str, Tensor] | None = None
-        try:
-            state = await asyncio.to_thread(parts.backups.state, fragment, step)
-        except BlobError:
-            if step != parts.host.assembly.first_step - 1:
-                raise
-        piece = await parts.standby.take(fragment)
-        if state is not None:
-            await asyncio.to_thread(piece.load_state, state)
-        return piece
-
-    async def _check(self, parts: _Parts, order: Check) -> None:
-        """Take part in a spot check; its checker builds the fragment once more, in the state after `order.after`."""
-        host, fragment = parts.host, order.fragment
-        state = await asyncio.to_thread(parts.backups.digest, fragment, order.through)
-        host.post(Testify(order, state))
+    async def _check(self, parts: Parts, order: Check) -> None:
+        """Take part in a spot check."""
+        held = await parts.testify(order)
         if order.checker != self._worker:
             return
         try:
-            before = None
-            if order.after != host.assembly.first_step - 1:
-                before = await asyncio.to_thread(parts.backups.state, fragment, order.after)
-            built = await build(host.assembly, (fragment,), self._device, self._fetcher, self._memory)
-            if before is not None:
-                await asyncio.to_thread(built[fragment].load_state, before)
-            expected = None
-            if not order.exact and state:
-                expected = await asyncio.to_thread(parts.backups.state, fragment, order.through)
-            host.post(Examine(order, built[fragment], expected))
+            await parts.examine(order, held)
         except Exception as error:
             if not isinstance(error, FusionError):
                 log.exception("could not check a fragment of job %s", self.job)
             self._send(
                 CheckVoid(
-                    job=self.job, epoch=order.epoch, fragment=fragment, through=order.through, message=explain(error)
+                    job=self.job,
+                    epoch=order.epoch,
+                    fragment=order.fragment,
+                    through=order.through,
+                    message=explain(error),
                 )
             )
-
-    def _stand_by(self, parts: _Parts, backups: dict[int, str]) -> None:
-        mine = {fragment for fragment, worker in backups.items() if worker == self._worker}
-        parts.standby.want(mine - set(parts.host.hosted))
 
     def _not_standing_by(self, fragment: int, error: BaseException) -> None:
         if not isinstance(error, FusionError):
@@ -398,21 +358,3 @@ class JobRun:
 
     def _peer_lost(self, peer: str) -> None:
         self._report_from_thread(PeerLost(job=self.job, peer=peer))
-
-    def _upload(self, step: int, fragment: int, state: dict[str, Tensor]) -> Future[None]:
-        return asyncio.run_coroutine_threadsafe(self._upload_part(step, fragment, state), self._loop)
-
-    async def _upload_part(self, step: int, fragment: int, state: dict[str, Tensor]) -> None:
-        try:
-            blob = await self._fetcher.upload(StateBlob(state))
-        except Exception as error:
-            self._send(
-                Warned(
-                    job=self.job,
-                    message=f"could not upload fragment {fragment} of the checkpoint at step {step}: {explain(error)}; "
-                    "training goes on",
-                )
-            )
-            return
-        epoch = self._parts.host.epoch if self._parts is not None else self._prepare.plan.epoch
-        self._send(CheckpointPart(job=self.job, epoch=epoch, step=step, fragment=fragment, blob=blob))

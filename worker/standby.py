@@ -61,10 +61,13 @@ class Standby:
         task = self._building[fragment] = asyncio.create_task(self._build(fragment), name=f"standby {fragment}")
         task.add_done_callback(lambda done: self._ended(fragment, done))
 
+    async def build(self, fragment: int) -> Piece:
+        """The fragment once more, in the state in which the run began, whatever stands by."""
+        return (await build(self._assembly, (fragment,), self._device, self._fetcher, self._memory))[fragment]
+
     async def _build(self, fragment: int) -> Piece:
         async with self._one_at_a_time:
-            built = await build(self._assembly, (fragment,), self._device, self._fetcher, self._memory)
-        return built[fragment]
+            return await self.build(fragment)
 
     def _ended(self, fragment: int, task: asyncio.Task[Piece]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
