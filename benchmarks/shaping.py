@@ -45,8 +45,16 @@ class ShapedNetwork(NamespaceNetwork):
         """Take `cut` back."""
         self._plug(worker, "up")
 
+    def keep_apart(self, *workers: str) -> None:
+        """Let nothing through between these workers, as between homes; each still reaches the coordinator and all others."""
+        for worker in workers:
+            run("ip", "link", "set", self._outer(worker), "type", "bridge_slave", "isolated", "on")
+
+    def _outer(self, worker: str) -> str:
+        return f"{self._tag}v{list(self.namespaces).index(worker)}"
+
     def _plug(self, worker: str, state: str) -> None:
-        run("ip", "link", "set", f"{self._tag}v{list(self.namespaces).index(worker)}", state)
+        run("ip", "link", "set", self._outer(worker), state)
 
     def _build(self, undo: ExitStack) -> None:
         undo.callback(run_if_possible, "ip", "link", "del", self._tag)

@@ -39,10 +39,11 @@ class RelayServer:
         self._waiting: dict[int, _Waiting] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self, listener: socket.socket) -> None:
         self._server = await asyncio.start_server(self._take_in, sock=listener, limit=CHUNK_BYTES, backlog=128)
-        self._tasks.add(asyncio.create_task(self._sweep(), name="relay sweep"))
+        self._sweeper = asyncio.create_task(self._sweep(), name="relay sweep")
 
     def allow(self, tickets: Mapping[bytes, bytes]) -> None:
         """Only these tickets (with their secrets) count from now on; streams of others end."""
@@ -52,10 +53,11 @@ class RelayServer:
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         for number in list(self._streams):
             self._drop(number)
-        for task in self._tasks:
-            task.cancel()
+        # They end with their connections; asyncio complains about those that are cancelled.
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _take_in(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -13,7 +13,7 @@ from runs import captured
 
 from benchmarks.disturbed import Outcome, Running, differences, joined
 from benchmarks.placed_pool import PlacedPool
-from benchmarks.shaping import ShapedNetwork, unavailable
+from benchmarks.shaping import ShapedNetwork
 from fusion.submit import CapturedJob
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("shaped_links")]
@@ -21,13 +21,6 @@ pytestmark = [pytest.mark.system, pytest.mark.usefixtures("shaped_links")]
 NAMES = ("w0", "w1", "w2")
 TIMEOUT = 2.0
 STEPS = 40
-
-
-@pytest.fixture(scope="session")
-def shaped_links() -> None:
-    """Asked of the machine by the tests that need it: the answer takes making a network."""
-    if (reason := unavailable()) is not None:
-        pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
