@@ -4,7 +4,7 @@ from scheduler.compare import Training, compare, simulate_plan
 from scheduler.cost import Costs
 from scheduler.devices import Device, Link, Network, from_topology, homogeneous, measured
 from scheduler.planner import plan_job
-from scheduler.simulator import Simulation, Span
+from scheduler.simulation import Simulation, Span
 from scheduler.timeline import chrome_trace, html
 
 __all__ = [

@@ -17,7 +17,8 @@ from scheduler.devices import Device, Network, from_topology
 from scheduler.messages import Floats, messages
 from scheduler.planner import plan_job
 from scheduler.policies import POLICIES
-from scheduler.simulator import STEPS, Simulation, simulate
+from scheduler.simulation import Simulation
+from scheduler.simulator import STEPS, simulate
 
 CodecName = Literal["none", "bf16", "int8", "int4", "topk", "adatopk", "adaint", "auto"]
 CODECS: tuple[CodecName, ...] = ("none", "bf16", "int8", "int4", "topk", "adatopk", "adaint", "auto")

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from fusion.units import format_bytes, format_seconds
-from scheduler.simulator import Simulation, Span
+from scheduler.simulation import Simulation, Span
 from scheduler.timeline_page import PAGE
 
 _COLORS = {

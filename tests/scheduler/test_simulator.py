@@ -16,7 +16,8 @@ from scheduler import Training, plan_job, simulate_plan
 from scheduler.cost import Costs
 from scheduler.devices import Device, Link, Network
 from scheduler.messages import Messages, Way, plain
-from scheduler.simulator import Simulation, simulate
+from scheduler.simulation import Simulation
+from scheduler.simulator import simulate
 
 INSTANT = Link(1e15, 0.0)
 SGD = OptimizerSpec(name="sgd")
