@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from coordinator import events as ev
-from coordinator import probing
 from coordinator.archive import Archive
+from coordinator.background import Background
 from coordinator.blobs import BlobStore
-from coordinator.candidates import candidates
 from coordinator.checkpoints import Checkpoints
 from coordinator.clock import Clock
 from coordinator.config import CoordinatorConfig
@@ -26,15 +24,14 @@ from coordinator.jobs import Job
 from coordinator.lifecycle import Lifecycle
 from coordinator.links import Links
 from coordinator.observations import Observations
-from coordinator.planning import Planner, answer
+from coordinator.planning import Planner
 from coordinator.pool import Member
 from coordinator.publisher import Item, Publisher
 from coordinator.store import Store
 from coordinator.submission import accept
 from coordinator.views import Submission, job_view, worker_view
 from dag.graph import OpDag
-from fusion.errors import BlobError, FusionError
-from fusion.messages import CheckpointPart, JoinRequest, Prepare, Resume, StepReport, ToCoordinator
+from fusion.messages import CheckpointPart, JoinRequest, StepReport, ToCoordinator, ToWorker
 from fusion.relay.child import RelayProcess
 
 logger = logging.getLogger(__name__)
@@ -64,15 +61,14 @@ class Engine:
         self.lifecycle = Lifecycle(config.timing, Links(config.topology))
         self.clock = clock or Clock()
         self.started_at = self.clock()
-        self._planner = planner
         self._control: Control | None = None
         self._relay: RelayProcess | None = None
         self._dags = Dags(blobs, config.max_dag_bytes)
         self._unsaved: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
-        # Checkpoints of one job are written one after the other, so that pruning sees them in order.
-        self._writing: dict[str, asyncio.Lock] = {}
+        self._background = Background(
+            self.lifecycle, planner, self.archive, checkpoints, self.dag, self.clock, self.post, self._send
+        )
+        self._ticking: asyncio.Task[None] | None = None
         self._submitting = asyncio.Lock()
 
     # Start and end ------------------------------------------------------------------------------------------------
@@ -85,7 +81,7 @@ class Engine:
             control.admit(member.public_key, member.incarnation)
         self._carry_out(self.lifecycle.restore(self.store.jobs(), members, self.clock()))
         self.archive.sweep()
-        self._spawn(self._tick(), "tick")
+        self._ticking = self._background.spawn(self._tick(), "tick")
 
     def offer_relay(self, relay: RelayProcess) -> None:
         """Workers that can't reach each other may meet there; it ends with us."""
@@ -95,16 +91,15 @@ class Engine:
     async def close(self) -> None:
         """Stop in order: no more ticks, slow work ends, what workers have already said is taken in, the store closes."""
         self.publisher.close()
-        for task in tuple(self._tasks):
-            if task.get_name() == "tick":
-                task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._ticking is not None:
+            self._ticking.cancel()
+        await self._background.settle()
         if self._relay is not None:
             await asyncio.to_thread(self._relay.close)
         if self._control is not None:
             await self._control.close()
-        self._closed = True
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._background.end()
+        await self._background.settle()
         self._save_what_waits()
         self.store.close()
 
@@ -191,7 +186,7 @@ class Engine:
         self.store.commit()
         for instruction in instructions:
             if isinstance(instruction, ev.Send):
-                self.control.send(instruction.incarnation, instruction.message)
+                self._send(instruction.incarnation, instruction.message)
 
     def _save_job(self, asked: ev.SaveJob, saved: set[str]) -> None:
         """Write a job's record once for all instructions of one event; one that may wait is written at the next tick."""
@@ -215,14 +210,8 @@ class Engine:
 
     def _do(self, instruction: ev.Instruction) -> None:
         match instruction:
-            case ev.MakePlan():
-                self._spawn(self._make_plan(instruction), f"plan {instruction.job}")
-            case ev.PrepareWorkers():
-                self._spawn(self._prepare(instruction), f"prepare {instruction.job}")
-            case ev.ProbeWorker():
-                self._spawn(self._probe(instruction), f"probe {instruction.worker}")
-            case ev.WriteCheckpoint():
-                self._spawn(self._write_checkpoint(instruction), f"checkpoint {instruction.job}@{instruction.step}")
+            case ev.MakePlan() | ev.PrepareWorkers() | ev.ProbeWorker() | ev.WriteCheckpoint():
+                self._background.begin(instruction)
             case ev.ServeTickets(tickets):
                 if self._relay is not None:
                     self._relay.allow(tickets)
@@ -244,10 +233,17 @@ class Engine:
                 shown = self.store.add_log(self.clock(), job_id, worker, message)
                 self.publisher.publish(Item("log", job_id, shown))
 
+    def dag(self, job: Job) -> OpDag:
+        """The job's OP-DAG. Blocks. Raises `FusionError` when its blob is gone or damaged."""
+        return self._dags.of(job)
+
     @property
     def control(self) -> Control:
         assert self._control is not None, "start comes first"
         return self._control
+
+    def _send(self, incarnation: str, message: ToWorker) -> None:
+        self.control.send(incarnation, message)
 
     def _save_worker(self, name: str) -> None:
         member = self.lifecycle.pool.get(name)
@@ -257,112 +253,3 @@ class Engine:
             self.control.forget(member.incarnation)
         job = self.lifecycle.jobs.get(member.job) if member.job else None
         self.publisher.publish(Item("worker", None, worker_view(member, job)))
-
-    # Slow work ----------------------------------------------------------------------------------------------------
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s failed", task.get_name(), exc_info=error)
-
-    async def _make_plan(self, asked: ev.MakePlan) -> None:
-        job = self.lifecycle.jobs[asked.job]
-        found = await candidates(self.lifecycle, asked)
-        event: ev.Event
-        try:
-            plan, fragments, current = await asyncio.to_thread(answer, self._planner, self.dag, job, found, asked)
-        except FusionError as error:
-            event = ev.PlanRefused(self.clock(), asked.job, asked.attempt, str(error))
-        except Exception as error:
-            logger.exception("planning job %s failed", asked.job)
-            event = ev.PlanRefused(
-                self.clock(), asked.job, asked.attempt, f"the scheduler failed: {type(error).__name__}: {error}", True
-            )
-        else:
-            event = ev.PlanMade(self.clock(), asked.job, asked.attempt, plan, fragments, current)
-        self._post_late(event)
-
-    def dag(self, job: Job) -> OpDag:
-        """The job's OP-DAG. Blocks. Raises `FusionError` when its blob is gone or damaged."""
-        return self._dags.of(job)
-
-    async def _prepare(self, asked: ev.PrepareWorkers) -> None:
-        job = self.lifecycle.jobs[asked.job]
-        weights, resume = job.weights, None
-        if job.origin_step:
-            resume = Resume(step=job.origin_step, optimizer=job.origin_optimizer)
-        if asked.checkpoint is not None:
-            found = self.archive.find(job.id, asked.checkpoint)
-            try:
-                if found is None:
-                    raise BlobError(f"checkpoint {job.id}@{asked.checkpoint} is not recorded")
-                weights = await asyncio.to_thread(lambda: self.archive.weights_after(job, self.dag(job), found))
-            except Exception as error:
-                reason = f"can't go on from step {asked.checkpoint}: {self._reason(error)}"
-                self._post_late(ev.PreparationFailed(self.clock(), job.id, asked.epoch, reason))
-                return
-            resume = Resume(step=found.step, optimizer=found.optimizer)
-        if job.state != ("running" if asked.joining else "preparing") or job.epoch != asked.epoch or self._closed:
-            return
-        message = Prepare(
-            job=job.id,
-            plan=asked.plan,
-            dag=job.dag,
-            weights=weights,
-            data=job.data,
-            train=job.train,
-            peers=list(asked.peers),
-            resume=resume,
-            failure_timeout=job.spec.fault_tolerance.failure_timeout,
-            backups=asked.backups,
-            log_bytes=job.spec.fault_tolerance.log_memory,
-            verify=bool(job.spec.verify.fraction),
-        )
-        for incarnation in asked.hosts:
-            self.control.send(incarnation, message)
-
-    async def _probe(self, asked: ev.ProbeWorker) -> None:
-        if await probing.refuses(asked.endpoint):
-            self._post_late(ev.WorkerUnreachable(self.clock(), asked.incarnation))
-
-    def _reason(self, error: Exception) -> str:
-        """The reason in words; what nobody foresaw goes to the log with its traceback."""
-        if isinstance(error, FusionError | OSError):
-            return str(error)
-        logger.error("unexpected failure", exc_info=error)
-        return f"{type(error).__name__}: {error}"
-
-    async def _write_checkpoint(self, asked: ev.WriteCheckpoint) -> None:
-        job = self.lifecycle.jobs[asked.job]
-        async with self._writing.setdefault(job.id, asyncio.Lock()):
-            event: ev.Event
-            old: list[int] = []
-            try:
-                written = await asyncio.to_thread(
-                    lambda: self.checkpoints.consolidate(job.id, asked.step, self.dag(job), job.weights, asked.parts)
-                )
-            except Exception as error:
-                event = ev.CheckpointFailed(self.clock(), job.id, asked.step, self._reason(error))
-            else:
-                event = ev.CheckpointWritten(self.clock(), job.id, asked.step, written.size)
-            if self._closed:
-                return  # The parts stay, the job's record says that it is being written: the next start does it again.
-            if isinstance(event, ev.CheckpointWritten):
-                run = job.run
-                needed = None if run is None or run.from_origin else run.start
-                old = self.archive.record(written, self.clock(), asked.keep, needed)
-            self.post(event)
-            # Only now is it committed that the new checkpoint is there and the old ones are not.
-            for step in old:
-                self.archive.remove(job.id, step)
-            self.archive.drop(ref.digest for ref in asked.parts.values())
-
-    def _post_late(self, event: ev.Event) -> None:
-        """Post the outcome of slow work, unless the store is about to close: the next start asks for it again."""
-        if not self._closed:
-            self.post(event)
