@@ -19,8 +19,22 @@ _MESSAGE_BYTES = 1 << 20
 """Fences are drawn for messages of this size."""
 
 
-def pool_map(workers: Sequence[str], topology: Topology | None, links: Links) -> dict[str, Any]:
-    """Groups of workers, and the links between the groups."""
+def pool_map(
+    workers: Sequence[str], topology: Topology | None, links: Links, relayed: Mapping[tuple[str, str], str] | None = None
+) -> dict[str, Any]:
+    """Groups of workers, the links between the groups, and the pairs that are `relayed`, with who offers the relay."""
+    drawn = _grouped(workers, topology, links)
+    home = {worker: group["name"] for group in drawn["groups"] for worker in group["workers"]}
+    pairs = {ends: relay for ends, relay in (relayed or {}).items() if home.keys() >= set(ends)}
+    for link in drawn["between"]:
+        ends = {link["from"], link["to"]}
+        over = [relay for pair, relay in pairs.items() if {home[name] for name in pair} == ends]
+        link["relay"] = ", ".join(dict.fromkeys(over)) or None
+    drawn["relayed"] = [{"from": ends[0], "to": ends[1], "relay": relay} for ends, relay in pairs.items()]
+    return drawn
+
+
+def _grouped(workers: Sequence[str], topology: Topology | None, links: Links) -> dict[str, Any]:
     if topology is not None:
         groups, declared = _regions(workers, topology)
         return _shown(groups, "region", {**declared, **links})

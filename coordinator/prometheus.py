@@ -41,6 +41,11 @@ class EngineCollector(Collector):
         for state in _WORKER_STATES:
             workers.add_metric([state], count[state])
         yield workers
+        yield GaugeMetricFamily(
+            "fusion_coordinator_relayed_pairs",
+            "Pairs of workers that can't reach each other and meet at a relay.",
+            value=len(engine.lifecycle.relays.pairs([member.name for member in members])),
+        )
         memory = GaugeMetricFamily("fusion_worker_memory_used_bytes", "Memory that a worker uses.", labels=["worker"])
         for member in members:
             if member.live:

@@ -27,7 +27,7 @@ T = TypeVar("T")
 class DrawnMap:
     """The map that was drawn last, and how long it is good."""
 
-    shown: dict[str, Any] = field(default_factory=lambda: {"groups": [], "between": []})
+    shown: dict[str, Any] = field(default_factory=lambda: {"groups": [], "between": [], "relayed": []})
     until: float = 0.0
 
 
@@ -126,7 +126,8 @@ async def the_map(request: web.Request) -> web.Response:
             for ends, known in engine.lifecycle.links.matrix(workers, now)
             if known.source != "declared" and known.bytes_per_second and not known.error
         }
-        drawn.shown = await asyncio.to_thread(pool_map, workers, engine.config.topology, links)
+        relayed = {pair: relay for pair, relay, _ in engine.lifecycle.relays.pairs(workers)}
+        drawn.shown = await asyncio.to_thread(pool_map, workers, engine.config.topology, links, relayed)
     return web.json_response(drawn.shown)
 
 

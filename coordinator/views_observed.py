@@ -146,8 +146,20 @@ class BetweenView(BaseModel):
     seconds: float
     bytes_per_second: float
     source: str
+    relay: str | None = Field(description="Who offers the relays that some of the links go over.")
+
+
+class RelayedView(BaseModel):
+    """Two workers that can't reach each other, and meet at a relay."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    sender: str = Field(alias="from")
+    to: str
+    relay: str = Field(description="Who offers the relay: the coordinator, or a worker.")
 
 
 class PoolMap(BaseModel):
     groups: list[GroupView]
     between: list[BetweenView]
+    relayed: list[RelayedView]

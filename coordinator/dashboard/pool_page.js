@@ -27,7 +27,7 @@ export function poolPage(main) {
     el("section", { class: "card", "aria-label": "The pool in numbers" }, facts.element),
     section("Topology", view.element), section("Jobs", running.element),
     section("Workers", notice, table.element), section("Links", links.element, more));
-  let map = { groups: [], between: [] };
+  let map = { groups: [], between: [], relayed: [] };
   let measured = [];
   let asked = 0;
   let timer = null;
@@ -50,7 +50,7 @@ export function poolPage(main) {
       groups.push({ name: groups.length ? "just joined" : "pool", kind: "pool", workers: fresh });
       soon(); // for a map that has them
     }
-    view.show({ groups: groups.filter((group) => group.workers.length), between: map.between, traffic, workers });
+    view.show({ groups: groups.filter((group) => group.workers.length), between: map.between, relayed: map.relayed, traffic, workers });
     table.show(all.map((worker) => [worker.name, worker]));
     showLinks();
   }
@@ -143,7 +143,7 @@ function linkTable() {
     { head: "Now", number: true, cell: ({ flow }) => rate(flow) },
     { head: "Bandwidth", number: true, cell: ({ bytes_per_second: speed }) => bits(speed) },
     { head: "Latency", number: true, cell: ({ seconds: latency }) => seconds(latency) },
-    { head: "Known by", cell: ({ source, error }) => error || source || "–" },
+    { head: "Known by", cell: ({ source, error, relay }) => error || [source, relay && `relayed over ${relay}`].filter(Boolean).join(", ") || "–" },
     { head: "Age", number: true, cell: ({ age_seconds: age }) => seconds(age) },
   ], "Nothing was measured, and nothing is on its way.");
 }

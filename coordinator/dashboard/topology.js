@@ -19,8 +19,8 @@ export class TopologyView {
     const key = ["idle", "busy", "draining", "lost"].map((state) => el("span", { class: "key", text: `${SIGNS[state]} ${state}` }));
     this.element = el("figure", { class: "chart-box" }, this.drawing,
       el("figcaption", {}, el("span", { class: "keys" }, ...key,
-        el("span", { class: "key", text: "▬ link, the thicker the faster" }), el("span", { class: "key flow-key", text: "⇢ bytes on their way" }))));
-    this.shown = { groups: [], between: [], traffic: [], workers: new Map() };
+        el("span", { class: "key", text: "▬ link, the thicker the faster" }), el("span", { class: "key", text: "┅ over a relay" }), el("span", { class: "key flow-key", text: "⇢ bytes on their way" }))));
+    this.shown = { groups: [], between: [], relayed: [], traffic: [], workers: new Map() };
     this.resized = new ResizeObserver(() => this.#draw());
     this.resized.observe(this.element);
   }
@@ -29,14 +29,14 @@ export class TopologyView {
     this.resized.disconnect();
   }
 
-  // `groups` and `between` as the map gives them, `traffic` as the pulse does, `workers` by name.
+  // `groups`, `between` and `relayed` as the map gives them, `traffic` as the pulse does, `workers` by name.
   show(shown) {
     this.shown = shown;
     this.#draw();
   }
 
   #draw() {
-    const { groups, between, traffic, workers } = this.shown;
+    const { groups, between, relayed, traffic, workers } = this.shown;
     const width = this.element.clientWidth - 2;
     if (width <= 0) return;
     const total = groups.reduce((sum, group) => sum + group.workers.length, 0);
@@ -57,6 +57,7 @@ export class TopologyView {
       if (a === b) drawInner(layers.labels, boxes[a], link, now(a, a));
       else drawLink(layers, boxes[a], boxes[b], link, now(a, b), now(b, a));
     }
+    if (size === CARD) for (const pair of relayed) drawRelayed(layers.links, spots.get(pair.from), spots.get(pair.to), pair);
     const flows = size === CARD
       ? traffic.map((flow) => ({ ...flow, a: spots.get(flow.from), b: spots.get(flow.to) }))
       : [...sums.values()].filter(({ from, to }) => from !== to).map((flow) => ({ ...flow, a: centre(boxes[indexOf.get(flow.from)]), b: centre(boxes[indexOf.get(flow.to)]) }));
@@ -69,7 +70,7 @@ export class TopologyView {
     const sum = traffic.reduce((all, flow) => all + flow.bytes_per_second, 0);
     this.drawing.setAttribute("aria-label",
       `${plural(total, "worker")} in ${groups.map((group) => `${group.name} (${group.workers.length})`).join(", ") || "no group"}; ` +
-      `${rate(sum)} between them now. The tables below have every worker and link.`);
+      `${rate(sum)} between them now${relayed.length ? `; ${plural(relayed.length, "pair")} over a relay` : ""}. The tables below have every worker and link.`);
   }
 }
 
@@ -142,8 +143,9 @@ function drawBox(layer, box, group) {
 }
 
 // What is known of a link in words; a flow alone says nothing of its link.
-function words({ bytes_per_second: speed, seconds: latency, source, flowing }) {
-  return flowing ? "" : `${bits(speed)}, ${seconds(latency)}${source === "declared" ? "" : ` (${source})`}`;
+function words({ bytes_per_second: speed, seconds: latency, source, relay, flowing }) {
+  const known = [source === "declared" ? "" : source, relay && `relayed over ${relay}`].filter(Boolean).join(", ");
+  return flowing ? "" : `${bits(speed)}, ${seconds(latency)}${known ? ` (${known})` : ""}`;
 }
 
 function drawInner(layer, box, link, now) {
@@ -159,7 +161,7 @@ function drawLink(layers, a, b, link, there, back) {
   const [from, to] = [edgeOf(a, centre(b)), edgeOf(b, centre(a))];
   if (!link.flowing) {
     layers.links.append(svg("line", {
-      class: "link", x1: from.x, y1: from.y, x2: to.x, y2: to.y, "stroke-width": thickness(link.bytes_per_second),
+      class: link.relay ? "link relayed" : "link", x1: from.x, y1: from.y, x2: to.x, y2: to.y, "stroke-width": thickness(link.bytes_per_second),
     }));
   }
   const middle = { x: (from.x + to.x) / 2, y: (from.y + to.y) / 2 };
@@ -171,6 +173,13 @@ function drawLink(layers, a, b, link, there, back) {
     class: `${index ? "flow-words" : "link-words"} over`, x: middle.x + (steep ? 14 : 0),
     y: middle.y + (steep ? [-4, 14] : [-34, 42])[index], "text-anchor": steep ? "start" : "middle", text,
   })));
+}
+
+// Two workers that meet at a relay.
+function drawRelayed(layer, a, b, { from, to, relay }) {
+  if (!a || !b) return;
+  layer.append(svg("line", { class: "link relayed pair", x1: a.x, y1: a.y, x2: b.x, y2: b.y },
+    svg("title", { text: `${from} and ${to} can't reach each other: relayed over ${relay}` })));
 }
 
 // Where the line from the middle of the box to `target` leaves it.

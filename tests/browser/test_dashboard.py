@@ -13,7 +13,7 @@ from browser_cases import CHROMIUM, Line, ShownWorker, Tab, a_browser, a_tab
 from coordinator_cases import Server, serving
 from playwright.async_api import Browser
 
-from fusion.messages import Warned
+from fusion.messages import Unreached, Warned
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)"),
@@ -51,9 +51,17 @@ async def a_paused_job(server: Server, *workers: ShownWorker, step: int = 3, **c
 async def test_the_pool_is_what_the_api_says_and_changes_with_it(server: Server, tab: Tab) -> None:
     async with ShownWorker(server, "a", memory=1 << 30) as first, ShownWorker(server, "b", memory=2 << 30) as second:
         job = await a_paused_job(server, first, second)
+        server.engine.lifecycle.relays.own_port = 8762
+        await first.say(Unreached(peer="b"))
+        _, links = await server.call("GET", "/api/v1/links")
+        while not links["links"]:
+            _, links = await server.call("GET", "/api/v1/links")
         await tab.page.goto(server.url)
         await tab.shows("#connection", "live")
         await tab.shows("table", "of 2.0 GiB")
+        await tab.shows("table", "relayed over the coordinator")
+        assert await tab.page.locator("svg.topology line.relayed").count() == 1
+        assert "a and b can't reach each other" in await tab.text("svg.topology line.relayed title")
         _, listed = await server.call("GET", "/api/v1/workers")
         shown = {row[0]: row[1:4] for row in await tab.rows("Workers")}
         assert shown == {

@@ -185,7 +185,12 @@ def test_the_map_finds_fences_in_what_was_measured() -> None:
         if first != second
     }
     assert [group["workers"] for group in pool_map(names, None, links)["groups"]] == [["a1", "a2"], ["b1", "b2"]]
-    assert pool_map([], None, {}) == {"groups": [], "between": []}
+    drawn = pool_map(names, None, links, {("a2", "b1"): "the coordinator", ("b1", "gone"): "the coordinator"})
+    assert drawn["relayed"] == [{"from": "a2", "to": "b1", "relay": "the coordinator"}]
+    over = {(each["from"], each["to"]): each["relay"] for each in drawn["between"]}
+    assert over["fence 1", "fence 2"] == over["fence 2", "fence 1"] == "the coordinator"
+    assert over["fence 1", "fence 1"] is over["fence 2", "fence 2"] is None
+    assert pool_map([], None, {}) == {"groups": [], "between": [], "relayed": []}
     assert [group["kind"] for group in pool_map(names, None, {})["groups"]] == ["pool"]
 
 
