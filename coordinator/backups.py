@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from coordinator import progress
+from coordinator.accusations import impartial_first
 from coordinator.books import Books
 from coordinator.jobs import Job
 from coordinator.links import Links
@@ -72,6 +73,7 @@ def choose(
         candidates = [name for name in (*ring[at:], *ring[:at]) if name != host]
         if links is not None:
             candidates = _near_first(host, candidates, links)
+        candidates = impartial_first(job.accusations, host, candidates)
         before = (previous or {}).get(fragment)
         if before in candidates:
             candidates = [before, *candidates]

@@ -121,6 +121,8 @@ class Job(BaseModel):
     """Spot checks that were drawn; of these:"""
     checks_passed: int = 0
     checks_failed: int = 0
+    accusations: list[tuple[str, str]] = Field(default_factory=list)
+    """Pairs of workers (host, checker) that said different things of the same work (`coordinator.accusations`)."""
 
     @property
     def checks_void(self) -> int:

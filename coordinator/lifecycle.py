@@ -58,7 +58,7 @@ class Lifecycle:
         self.links = links or Links()
         self._books = Books(timing, self.links)
         self._recovery = Recovery(
-            self._books, self.go_back, SpotChecks(self._books, draw or SystemRandom().random, self._expel)
+            self._books, self.go_back, SpotChecks(self._books, draw or SystemRandom().random, self._distrust)
         )
         self._course = Course(self._books, self._recovery.backups)
         self._collecting = Collecting(self._books)
@@ -153,12 +153,11 @@ class Lifecycle:
     def go_back(self, job: Job, now: float, cause: str) -> None:
         self._course.restart(job, now, cause)
 
-    def _expel(self, job: Job, members: Sequence[Member], now: float, why: str) -> None:
-        """These workers are not to be trusted: the job goes on without them, from before what they did."""
-        for member in members:
-            self._membership.expel(member, job, why)
-        names = ", ".join(member.name for member in members)
-        self._course.restart(job, now, f"worker{'s' if len(members) > 1 else ''} {names} failed a spot check")
+    def _distrust(self, job: Job, liar: Member | None, now: float, why: str) -> None:
+        """A spot check has failed: the job goes on from before what was checked, without the liar if one is known."""
+        if liar is not None:
+            self._membership.expel(liar, job, why)
+        self._course.restart(job, now, why)
 
     # Messages of workers ------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from coordinator import accusations
 from coordinator.books import Books
 from coordinator.inspection import Inspection, SpotCheck, Verdict, judge
 from coordinator.jobs import Job
@@ -21,17 +22,17 @@ _PATIENCE = 30.0
 """Seconds for a check; and so many times what its steps took the first time:"""
 _SLOWER = 5.0
 
-Expel = Callable[[Job, tuple[Member, ...], float, str], None]
-"""(job, workers, now, why): have them leave the pool for good, and the job go back to before the stretch."""
+GoBack = Callable[[Job, Member | None, float, str], None]
+"""(job, worker, now, why): have the worker leave the pool for good, if one is named, and the job go back to its checkpoint."""
 
 
 class SpotChecks:
     """Of all jobs. `draw` gives numbers in 0 .. 1 that nobody else can foresee."""
 
-    def __init__(self, books: Books, draw: Callable[[], float], expel: Expel) -> None:
+    def __init__(self, books: Books, draw: Callable[[], float], go_back: GoBack) -> None:
         self._books = books
         self._draw = draw
-        self._expel = expel
+        self._go_back = go_back
 
     def settled(self, job: Job, now: float, through: int) -> bool:
         """Whether everything up to `through` may count now: it was not drawn, or has passed, or can't be checked."""
@@ -43,16 +44,17 @@ class SpotChecks:
         if inspection is None or (inspection.epoch, inspection.through) != (job.epoch, through):
             inspection = run.inspection = self._open(job, now, through)
         self._give_up_some(job, inspection, now)
-        verdicts = [(check, self._judge(job, inspection, check)) for check in inspection.checks]
-        passed = sum(verdict is not None and verdict.kind == "passed" for _, verdict in verdicts)
-        failed = [(check, verdict) for check, verdict in verdicts if verdict is not None and verdict.kind == "failed"]
+        verdicts: list[tuple[SpotCheck, Verdict]] = []
+        for check in inspection.checks:
+            verdict = self._judge(job, inspection, check)
+            if verdict is None:
+                return False
+            verdicts.append((check, verdict))
+        job.checks_passed += sum(verdict.kind == "passed" for _, verdict in verdicts)
+        failed = [(check, verdict) for check, verdict in verdicts if verdict.kind == "failed"]
         if failed:
-            job.checks_passed += passed
             self._fail(job, now, failed)
             return False
-        if any(verdict is None for _, verdict in verdicts):
-            return False
-        job.checks_passed += passed
         run.inspection, run.settled = None, through
         return True
 
@@ -145,21 +147,34 @@ class SpotChecks:
         return judge(check, parts, losses)
 
     def _fail(self, job: Job, now: float, failed: list[tuple[SpotCheck, Verdict]]) -> None:
-        """A check has failed: the first lie counts, and everything after it is done again."""
+        """Two say different things of what a fragment makes: find out who is not to be trusted, and go back."""
         job.checks_failed += len(failed)
-        check, verdict = min(failed, key=lambda each: (each[1].step, len(each[1].blamed)))
-        story = f"spot check of fragment {check.fragment} at step {verdict.step}: {verdict.words}"
-        self._books.story(
-            job,
-            "check-failed",
-            story,
-            worker=check.host,
-            checker=check.checker,
-            fragment=check.fragment,
-            step=verdict.step,
-        )
-        blamed = tuple(member for name in verdict.blamed if (member := self._books.pool.get(name)) is not None)
-        self._expel(job, blamed, now, story)
+        failed.sort(key=lambda each: (each[1].step, len(each[1].blamed)))
+        for check, verdict in failed:
+            self._books.story(
+                job,
+                "check-failed",
+                f"spot check of fragment {check.fragment} at step {verdict.step}: {verdict.words}",
+                worker=check.host,
+                checker=check.checker,
+                fragment=check.fragment,
+                step=verdict.step,
+            )
+        pairs = [
+            (check.host, check.checker) if len(verdict.blamed) == 1 else (verdict.blamed[1], verdict.blamed[0])
+            for check, verdict in failed
+        ]
+        liar = accusations.liar(job.accusations, pairs, len(job.hosts))
+        job.accusations.extend(pair for pair in pairs if pair not in job.accusations)
+        check, verdict = failed[0]
+        at = f"of fragment {check.fragment} at step {verdict.step}"
+        member = self._books.pool.get(liar) if liar else None
+        if member is None:
+            names = " and ".join(pairs[0])
+            self._go_back(job, None, now, f"{names} disagree in a spot check {at}; others are to check them")
+            return
+        job.accusations = [pair for pair in job.accusations if liar not in pair]
+        self._go_back(job, member, now, f"worker {liar} failed a spot check {at}")
 
 
 def _alike(one: Member, other: Member) -> bool:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from recovery_cases import Play
 
 from coordinator import events as ev
+from coordinator.accusations import impartial_first, liar
 from coordinator.entrance import NameTakenError, admit
 from coordinator.inspection import TOLERANCE, SpotCheck, judge
 from fusion.messages import (
@@ -24,6 +25,7 @@ from fusion.messages import (
     Digest,
     JoinRequest,
     Prepare,
+    Ready,
     Receipts,
     Replayed,
     Shutdown,
@@ -69,13 +71,36 @@ class Checked(Play):
     def testify(self, check: Check, got: str = TRUE, state: str = TRUE) -> None:
         """All but the checker say what they know; its neighbour in the alphabet got one value of the fragment."""
         host = self.plan.placement[check.fragment]
-        for name in self.job.hosts:
+        for name in list(self.job.hosts):
             told = [told_value(check.through, got)] if name not in (host, check.checker) else []
             held = state if name == check.checker else ""
             self.say(name, receipts(check, got=told, state=held))
 
     def rerun(self, check: Check, value: str = TRUE, state: str = TRUE) -> None:
         self.say(check.checker, replayed(check, [told_value(check.through, value)], {check.through: state}))
+
+    def go_on(self) -> None:
+        """The job has gone back: it is planned as it was, or over who is left, and everybody is ready."""
+        asked = self.asked_plan()
+        assert asked.previous is not None
+        left = asked.workers
+        placement = tuple(host if host in left else left[0] for host in asked.previous.placement)
+        self.answer(asked, placement)
+        for name in list(self.job.hosts):
+            self.say(name, Ready(job="job", epoch=self.job.epoch))
+        assert self.job.state == "running"
+
+    def find(self, fragment: int) -> Check:
+        """Go through a round and find that the fragment's host lies; returns the check that says so."""
+        self.round()
+        check = next(check for check in self.orders() if check.fragment == fragment)
+        alone = len(self.job.hosts) == 2
+        self.testify(check, got=FALSE, state=FALSE if alone else TRUE)
+        for other in self.run.inspection.checks if self.run.inspection else ():
+            if other.fragment != fragment:
+                other.void = "not asked"
+        self.rerun(check)
+        return check
 
     def counts(self) -> tuple[int, int, int]:
         return self.job.checks_passed, self.job.checks_failed, self.job.checks_void
@@ -139,34 +164,72 @@ def test_the_share_that_is_drawn_is_checked_and_without_a_share_nothing_is() -> 
     assert play.run.common_step == order.step
 
 
-def test_whoever_sent_other_values_than_its_work_gives_is_evicted_and_everything_is_done_again() -> None:
+def test_two_workers_that_disagree_are_checked_by_others_and_whoever_disagrees_again_is_evicted() -> None:
     play = Checked()
-    order = play.round()
-    liar, *_ = play.orders()
-    host, bystander = play.plan.placement[0], "c"
-    play.testify(liar, got=FALSE)
-    play.rerun(liar)
-    assert play.state() == "queued" or play.state() == "preparing"
+    first = play.find(0)
+    assert first.checker == "b"
+    stories = play.stories()
     assert any(
-        f"spot check of fragment 0 at step {order.step}: {host}'s output (step {order.step}, micro-batch 0) "
-        f"as {bystander} got it differs from {liar.checker}'s" in story
-        for story in play.stories()
+        f"spot check of fragment 0 at step {first.through}: a's output (step {first.through}, micro-batch 0) as c got it "
+        "differs from b's" in story
+        for story in stories
     )
-    assert any(f"worker {host} is evicted" in story for story in play.stories())
-    assert set(play.sent(Shutdown)) == {host}
+    assert any("a and b disagree in a spot check of fragment 0" in story for story in stories)
     assert play.metrics() == [], "no loss of those steps may be told"
-    assert play.counts()[1] == 1
-    assert play.member(host).state == "left"
-    assert host not in play.asked_plan().workers
+    assert not play.sent(Shutdown)
+    play.go_on()
+    second = play.find(0)
+    assert second.checker == "c", "another one than the first time"
+    assert any("worker a is evicted: worker a failed a spot check of fragment 0" in story for story in play.stories())
+    assert set(play.sent(Shutdown)) == {"a"}
+    assert (play.member("a").state, play.metrics(), play.job.restarts) == ("left", [], 2)
+    play.go_on()
+    assert set(play.plan.workers) == {"b", "c"}
+    order = play.round()
+    for check in play.orders():
+        play.testify(check)
+        play.rerun(check)
+    assert play.metrics() == list(range(1, order.step + 1))
+
+
+def test_a_checker_that_accuses_everybody_is_the_one_that_goes() -> None:
+    """Workers a and b are checked by b and c; b says that a lies, and is itself found to lie by c."""
+    play = Checked()
+    play.round()
+    for check in play.orders():
+        lies = "b" in (check.checker, play.plan.placement[check.fragment])
+        play.testify(check, got=FALSE if lies else TRUE)
+        play.rerun(check)
+    assert set(play.sent(Shutdown)) == {"b"}
+    assert (play.job.checks_failed, play.job.accusations) == (2, [])
+
+
+def test_between_two_workers_the_checkers_word_counts() -> None:
+    play = Checked(workers="ab")
+    play.round()
+    check, _ = play.orders()
+    for other in play.run.inspection.checks[1:] if play.run.inspection else ():
+        other.void = "not asked"
+    play.testify(check, state=FALSE)
+    play.rerun(check)
+    assert set(play.sent(Shutdown)) == {"a"}
+
+
+def test_who_lies_is_told_from_pairs_that_are_at_odds() -> None:
+    assert liar([], [("a", "b")], 3) is None
+    assert liar([], [("a", "b")], 2) == "a"
+    assert liar([("a", "b")], [("a", "b")], 3) == "a"
+    assert liar([("a", "b")], [("a", "c")], 3) == "a"
+    assert liar([("a", "b")], [("c", "b")], 3) == "b"
+    assert liar([], [("a", "b"), ("c", "a")], 3) == "a"
+    assert liar([], [("a", "b"), ("b", "c"), ("c", "a")], 3) == "a"
+    assert impartial_first([("a", "b"), ("d", "a")], "a", ["b", "c", "d"]) == ["c", "b", "d"]
 
 
 @pytest.mark.parametrize("same", ["name", "key"])
 def test_an_evicted_worker_does_not_come_back(same: str) -> None:
-    play = Checked()
-    play.round()
-    liar, *_ = play.orders()
-    play.testify(liar, state=FALSE)
-    play.rerun(liar)
+    play = Checked(workers="ab")
+    play.find(0)
     play.member("a").public_key = "a" * 40
     request = JoinRequest(
         name="a" if same == "name" else "z",
@@ -261,7 +324,8 @@ def test_a_false_part_of_the_last_checkpoint_is_found() -> None:
         play.testify(check, state="")
         play.rerun(check)
     assert any("b's part of the checkpoint differs from c's" in story for story in play.stories())
-    assert play.state() != "done"
+    assert play.state() == "preparing"
+    assert not any(isinstance(each, ev.WriteCheckpoint) for each in play.out)
 
 
 def test_between_unlike_machines_the_values_count_and_not_their_bits() -> None:
