@@ -84,6 +84,7 @@ class Case:
         failure_timeout: float = 5.0,
         job: str = "job-1",
         log_bytes: int = 0,
+        verify: bool = False,
         backups: Mapping[int, str] | None = None,
     ) -> Prepare:
         import safetensors.torch
@@ -116,6 +117,7 @@ class Case:
             resume=resume,
             failure_timeout=failure_timeout,
             log_bytes=log_bytes,
+            verify=verify,
             backups=dict(backups or {}),
         )
 
