@@ -38,6 +38,8 @@ _FARTHER = 3.0
 """... a worker is farther than another when it takes so many times as long."""
 _SHARE = 10.0
 """Snapshots are under way for at most one part in so many of the time."""
+_GROWTH = 2
+"""The steps between two rounds grow by this factor at most."""
 
 
 def choose(
@@ -149,8 +151,13 @@ class Backups:
         if job.plan is None or len(job.plan.workers) < 2:
             return
         hurried = run.urgent or self._logs_fill(job, run)
-        due = run.common_step + (1 if hurried else spacing(job.spec.fault_tolerance.backup_every, run.pace, run.cost))
+        wanted = spacing(job.spec.fault_tolerance.backup_every, run.pace, run.cost)
+        if job.spec.fault_tolerance.backup_every == "auto":
+            # One round that took long, as the first ones do, must not put the next one off for long.
+            wanted = min(wanted, _GROWTH * run.spacing)
+        due = run.common_step + (1 if hurried else wanted)
         if run.highest + run.margin >= due:
+            run.spacing = max(wanted, _MOST_STEPS)
             self.order(job, now, max(due, run.highest + run.margin), run.backups)
 
     def order(self, job: Job, now: float, step: int, backups: dict[int, str], *, hold: bool = False) -> bool:

@@ -110,6 +110,7 @@ class Lifecycle:
             case ev.ClockTicked():
                 self._membership.tick(event.time)
                 self._recovery.notice_idle(event.time)
+                self._recovery.knock(event.time)
                 self._link_watch.tick(event.time)
                 for job in self.jobs.values():
                     self._advance(job, event.time)

@@ -238,9 +238,7 @@ class Moves:
             return
         self._tell(job, plan, move, step)
         # Who gave a fragment away keeps its snapshot, or the new host would be the only one to have it.
-        run.holders.update(
-            (index, host) for index, host in enumerate(plan.placement) if host != move.placement[index]
-        )
+        run.holders.update((index, host) for index, host in enumerate(plan.placement) if host != move.placement[index])
         run.moved_at, run.moved_step = now, step
         run.abandoned = 0
         for worker in plan.workers:
@@ -278,6 +276,7 @@ class Moves:
             if patient and (holds or self._awaited(job, run.left.get(member.name, []), run.moved_step or 0)):
                 continue
             run.left.pop(member.name, None)
+            run.holders = {fragment: holder for fragment, holder in run.holders.items() if holder != member.name}
             self._let_go(job, member, "its fragments have moved")
 
     def _awaited(self, job: Job, fragments: list[int], step: int) -> bool:

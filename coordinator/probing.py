@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 PATIENCE = 2.0
 _FIRST_WAIT = 0.25
 """For an answer to the first knock; it doubles. A lost packet alone would be sent again after a second."""
-_KNOCKS = 20
 _PAUSE = 0.02
 
 
@@ -22,7 +21,7 @@ async def refuses(endpoint: str, patience: float = PATIENCE) -> bool:
         async with asyncio.timeout(patience):
             # Accepted and closed again: a process that is just being taken down, or one that sends us away.
             wait = _FIRST_WAIT
-            for _ in range(_KNOCKS):
+            while True:
                 try:
                     async with asyncio.timeout(wait):
                         if await _greets(address.hostname or "", address.port or 0):
@@ -39,10 +38,12 @@ async def refuses(endpoint: str, patience: float = PATIENCE) -> bool:
 
 async def _greets(host: str, port: int) -> bool:
     """Whether ZeroMQ's greeting comes before the connection ends. Raises `OSError`."""
-    reader, writer = await asyncio.open_connection(host, port)
+    writer: asyncio.StreamWriter | None = None
     try:
+        reader, writer = await asyncio.open_connection(host, port)
         return bool(await reader.read(1))
     except ConnectionResetError:
-        return False
+        return False  # Where a process is being taken down, this may come as the answer to the connection itself.
     finally:
-        writer.close()
+        if writer is not None:
+            writer.close()

@@ -6,6 +6,7 @@ snapshots, a move that is being prepared.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -42,6 +43,8 @@ class Recovery:
         self.adoption = Adoption(books, self.backups)
         self.moves = Moves(books, self.backups, self.adoption)
         self._probed: dict[str, float] = {}
+        self._suspected: dict[str, Member] = {}
+        """Incarnation -> who is to be asked again, because somebody complained right after it was asked."""
         self._idle: set[str] = set()
 
     def restore(self, job: Job, now: float) -> None:
@@ -144,10 +147,17 @@ class Recovery:
             return
         if self._books.relays.hides(member.name):
             return  # Its door is shut to strangers, or another's stands there.
-        probed = self._probed.get(member.incarnation)
-        if probed is None or now - probed >= PROBE_SECONDS:
-            self._probed[member.incarnation] = now
-            self._books.do(ev.ProbeWorker(member.name, member.incarnation, member.endpoint))
+        self._suspected[member.incarnation] = member
+        self.knock(now)
+
+    def knock(self, now: float) -> None:
+        """Ask at the doors of those that are suspected, of each one every now and then."""
+        for incarnation, member in list(self._suspected.items()):
+            if now - self._probed.get(incarnation, -math.inf) >= PROBE_SECONDS:
+                del self._suspected[incarnation]
+                if member.live:
+                    self._probed[incarnation] = now
+                    self._books.do(ev.ProbeWorker(member.name, member.incarnation, member.endpoint))
 
     def lost(self, job: Job, members: Sequence[Member], now: float) -> None:
         """Workers of the job are gone: others adopt their fragments, or the job goes back to its checkpoint."""

@@ -95,6 +95,8 @@ class Run(BaseModel):
     margin: int = SMALLEST_MARGIN
     patience: float = PATIENCE
     """Doubles each time that a round is stuck: the snapshots may be large and the links slow."""
+    spacing: int = 3
+    """Steps that lay between the last rounds, or should have."""
     cost: float = 0.0
     """Seconds for which the snapshots of the last round were under way."""
     pace: float = 0.0

@@ -1,7 +1,7 @@
 """Snapshots between workers: those of our fragments on their way to backup workers, those of others that we hold.
 
 A host announces a snapshot (piece 0: size and checksum); its backup worker asks for one piece after the other, so that a
-snapshot never puts more than two pieces between the messages of the training. Once whole and verified it is held until
+snapshot never puts more between the messages of the training than the link carries in a moment. Once whole and verified it is held until
 a newer one is the common snapshot. A fragment's former host keeps the snapshot with which the fragment moved, so that two have
 it until then. Called from the data plane's thread, the compute thread and the event loop.
 """
@@ -33,8 +33,10 @@ from worker.memory import MemoryGuard
 from worker.state_blob import StateBlob
 
 PIECE_BYTES = 256 * 1024
-_WINDOW = 2
-"""Pieces that are asked for before the first of them is here."""
+_LEAST_WINDOW, _LARGEST_WINDOW = 2, 16
+"""Pieces that are asked for before the first of them is here: more and more while they come at once."""
+_AT_ONCE = 0.03
+"""Seconds from asking for a piece to its arrival in which nothing of the training can have been held up for long."""
 _PATIENCE = 2.0
 """Seconds after which a piece, or an answer to an announcement, is asked for again."""
 # Parameters and what optimizers keep of them, at most; beside them come buffers and a header.
@@ -64,8 +66,31 @@ class _Held:
     data: bytearray
     missing: set[int]
     asked: int = 0
+    asked_at: dict[int, float] = field(default_factory=dict)
+    """Of the pieces that have not come yet."""
+    window: int = _LEAST_WINDOW
     heard_at: float = field(default_factory=monotonic)
     verified: bool = False
+
+    @property
+    def pieces(self) -> int:
+        return -(-self.size // PIECE_BYTES)
+
+    def next_pieces(self) -> range:
+        """Those to be asked for now."""
+        first = self.asked + 1
+        self.asked = max(self.asked, min(self.pieces, self.pieces - len(self.missing) + self.window))
+        self.asked_at.update(dict.fromkeys(range(first, self.asked + 1), monotonic()))
+        return range(first, self.asked + 1)
+
+    def came(self, number: int) -> None:
+        """A piece is here."""
+        self.missing.discard(number)
+        self.heard_at = monotonic()
+        if self.heard_at - self.asked_at.pop(number, 0.0) < _AT_ONCE:
+            self.window = min(self.window + 1, _LARGEST_WINDOW)
+        else:
+            self.window = max(self.window // 2, _LEAST_WINDOW)
 
 
 class Backups:
@@ -118,7 +143,7 @@ class Backups:
             for (fragment, step), held in self._held.items():
                 if held.missing and held.heard_at < late:
                     held.heard_at = monotonic()
-                    for number in sorted(held.missing)[:_WINDOW]:
+                    for number in sorted(held.missing)[:_LEAST_WINDOW]:
                         self._want(held.source, fragment, step, number)
             for fragment, (step, offer) in self._offers.items():
                 if offer.heard_at < late:
@@ -222,11 +247,10 @@ class Backups:
         kept = (common, self._common)
         for stale in [at for at in self._held if at[0] == fragment and at[1] < step and at[1] not in kept]:
             del self._held[stale]
-        pieces = -(-size // PIECE_BYTES)
-        held = self._held[fragment, step] = _Held(sender, size, checksum, bytearray(size), set(range(1, pieces + 1)))
-        while held.asked < min(_WINDOW, pieces):
-            held.asked += 1
-            self._want(sender, fragment, step, held.asked)
+        held = self._held[fragment, step] = _Held(sender, size, checksum, bytearray(size), set())
+        held.missing.update(range(1, held.pieces + 1))
+        for number in held.next_pieces():
+            self._want(sender, fragment, step, number)
 
     def _piece(self, header: Header, value: Tensor) -> None:
         fragment, step, number = header.edge, header.step, header.micro_batch
@@ -237,11 +261,9 @@ class Backups:
         if len(value) != min(PIECE_BYTES, held.size - begin):
             return
         held.data[begin : begin + len(value)] = value.numpy().data
-        held.missing.discard(number)
-        held.heard_at = monotonic()
-        if held.asked * PIECE_BYTES < held.size:
-            held.asked += 1
-            self._want(held.source, fragment, step, held.asked)
+        held.came(number)
+        for another in held.next_pieces():
+            self._want(held.source, fragment, step, another)
         if not held.missing:
             self._hasher.submit(self._verify, fragment, step, held)
 

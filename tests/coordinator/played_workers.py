@@ -126,6 +126,9 @@ class PlayedWorker:
         for fragment in fresh:
             kept = message.step in here.held.get(fragment, set())
             assert kept or message.step == here.start, f"{self.name} has no snapshot {message.step} of {fragment}"
+        if here.order is not None and here.order.step == message.step:
+            for fragment in set(here.done) - set(mine):  # It moved with our snapshot, which stays here too.
+                here.held.setdefault(fragment, set()).add(message.step)
         here.done = {fragment: here.done.get(fragment, message.step) for fragment in mine}
         here.plan, here.order, here.adopted, here.started = message.plan, None, fresh, True
         here.committed = message.step

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from recovery_cases import Play
 
@@ -221,3 +223,22 @@ def test_a_round_that_got_lost_is_ordered_again() -> None:
 def test_auto_is_often_unless_rounds_are_dear(pace: float, cost: float, steps: int) -> None:
     assert spacing("auto", pace, cost) == steps
     assert spacing(7, pace, cost) == 7
+
+
+def test_one_round_that_takes_long_puts_the_next_off_by_twice_as_many_steps_at_most() -> None:
+    play = Play("abc", backup_every="auto")
+    spacings = []
+    common = 0
+    for _ in range(4):
+        while not (orders := play.sent(Backup)):
+            play.train(play.run.highest + 1, play.run.highest + 1)
+        order = next(iter(orders.values()))
+        spacings.append(order.step - common)
+        play.train(play.run.highest + 1, order.step)
+        play.tick(30.0)  # The snapshots are on their way for so long.
+        play.hold_all(order)
+        play.train(order.step + 1, order.step + 1)
+        common = play.run.common_step
+        assert common == order.step
+    assert all(later <= 2 * earlier + play.run.margin for earlier, later in pairwise(spacings))
+    assert spacings[-1] > 2 * spacings[0]

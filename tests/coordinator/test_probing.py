@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
+import pytest
 import zmq
 
 from coordinator.probing import refuses
@@ -48,6 +49,17 @@ async def test_a_process_that_is_being_taken_down_is_tried_again() -> None:
     port = server.sockets[0].getsockname()[1]
     assert await refuses(f"tcp://127.0.0.1:{port}", 5.0)
     assert knocks == 1
+
+
+async def test_a_connection_that_is_reset_before_it_stands_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [ConnectionResetError(), ConnectionRefusedError()]
+
+    async def connect(host: str, port: int) -> None:
+        raise answers.pop(0)
+
+    monkeypatch.setattr(asyncio, "open_connection", connect)
+    assert await refuses("tcp://127.0.0.1:1", 5.0)
+    assert not answers
 
 
 async def test_an_answer_that_was_lost_is_asked_for_again() -> None:
