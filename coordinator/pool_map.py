@@ -20,7 +20,10 @@ _MESSAGE_BYTES = 1 << 20
 
 
 def pool_map(
-    workers: Sequence[str], topology: Topology | None, links: Links, relayed: Mapping[tuple[str, str], str] | None = None
+    workers: Sequence[str],
+    topology: Topology | None,
+    links: Links,
+    relayed: Mapping[tuple[str, str], str] | None = None,
 ) -> dict[str, Any]:
     """Groups of workers, the links between the groups, and the pairs that are `relayed`, with who offers the relay."""
     drawn = _grouped(workers, topology, links)
