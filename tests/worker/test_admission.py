@@ -117,6 +117,38 @@ def test_after_an_adoption_what_came_from_the_former_host_is_refused() -> None:
         rules.check(replace(gradient, epoch=3), "c", [])
 
 
+def test_what_is_shown_for_a_check_comes_from_the_host_in_the_layout_of_the_plan() -> None:
+    prepare = CASE.prepare(("a", "b", "c"))
+    partition = partition_of(prepare, CASE)
+
+    def rules(verify: bool) -> Admission:
+        return Admission("job-1", prepare.plan, partition, "b", micro_batches=3, last_step=4, verify=verify)
+
+    # Of the edge from b to c, seen by its own maker: it may check c.
+    edge = partition.edges[OUT]
+    shape = tuple(edge.meta.shape)
+    shown = Header("job-1", 0, FrameKind.SHOWN_GRADIENT, OUT, 2, 1, "none", edge.meta.dtype, shape)
+    layout = rules(True).check(shown, "c", [edge.meta.nbytes])
+    assert layout is not None
+    assert layout.shape == shape
+    assert rules(True).check(Header("job-1", 0, FrameKind.SHOW, OUT, 2, 1, "GRADIENT"), "c", []) is None
+    for bad, sender, payloads in [
+        (shown, "a", [edge.meta.nbytes]),
+        (shown, "c", [edge.meta.nbytes - 1]),
+        (replace(shown, edge=99), "c", [edge.meta.nbytes]),
+        (replace(shown, step=5), "c", [edge.meta.nbytes]),
+        (replace(shown, micro_batch=3), "c", [edge.meta.nbytes]),
+        (replace(shown, kind=FrameKind.SHOWN_ACTIVATION), "c", [edge.meta.nbytes]),
+        (replace(shown, kind=FrameKind.SHOWN_NORMS, edge=0), "a", [edge.meta.nbytes]),
+        (replace(shown, kind=FrameKind.SHOW), "c", [edge.meta.nbytes]),
+        (replace(shown, kind=FrameKind.SHOW), "", []),
+    ]:
+        with pytest.raises(Refused):
+            rules(True).check(bad, sender, payloads)
+    with pytest.raises(Refused, match="nothing that is checked"):
+        rules(False).check(shown, "c", [edge.meta.nbytes])
+
+
 def test_pieces_of_snapshots_come_from_the_host_and_are_small() -> None:
     rules = admission()
     piece = Header("job-1", 0, FrameKind.SNAPSHOT, 0, 2, 1, "none", "uint8", (1000,))
