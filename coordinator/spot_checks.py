@@ -20,7 +20,7 @@ CheckMessage = Receipts | Replayed | CheckVoid
 
 _PATIENCE = 30.0
 """Seconds for a check; and so many times what its steps took the first time:"""
-_SLOWER = 5.0
+_SLOWER = 20.0
 
 GoBack = Callable[[Job, Member | None, float, str], None]
 """(job, worker, now, why): have the worker leave the pool for good, if one is named, and the job go back to its checkpoint."""

@@ -84,7 +84,7 @@ def job(
         ("sent", format_bytes(found["sent_bytes"])),
         ("checkpoint", f"step {found['checkpoint']}" if found["checkpoint"] is not None else "-"),
     ]
-    checks = found["checks"]
+    checks = found.get("checks") or {}
     if any(checks.values()):
         facts.append(("spot checks", f"{checks['passed']} passed, {checks['failed']} failed, {checks['void']} void"))
     width = max(len(name) for name, _ in facts)

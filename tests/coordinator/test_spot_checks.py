@@ -278,6 +278,61 @@ def test_a_worker_that_is_lost_meanwhile_makes_the_checks_void_and_is_replaced_a
     assert len(play.orders()) > 0
 
 
+def test_a_restarted_coordinator_orders_the_round_and_its_checks_anew() -> None:
+    play = Checked()
+    play.round()
+    for check in play.orders()[:2]:
+        play.testify(check)
+        play.rerun(check)
+    play.restart_coordinator()
+    assert (play.metrics(), play.run.common_step, play.counts()) == ([], 0, (0, 0, 3))
+    order = play.round()
+    for check in play.orders():
+        play.testify(check)
+        play.rerun(check)
+    assert (play.run.common_step, play.counts()) == (order.step, (3, 0, 3))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    words=st.lists(
+        st.tuples(
+            st.sampled_from("abc"),
+            st.integers(0, 2),
+            st.sampled_from(["receipts", "replayed", "void"]),
+            st.sampled_from([TRUE, FALSE]),
+        ),
+        max_size=24,
+    )
+)
+def test_whatever_is_said_no_check_holds_a_job_up_and_no_step_is_told_twice(
+    words: list[tuple[str, int, str, str]],
+) -> None:
+    play = Checked()
+    order = play.round()
+    checks = {check.fragment: check for check in play.orders()}
+    for name, fragment, kind, digest in words:
+        if play.state() != "running":
+            break
+        check = checks[fragment]
+        value = told_value(order.step, digest)
+        match kind:
+            case "receipts":
+                play.say(name, receipts(check, got=[value], used=[value], state=digest))
+            case "replayed":
+                play.say(name, replayed(check, [value], {order.step: digest}, {"a": [value]}))
+            case _:
+                play.say(name, _void(check))
+    play.tick(60.0)
+    if play.state() == "running":
+        assert play.run.common_step == order.step
+        assert play.metrics() == list(range(1, order.step + 1))
+    else:
+        assert (play.state(), play.metrics(), play.job.restarts) == ("preparing", [], 1)
+        assert play.job.checks_failed > 0
+    assert sum(play.counts()) == 3
+
+
 def test_words_of_others_and_of_other_checks_count_for_nothing() -> None:
     play = Checked()
     play.round()
