@@ -157,7 +157,7 @@ class Lifecycle:
     def _distrust(self, job: Job, liar: Member | None, now: float, why: str) -> None:
         """A spot check has failed: the job goes on from before what was checked, without the liar if one is known."""
         if liar is not None:
-            self._membership.expel(liar, job, why)
+            self._membership.expel(liar, job, why.removeprefix(f"worker {liar.name} "))
         self._course.restart(job, now, why)
 
     # Messages of workers ------------------------------------------------------------------------------------------
