@@ -318,6 +318,25 @@ async def test_a_first_plan_waits_for_the_links_between_its_workers() -> None:
     assert [each.links for each in await asyncio.wait_for(candidates(play.lifecycle, again), 1.0)] == [{}, {}]
 
 
+async def test_a_first_plan_waits_longer_for_workers_that_are_brought_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.candidates.LINK_PATIENCE", 0.1)
+    monkeypatch.setattr("coordinator.candidates.RELAY_PATIENCE", 60.0)
+    play = Play("ab")
+    play.lifecycle.relays.own_port = 8762
+    probing(play, "a", "b")
+    play.lifecycle.links.hurry("ab")
+    play.tick(1.0)
+    asked = ev.MakePlan("job", 1, ("a", "b"), None, {})
+    play.say("a", LinkMeasured(peer="b", error="can't reach b", reached=False))
+    waiting = asyncio.create_task(candidates(play.lifecycle, asked))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(waiting), 0.4)
+    play.tick(1.0)
+    ((name, probe),) = play.sent(ProbeLink).items()
+    play.say(name, LinkMeasured(peer=probe.peer.worker, there=FAST, back=SLOW))
+    assert [each.links for each in await asyncio.wait_for(waiting, 10)] == [{"b": FAST}, {"a": SLOW}]
+
+
 def test_a_running_job_reconsiders_its_placement_when_a_link_has_changed() -> None:
     play = Play("ab", backup_every=500)
     probing(play, "a", "b")

@@ -161,6 +161,14 @@ def test_the_links_of_many_workers_are_a_list():
     assert (len(shown.columns), shown.row_count) == (4, 19)
 
 
+def test_a_relayed_link_says_over_whom():
+    known = {**LINK, "relay": "the coordinator"}
+    unknown = {**known, "from": "b", "to": "a", "seconds": None, "bytes_per_second": None}
+    cells = [list(column.cells) for column in links_table(["a", "b"], [known, unknown]).columns]
+    assert cells[2][0] == "8 Mbit/s, 20.0 ms\nrelayed over the coordinator, probe, 1m15s ago"
+    assert cells[1][1] == "?, ?\nrelayed over the coordinator, not measured"
+
+
 def test_job_shows_its_plan(capsys, pool):
     out = run(capsys, "job", "small-1")[1]
     assert re.search(r"loss +1\.2500 \(first 2\.0000\)", out)

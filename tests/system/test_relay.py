@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,17 @@ def relayed(pool: LocalPool) -> dict[tuple[str, str], str]:
         return {(link["from"], link["to"]): link["relay"] for link in client.links() if link["relay"]}
 
 
+def measured(pool: LocalPool) -> dict[tuple[str, str], dict[str, Any]]:
+    """The links, once something is known of their speed."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    deadline = time.monotonic() + 60
+    with pool.client() as client:
+        while not found or any(link["bytes_per_second"] is None for link in found.values()):
+            assert time.monotonic() < deadline, found
+            found = {(link["from"], link["to"]): link for link in client.links()}
+    return found
+
+
 def assert_as_on_one_worker(outcome: Outcome, pool: LocalPool, job: CapturedJob) -> None:
     """The bits don't depend on the placement, and on one worker nothing is sent."""
     alone = run(pool, replanned(job, workers=1))
@@ -90,13 +102,8 @@ def test_two_networks_that_let_nobody_in_meet_at_the_coordinator(job: CapturedJo
         network.keep_apart("w0", "w1")
         with PlacedPool(tmp_path, ("w0", "w1"), network) as pool:
             pool.wait_for_workers()
-            running = Running(pool, replanned(job, workers=2))
-            running.until_step(1)
-            # Measured over the relay before the plan was made.
-            with pool.client() as client:
-                links = {(link["from"], link["to"]): link for link in client.links()}
-            outcome = running.finish()
-            assert_as_on_one_worker(outcome, pool, job)
+            links = measured(pool)
+            assert_as_on_one_worker(Running(pool, replanned(job, workers=2)).finish(), pool, job)
     assert set(links) == {("w0", "w1"), ("w1", "w0")}
     for link in links.values():
         assert (link["relay"], link["error"]) == ("the coordinator", None)
