@@ -18,7 +18,7 @@ Digest = tuple[
     int,
     Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")],
 ]
-"""(kind, edge, step, micro-batch, first half of the value's SHA-256; empty for a null gradient)."""
+"""(kind, edge, step, micro-batch, 128 bits of BLAKE2b over the value; empty for a null gradient)."""
 
 
 class Check(Message):
@@ -52,7 +52,7 @@ class Receipts(_OfCheck):
     got: list[Digest] = Field(default_factory=list)
     used: list[Digest] = Field(default_factory=list)
     state: str = ""
-    """Digest of the snapshot after `through`; empty when it is not here."""
+    """First half of the SHA-256 of the snapshot after `through`; empty when it is not here."""
 
 
 class Replayed(_OfCheck):
@@ -63,7 +63,7 @@ class Replayed(_OfCheck):
     used: dict[str, list[Digest]] = Field(default_factory=dict)
     """By the worker that showed it."""
     states: dict[int, str]
-    """Digest of the state after `through`, and after each step of a checkpoint on the way."""
+    """First half of the SHA-256 of the state after `through`, and after each step of a checkpoint on the way."""
     losses: dict[int, float] = Field(default_factory=dict)
     deviation: float = Field(default=0.0, ge=0)
     """Without exactness: the largest relative distance between what was shown and what was computed."""
