@@ -10,8 +10,10 @@ from typing import Any
 
 import psutil
 import pytest
-from cases import all_cases
-from runs import assert_same_bits, captured, replanned, run
+from cases import all_cases, as_tensors
+from plain import train
+from runs import GLOBAL_BATCH, MICRO_BATCH, SEED, assert_same_bits, captured, replanned
+from torch import Tensor
 
 from benchmarks.disturbed import Outcome, Running
 from benchmarks.placed_pool import PlacedPool
@@ -21,19 +23,39 @@ from fusion.submit import CapturedJob
 
 pytestmark = pytest.mark.system
 
+Plain = tuple[list[float], dict[str, Tensor]]
+
 STEPS = 12
 TIMEOUT = 2.0
 
 
+CASE = next(case for case in all_cases() if case.name == "gpt-untied")
+
+
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> CapturedJob:
-    case = next(case for case in all_cases() if case.name == "gpt-dropout")
     return captured(
-        case,
+        CASE,
         tmp_path_factory.mktemp("job"),
-        train={"steps": STEPS},
+        train={"steps": STEPS, "clip_grad_norm": CASE.clip},
         plan={"fragments": 3},
         fault_tolerance={"failure_timeout": TIMEOUT},
+    )
+
+
+@pytest.fixture(scope="module")
+def plain() -> Plain:
+    """Losses and weights of one process without any network."""
+    return train(
+        CASE.build,
+        CASE.loss,
+        as_tensors(CASE.arrays),
+        steps=STEPS,
+        global_batch=GLOBAL_BATCH,
+        micro_batch=MICRO_BATCH,
+        seed=SEED,
+        optimizer=CASE.optimizer,
+        clip=CASE.clip,
     )
 
 
@@ -66,11 +88,9 @@ def measured(pool: LocalPool) -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
-def assert_as_on_one_worker(outcome: Outcome, pool: LocalPool, job: CapturedJob) -> None:
-    """The bits don't depend on the placement, and on one worker nothing is sent."""
-    alone = run(pool, replanned(job, workers=1))
-    assert [outcome.losses[step] for step in range(1, STEPS + 1)] == alone.losses
-    assert_same_bits(outcome.weights, alone.state)
+def assert_same(outcome: Outcome, plain: Plain) -> None:
+    assert [outcome.losses[step] for step in range(1, STEPS + 1)] == plain[0]
+    assert_same_bits(outcome.weights, plain[1])
     assert outcome.repeated == []
 
 
@@ -80,7 +100,9 @@ def hidden(number: int) -> list[str]:
     return ["--advertise", f"127.0.0.9:{port}", "--listen", "127.0.0.1"]
 
 
-def test_a_relay_that_a_worker_offers_dies_in_the_middle_of_a_job(job: CapturedJob, tmp_path: Path) -> None:
+def test_a_relay_that_a_worker_offers_dies_in_the_middle_of_a_job(
+    job: CapturedJob, plain: Plain, tmp_path: Path
+) -> None:
     more = {"coordinator": ["--no-relay"], "w0": hidden(0), "w1": hidden(1), "w2": ["--relay"]}
     with HiddenPool(tmp_path, more) as pool:
         pool.wait_for_workers()
@@ -93,17 +115,19 @@ def test_a_relay_that_a_worker_offers_dies_in_the_middle_of_a_job(job: CapturedJ
         relay.kill()
         outcome = running.finish()
         assert outcome.count("worker-lost", "adoption", "restarted") == 0, running.story()
-        assert_as_on_one_worker(outcome, pool, job)
+        assert_same(outcome, plain)
 
 
 @pytest.mark.usefixtures("shaped_links")
-def test_two_networks_that_let_nobody_in_meet_at_the_coordinator(job: CapturedJob, tmp_path: Path) -> None:
+def test_two_networks_that_let_nobody_in_meet_at_the_coordinator(
+    job: CapturedJob, plain: Plain, tmp_path: Path
+) -> None:
     with ShapedNetwork(("w0", "w1"), 100e6) as network:
         network.keep_apart("w0", "w1")
         with PlacedPool(tmp_path, ("w0", "w1"), network) as pool:
             pool.wait_for_workers()
             links = measured(pool)
-            assert_as_on_one_worker(Running(pool, replanned(job, workers=2)).finish(), pool, job)
+            assert_same(Running(pool, replanned(job, workers=2)).finish(), plain)
     assert set(links) == {("w0", "w1"), ("w1", "w0")}
     for link in links.values():
         assert (link["relay"], link["error"]) == ("the coordinator", None)
