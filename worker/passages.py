@@ -28,6 +28,7 @@ _CALL_SECONDS = 10.0
 """For the other end to come; ZeroMQ tries again after that."""
 _ANSWER_SECONDS = 90.0
 """Longer than a relay keeps a connection that waits."""
+_PAUSE = 0.3
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 3.0
 _MOST_ANSWERED = 4
 """Streams from one peer at a time: a job's, a probe's, and those that they replace."""
@@ -111,20 +112,11 @@ class Passages:
     async def _begin(self, order: UseRelay, call: RelayPass, answer: RelayPass) -> _Way:
         tasks: set[asyncio.Task[Any]] = set()
 
-        async def called(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def called(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             """Our own DEALER wants to talk to the peer."""
-            task = asyncio.current_task()
-            assert task is not None
+            task = asyncio.create_task(_pass_on(order.peer, call, (reader, writer)), name=f"call {order.peer}")
             tasks.add(task)
-            try:
-                far = await _enter(call, "call", _CALL_SECONDS)
-            except (OSError, TimeoutError) as error:
-                log.info("no way to %s over the relay at %s:%d: %s", order.peer, call.host, call.port, error)
-            else:
-                await splice((reader, writer), far)
-            finally:
-                writer.close()
-                tasks.discard(task)
+            task.add_done_callback(tasks.discard)
 
         server = await asyncio.start_server(called, "127.0.0.1", 0, limit=CHUNK_BYTES)
         port = server.sockets[0].getsockname()[1]
@@ -160,6 +152,19 @@ class Passages:
             far[1].close()
             return
         await splice(near, far)
+
+
+async def _pass_on(peer: str, found: RelayPass, near: Stream) -> None:
+    try:
+        far = await _enter(found, "call", _CALL_SECONDS)
+    except (OSError, TimeoutError) as error:
+        log.debug("no way to %s over the relay at %s:%d: %s", peer, found.host, found.port, error)
+        # ZeroMQ tries again at once when its connection to this machine ends.
+        await asyncio.sleep(_PAUSE)
+    else:
+        await splice(near, far)
+    finally:
+        near[1].close()
 
 
 async def _enter(found: RelayPass, role: Role, patience: float) -> Stream:
