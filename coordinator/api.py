@@ -50,6 +50,7 @@ def make_app(engine: Engine, access: Access, dashboard: bool = True, public_host
     app[GUARD] = Guard(access, engine)
     app[routes_observed.CROSSINGS] = CrossingsCache()
     app[routes_observed.MAP] = routes_observed.DrawnMap()
+    app[streams.PRESENT] = streams.Present()
     app[PUBLIC_HOST] = public_host or reachable_host(engine.config.host)
     routes = all_routes(dashboard)
     app[routes_pool.DOCUMENT] = json.dumps(document(routes)).encode()

@@ -188,7 +188,8 @@ class Backups:
         if found is None or found.backups.get(message.fragment) != member.name or message.fragment in found.held:
             return
         found.held.append(message.fragment)
-        self._books.save(job, announce=False)
+        # A worker says it again to a coordinator that was away, and there is one of these for each fragment of a round.
+        self._books.save(job, announce=False, soon=True)
 
     def paused(self, job: Job, member: Member, message: Paused) -> None:
         found = self._of_round(job, message.epoch, message.step)

@@ -9,6 +9,8 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
 
 import zmq
 import zmq.asyncio
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 DOMAIN = "control"
 _MAX_WAITING = 64
+_TURN_SECONDS = 0.005
+"""Messages of workers that come back after a restart are many: people's requests are answered in between."""
 
 Handler = Callable[[str, ToCoordinator], None]
 """Called with (incarnation, message)."""
@@ -100,8 +104,15 @@ class Control:
         await asyncio.to_thread(self._context.term)
 
     async def _receive(self) -> None:
+        """Whatever has come is taken in without a future for each message, and others have their turn all along."""
+        now: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket.underlying)
         while True:
-            self._take(await self._socket.recv_multipart(copy=False))
+            await self._socket.poll()
+            until = monotonic() + _TURN_SECONDS
+            with suppress(zmq.Again):
+                while monotonic() < until:
+                    self._take(now.recv_multipart(zmq.NOBLOCK, copy=False))
+            await asyncio.sleep(0)
 
     def _take(self, frames: list[zmq.Frame]) -> None:
         incarnation = self._incarnations.get(sender_key(frames[-1]))

@@ -267,8 +267,11 @@ class Moves:
         run = job.run
         assert run is not None
         assert job.plan is not None
+        working = set(job.plan.placement)
+        if working.issuperset(job.hosts):
+            return  # As nearly always; this is asked at every report.
         for member in self._books.hosts(job):
-            if member.name in job.plan.workers or self.is_newcomer(job, member):
+            if member.name in working or self.is_newcomer(job, member):
                 continue
             patient = run.moved_at is None or now - run.moved_at < _UPLOAD_PATIENCE
             # One worker alone takes no snapshots, so nothing newer would come.

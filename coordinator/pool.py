@@ -67,6 +67,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._members: dict[str, Member] = {}
+        self._by_incarnation: dict[str, Member] = {}
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self._members.values())
@@ -75,12 +76,14 @@ class Pool:
         return self._members.get(name)
 
     def of_incarnation(self, incarnation: str) -> Member | None:
-        return next((member for member in self if member.incarnation == incarnation), None)
+        return self._by_incarnation.get(incarnation)
 
     def put(self, member: Member) -> None:
         """Add a member; it takes the place of an earlier incarnation of the same name, at the end of the order."""
-        self._members.pop(member.name, None)
-        self._members[member.name] = member
+        earlier = self._members.pop(member.name, None)
+        if earlier is not None:
+            self._by_incarnation.pop(earlier.incarnation, None)
+        self._members[member.name] = self._by_incarnation[member.incarnation] = member
 
     def live(self) -> list[Member]:
         return [member for member in self if member.live]

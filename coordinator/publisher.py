@@ -53,6 +53,11 @@ class Watcher:
         """The next item; None when the subscription is over."""
         return await self._queue.get()
 
+    def more(self) -> Iterator[Item | None]:
+        """Whatever else has come by now."""
+        while not self._queue.empty():
+            yield self._queue.get_nowait()
+
 
 class Publisher:
     """All watchers."""
@@ -60,6 +65,8 @@ class Publisher:
     def __init__(self) -> None:
         self._watchers: set[Watcher] = set()
         self._closed = False
+        self.published = 0
+        """Items so far: what was drawn up after the last of them still holds."""
 
     @contextmanager
     def watch(self, job: str | None) -> Iterator[Watcher]:
@@ -78,6 +85,7 @@ class Publisher:
         return any(watcher.job is None for watcher in self._watchers)
 
     def publish(self, item: Item) -> None:
+        self.published += 1
         for watcher in tuple(self._watchers):
             # A watcher that fell behind is cut off: it connects again and asks for what it missed.
             if watcher.job in (None, item.job) and not watcher.offer(item):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -22,91 +23,115 @@ from coordinator.views import ErrorView, job_view, worker_view
 
 QUIET_SECONDS = 5.0
 _PAGE = 1000
+_PRESENT_SECONDS = 1.0
+_NUMBERED = {"metrics": ("step", "step"), "event": ("event", "seq"), "log": ("log", "seq")}
+"""Items that are numbered: what has said so far which, and the number's key."""
+
+
+@dataclass
+class Present:
+    """What a stream of the pool begins with, for all who open one before anything else happens."""
+
+    encoded: bytes = b""
+    published: int = -1
+    until: float = 0.0
+
+    def of(self, engine: Engine) -> bytes:
+        publisher, now = engine.publisher, engine.clock()
+        if publisher.published != self.published or now >= self.until:
+            pool, jobs = engine.lifecycle.pool, engine.lifecycle.jobs
+            views = [
+                ("worker", worker_view(member, jobs.get(member.job) if member.job else None))
+                for member in pool
+                if member.state != "left"
+            ]
+            views += [("job", job_view(job)) for job in sorted(jobs.values(), key=lambda job: job.number)]
+            views.append(("pulse", engine.observations.pulse(pool, now)))
+            self.encoded = b"".join(server_sent_event(kind, view) for kind, view in views)
+            self.published, self.until = publisher.published, now + _PRESENT_SECONDS
+        return self.encoded
+
+
+PRESENT: web.AppKey[Present] = web.AppKey("present", Present)
 
 
 async def job_stream(request: web.Request) -> web.StreamResponse:
     engine, job = request.app[ENGINE], find_job(request)
     after = {kind: natural(request, f"after_{kind}") for kind in ("step", "event", "log")}
-    with engine.publisher.watch(job.id) as watcher:
-        response = await _open(request)
-        with suppress(ConnectionResetError):  # a reader may leave at any time
-            await _send(response, "job", job_view(job))
-            was_terminal = job.terminal
-            last = await _backlog(response, engine, job, after)
-            if was_terminal:
-                await response.write_eof()
-                return response
-            await _follow(response, watcher, last, until_job_ends=True)
+    response = _stream()
+    with engine.publisher.watch(job.id) as watcher, suppress(ConnectionResetError):  # a reader may leave at any time
+        await response.prepare(request)
+        await response.write(server_sent_event("job", job_view(job)))
+        was_terminal = job.terminal
+        last = await _backlog(response, engine, job, after)
+        if was_terminal:
+            await response.write_eof()
+            return response
+        await _follow(response, watcher, last, until_job_ends=True)
     return response
 
 
 async def pool_stream(request: web.Request) -> web.StreamResponse:
-    engine = request.app[ENGINE]
+    engine, response = request.app[ENGINE], _stream()
     last_event = engine.store.latest_event()
-    with engine.publisher.watch(None) as watcher:
-        response = await _open(request)
-        jobs = engine.lifecycle.jobs
-        with suppress(ConnectionResetError):
-            for member in list(engine.lifecycle.pool):
-                if member.state != "left":
-                    await _send(response, "worker", worker_view(member, jobs.get(member.job) if member.job else None))
-            for job in sorted(jobs.values(), key=lambda job: job.number):
-                await _send(response, "job", job_view(job))
-            await _send(response, "pulse", engine.observations.pulse(engine.lifecycle.pool, engine.clock()))
-            await _follow(response, watcher, {"event": last_event}, until_job_ends=False)
+    with engine.publisher.watch(None) as watcher, suppress(ConnectionResetError):
+        await response.prepare(request)
+        await response.write(request.app[PRESENT].of(engine))
+        await _follow(response, watcher, {"event": last_event}, until_job_ends=False)
     return response
 
 
-async def _open(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(
+def _stream() -> web.StreamResponse:
+    return web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     )
-    await response.prepare(request)
-    return response
-
-
-async def _send(response: web.StreamResponse, kind: str, data: dict[str, Any]) -> None:
-    await response.write(server_sent_event(kind, data))
 
 
 async def _backlog(response: web.StreamResponse, engine: Engine, job: Job, after: dict[str, int]) -> dict[str, int]:
-    """Send what is recorded; returns the last number sent of each kind."""
+    """Send what is recorded, a page at a time; returns the last number sent of each kind."""
     store, last = engine.store, dict(after)
     while page := store.metrics(job.id, last["step"], _PAGE):
-        for item in page:
-            await _send(response, "metrics", {"job": job.id, **item})
+        await _send(response, "metrics", [{"job": job.id, **item} for item in page])
         last["step"] = page[-1]["step"]
     while page := store.events(job.id, last["event"], _PAGE):
-        for item in page:
-            await _send(response, "event", item)
+        await _send(response, "event", page)
         last["event"] = page[-1]["seq"]
     while page := store.logs(job.id, last["log"], _PAGE):
-        for item in page:
-            await _send(response, "log", item)
+        await _send(response, "log", page)
         last["log"] = page[-1]["seq"]
     return last
+
+
+async def _send(response: web.StreamResponse, kind: str, page: list[dict[str, Any]]) -> None:
+    await response.write(b"".join(server_sent_event(kind, data) for data in page))
 
 
 async def _follow(
     response: web.StreamResponse, watcher: Watcher, last: dict[str, int], *, until_job_ends: bool
 ) -> None:
-    """Send what comes, less what the backlog had already."""
-    number = {"metrics": ("step", "step"), "event": ("event", "seq"), "log": ("log", "seq")}
-    while True:
+    """Send what comes, less what the backlog had already. What comes together goes out together."""
+    over = False
+    while not over:
         try:
             async with asyncio.timeout(QUIET_SECONDS):
-                item = await watcher.next()
+                first = await watcher.next()
         except TimeoutError:
             await response.write(b": still here\n\n")
             continue
-        if item is None:
-            break
-        kind, key = number.get(item.kind, ("", ""))
-        if kind in last and item.data[key] <= last[kind]:
-            continue
-        await response.write(item.encoded)
-        if until_job_ends and item.kind == "job" and item.data["state"] in TERMINAL:
-            break
+        fresh: list[bytes] = []
+        for item in (first, *watcher.more()):
+            if item is None:
+                over = True
+                break
+            kind, key = _NUMBERED.get(item.kind, ("", ""))
+            if kind in last and item.data[key] <= last[kind]:
+                continue
+            fresh.append(item.encoded)
+            if until_job_ends and item.kind == "job" and item.data["state"] in TERMINAL:
+                over = True
+                break
+        if fresh:
+            await response.write(b"".join(fresh))
     await response.write_eof()
 
 
