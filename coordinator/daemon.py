@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -73,6 +74,9 @@ async def _serve(config: CoordinatorConfig, planner: Planner | None) -> int:
             runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
             await runner.setup()
             engine.start(control)
+            # What lives as long as the process is not looked through again: that would keep everybody waiting.
+            gc.collect()
+            gc.freeze()
             await web.SockSite(runner, listener, ssl_context=tls.context if tls is not None else None).start()
             announce(config, Announcement(config, access, tls, listener.getsockname()[1], control.port))
             if config.exit_on_stdin_close:

@@ -129,11 +129,13 @@ class Recovery:
     def notice_idle(self, now: float) -> None:
         """Workers have become free: running jobs may be able to use them."""
         idle = {member.incarnation: member for member in self._books.pool.idle()}
-        for incarnation in idle.keys() - self._idle:
-            member = idle[incarnation]
-            what = "joined" if now - member.joined_at < _NEW_SECONDS else "is free"
-            for job in self._books.jobs.values():
-                if job.state == "running" and job.run is not None and member in self.moves.candidates(job):
+        fresh = idle.keys() - self._idle
+        for job in self._books.jobs.values() if fresh else ():
+            if job.state != "running" or job.run is None:
+                continue
+            for member in self.moves.candidates(job):
+                if member.incarnation in fresh:
+                    what = "joined" if now - member.joined_at < _NEW_SECONDS else "is free"
                     job.run.cant_move = ""
                     job.run.reconsider = f"worker {member.name} {what}"
         self._idle = set(idle)
