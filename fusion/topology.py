@@ -5,8 +5,9 @@ Local mode paces its sockets to one; `fusion plan` and the simulator schedule ov
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,20 +16,43 @@ from fusion.errors import SpecError
 from fusion.units import ByteCount, BytesPerSecond, Seconds
 from fusion.yaml_file import PlacedError, load_model, suggest
 
+MOST_WORKERS = 10_000
+MOST_LETTERS = 64
+"""Of a worker's name."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TopologyWorker(_Section):
-    """One worker of the pool."""
+    """One worker of the pool, or several that are alike."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="The worker's name.")
+    count: int = Field(
+        1, ge=1, le=MOST_WORKERS, description="So many alike workers, called NAME-1, NAME-2 and so on; 1: just NAME."
+    )
     region: str = Field(description="Where it stands; links are given between regions.")
     speed: float = Field(
         gt=0, allow_inf_nan=False, description="Speed in FLOP/s; for `fusion up`, relative to the fastest worker."
     )
     memory: ByteCount = Field(gt=0, description="Memory for training, e.g. 4GiB.")
+    memory_bandwidth: BytesPerSecond | None = Field(
+        None, gt=0, description="Memory traffic, e.g. 448GB/s. Default: a byte per 8 FLOP."
+    )
+    access: BytesPerSecond | None = Field(
+        None,
+        gt=0,
+        description="Its own connection's slower way, e.g. 20Mbit/s: no link between regions is faster for it.",
+    )
+
+    def each(self) -> Iterator[TopologyWorker]:
+        """The workers that this entry stands for."""
+        if self.count == 1:
+            yield self
+            return
+        for number in range(1, self.count + 1):
+            yield self.model_copy(update={"name": f"{self.name}-{number}", "count": 1})
 
 
 class TopologyLink(_Section):
@@ -47,11 +71,8 @@ class Topology(_Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Topology:
-        names = [worker.name for worker in self.workers]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise PlacedError(f"two workers are called {name!r}; names are unique", "workers", index, "name")
-        known = sorted({*names, *(worker.region for worker in self.workers)})
+        workers = self._each()
+        known = sorted({*workers, *(worker.region for worker in self.workers)})
         seen: set[tuple[str, str]] = set()
         for number, link in enumerate(self.links):
             for end in link.between:
@@ -63,14 +84,43 @@ class Topology(_Section):
                     f"a link between {' and '.join(link.between)} was given before", "links", number, "between"
                 )
             seen.add(_pair(*link.between))
-        for first, second in combinations(self.workers, 2):
-            if self._find(first, second) is None:
-                raise PlacedError(
-                    f"no link between {first.name} and {second.name}: add "
-                    f"{{between: [{first.region}, {second.region}], bandwidth: ..., latency: ...}}",
-                    "links",
-                )
+        # From here on, every worker has an entry of its own.
+        self.__dict__["workers"] = tuple(workers.values())
+        self._check_every_pair()
         return self
+
+    def _each(self) -> dict[str, TopologyWorker]:
+        """Every worker by its name, with counts written out."""
+        found: dict[str, TopologyWorker] = {}
+        for index, entry in enumerate(self.workers):
+            if len(found) + entry.count > MOST_WORKERS:
+                raise PlacedError(f"more than {MOST_WORKERS} workers; give fewer", "workers", index)
+            for worker in entry.each():
+                if worker.name in found:
+                    message = f"two workers are called {worker.name!r}; names are unique"
+                    raise PlacedError(message, "workers", index, "name")
+                if len(worker.name) > MOST_LETTERS:
+                    message = f"{worker.name!r} is longer than {MOST_LETTERS} letters; give a shorter name"
+                    raise PlacedError(message, "workers", index, "name")
+                found[worker.name] = worker
+        return found
+
+    def _check_every_pair(self) -> None:
+        """Region by region, as pools may have a million pairs of workers."""
+        regions: dict[str, list[TopologyWorker]] = {}
+        for worker in self.workers:
+            regions.setdefault(worker.region, []).append(worker)
+        for here, there in combinations_with_replacement(regions, 2):
+            if _pair(here, there) in self._links:
+                continue
+            for first in regions[here]:
+                for second in regions[there]:
+                    if first is not second and self._find(first, second) is None:
+                        raise PlacedError(
+                            f"no link between {first.name} and {second.name}: add "
+                            f"{{between: [{here}, {there}], bandwidth: ..., latency: ...}}",
+                            "links",
+                        )
 
     @cached_property
     def _links(self) -> dict[tuple[str, str], TopologyLink]:
@@ -80,9 +130,16 @@ class Topology(_Section):
     def _workers(self) -> dict[str, TopologyWorker]:
         return {worker.name: worker for worker in self.workers}
 
-    def _find(self, first: TopologyWorker, second: TopologyWorker) -> TopologyLink | None:
-        between_workers = self._links.get(_pair(first.name, second.name))
-        return between_workers or self._links.get(_pair(first.region, second.region))
+    def _find(self, first: TopologyWorker, second: TopologyWorker) -> tuple[float, float] | None:
+        """Bandwidth and latency of a pair; a link given for two workers holds as it is, whatever their access."""
+        link = self._links.get(_pair(first.name, second.name))
+        if link is not None:
+            return link.bandwidth, link.latency
+        link = self._links.get(_pair(first.region, second.region))
+        if link is None:
+            return None
+        access = [end.access for end in (first, second) if end.access]
+        return min((link.bandwidth, *access)), link.latency
 
     def worker(self, name: str) -> TopologyWorker:
         """The worker of that name. Raises `SpecError`."""
@@ -107,7 +164,7 @@ class Topology(_Section):
         found = self._find(self.worker(first), self.worker(second))
         if found is None:
             raise SpecError(f"the topology has no link between {first} and {second}")
-        return found.bandwidth, found.latency
+        return found
 
 
 def _pair(first: str, second: str) -> tuple[str, str]:

@@ -21,6 +21,9 @@ from scheduler.simulation import Simulation
 from scheduler.simulator import STEPS, simulate
 
 CodecName = Literal["none", "bf16", "int8", "int4", "topk", "adatopk", "adaint", "auto"]
+MOST_PLAYED = 16_384
+"""Forwards per step up to which all `STEPS` are played; of longer pipelines one step is, with filling the pipeline."""
+BASELINES = ("equal-ops", "equal-compute")
 CODECS: tuple[CodecName, ...] = ("none", "bf16", "int8", "int4", "topk", "adatopk", "adaint", "auto")
 
 
@@ -85,11 +88,18 @@ def compare(
     Keys: `policy`, `codec`, `step_seconds`, `bubble`, `bytes_per_link` (`"a -> b"` -> wire bytes per step),
     `memory_per_worker` (bytes), `placement` (worker of each fragment), `cuts`, `in_flight`, `wire_ratio` (tensor bytes over
     wire bytes of all crossings), `codecs_per_link` (`"a -> b"` -> the codec there and back, the ratio that was asked for and
-    that on the wire) and `reason`: None, or why there is no plan, when the other figures are None or empty.
+    that on the wire), `simulated_steps` (1 where a pipeline is too long to play more; filling it counts then), `speedup` (over
+    the faster one of `equal-ops` and `equal-compute` without a codec, where it was asked for) and `reason`: None, or why there
+    is no plan, when the other figures are None or empty.
     """
     devices, network = from_topology(topology)
     settings = training or Training()
-    return [describe(dag, devices, network, settings, policy, codec) for policy in policies for codec in codecs]
+    rows = [describe(dag, devices, network, settings, policy, codec) for policy in policies for codec in codecs]
+    usual = [row["step_seconds"] for row in rows if row["policy"] in BASELINES and row["codec"] == "none"]
+    fastest = min((seconds for seconds in usual if seconds), default=None)
+    for each in rows:
+        each["speedup"] = fastest / each["step_seconds"] if fastest and each["step_seconds"] else None
+    return rows
 
 
 def describe(
@@ -100,7 +110,9 @@ def describe(
         plan = plan_for(dag, devices, network, training, policy, CompressionSpec(codec=codec, ratio=training.ratio))
     except PlanError as error:
         return row(policy, codec, reason=str(error))
-    return row(policy, codec, dag, plan, simulate_plan(dag, plan, devices, network, training, trace=False))
+    steps = STEPS if training.micro_batches * len(plan.placement) <= MOST_PLAYED else 1
+    played = simulate_plan(dag, plan, devices, network, training, steps=steps, trace=False)
+    return row(policy, codec, dag, plan, played) | {"simulated_steps": steps}
 
 
 def plan_for(
@@ -149,6 +161,7 @@ def row(
         "in_flight": [],
         "wire_ratio": None,
         "codecs_per_link": {},
+        "simulated_steps": STEPS,
         "reason": reason,
     }
     if dag is None or plan is None or simulation is None:

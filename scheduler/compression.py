@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -114,25 +115,26 @@ def _pairs(crossings: Crossings, edges: Sequence[int], placement: Sequence[str])
 def _hidden(
     workload: Workload, crossings: Crossings, pair: _Pair, network: Network, busy_seconds: float
 ) -> CodecChoice:
-    """`auto`: the first rung of the ladder of harm that hides; the last one where none does."""
+    """`auto`: the first rung of the ladder of harm that hides; where none does, the one that comes nearest."""
     rates = [network.link(*ends).bytes_per_second for ends in ((pair.source, pair.target), (pair.target, pair.source))]
-    chosen = CodecChoice()
+    chosen, least = CodecChoice(), math.inf
     for row in ladder(MOST_HARM):
-        chosen = row.choice
         # Link, encoder and decoder work at the same time on different micro-batches, so each has to keep up for itself.
         slowest = 0.0
         for codec, rate, moving in zip(
-            (chosen.forward, chosen.backward), rates, (pair.edges, _returning(crossings, pair)), strict=True
+            (row.choice.forward, row.choice.backward), rates, (pair.edges, _returning(crossings, pair)), strict=True
         ):
-            parts = [price(workload, int(crossings.value[edge]), codec, chosen.options) for edge in moving]
+            parts = [price(workload, int(crossings.value[edge]), codec, row.choice.options) for edge in moving]
             slowest = max(
                 slowest,
                 sum(size for size, _, _ in parts) / rate,
                 sum(seconds for _, seconds, _ in parts),
                 sum(seconds for _, _, seconds in parts),
             )
+        if slowest < least:
+            chosen, least = row.choice, slowest
         if slowest <= busy_seconds:
-            break
+            return row.choice
     return chosen
 
 

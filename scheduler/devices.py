@@ -92,6 +92,8 @@ class Network:
     workers: Mapping[tuple[str, str], Link] = field(default_factory=dict)
     regions: Mapping[tuple[str, str], Link] = field(default_factory=dict)
     region_of: Mapping[str, str] = field(default_factory=dict)
+    access: Mapping[str, float] = field(default_factory=dict)
+    """Bytes per second of a worker's own connection, which no link by regions exceeds."""
 
     def link(self, source: str, target: str) -> Link:
         """The link from `source` to `target`."""
@@ -100,24 +102,31 @@ class Network:
         found = self.workers.get((source, target)) if self.workers else None
         if found is None and self.regions:
             found = self.regions.get((self.region_of.get(source, ""), self.region_of.get(target, "")))
+            if found is not None and self.access:
+                most = min(self.access.get(source, math.inf), self.access.get(target, math.inf))
+                found = found if found.bytes_per_second <= most else Link(most, found.seconds)
         return found or self.default
 
     @property
     def uniform(self) -> bool:
         """Whether every two workers have the same link."""
-        return all(link == self.default for link in (*self.workers.values(), *self.regions.values()))
+        same = all(link == self.default for link in (*self.workers.values(), *self.regions.values()))
+        return same and not self.access
 
 
 def from_topology(topology: Topology) -> tuple[tuple[Device, ...], Network]:
     """Devices and links of a topology file."""
-    devices = tuple(Device(w.name, w.region, w.speed, w.memory) for w in topology.workers)
+    devices = tuple(
+        Device(w.name, w.region, w.speed, w.memory, bytes_per_second=w.memory_bandwidth) for w in topology.workers
+    )
     links: dict[tuple[str, str], Link] = {}
     for given in topology.links:
         first, second = given.between
         links[first, second] = links[second, first] = Link(given.bandwidth, given.latency)
     # A topology names every pair, so the default is never used between its workers.
     default = min(links.values(), key=lambda link: link.bytes_per_second, default=LOOPBACK)
-    return devices, Network(default, links, links, {device.name: device.region for device in devices})
+    access = {worker.name: worker.access for worker in topology.workers if worker.access}
+    return devices, Network(default, links, links, {device.name: device.region for device in devices}, access)
 
 
 def measured(

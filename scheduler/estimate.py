@@ -25,6 +25,10 @@ HANDLED_PER_SECOND = 2e9
 """What a core spends on a message and on its bytes."""
 
 
+CODEC = -1
+"""In place of a device: where values go to be encoded and come from decoded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Placed:
     """Cut positions, and for each fragment the index of its device."""
@@ -57,14 +61,15 @@ class Estimate:
 
 @dataclass(slots=True)
 class _Edges:
-    """Transfers of one placement: by fragment, and as load on directed links."""
+    """Transfers of one placement: by fragment, and as load on directed links and on the threads at their ends."""
 
     arriving: list[list[tuple[int, float]]]
     """For each fragment: (source fragment, seconds of the transfer) of its incoming activations."""
     awaited: list[list[tuple[int, float]]]
     """For each fragment: (target fragment, seconds) of the gradients that come back to it."""
     forward: dict[tuple[int, int], float]
-    """Seconds for which forward messages of one micro-batch keep a link busy."""
+    """Seconds for which forward messages of one micro-batch keep a link busy; a device's encoder counts as its link to
+    `CODEC`, its decoder as the link from there."""
     backward: dict[tuple[int, int], float]
     parameters: float
     """The slowest transfer of a parameter at the start of a step."""
@@ -141,8 +146,8 @@ class Estimator:
         network, names = self.costs.network, [self.costs.devices[index].name for index in placed.devices]
         encoded = self.encoding(placed, crossings)
         out_bytes, back_bytes = encoded.forward.size, encoded.backward.size
-        out_codec = encoded.forward.encode + encoded.forward.decode
-        back_codec = encoded.backward.encode + encoded.backward.decode
+        out, back = encoded.forward, encoded.backward
+        out_codec, back_codec = out.encode + out.decode, back.encode + back.decode
         found = _Edges([[] for _ in names], [[] for _ in names], {}, {}, 0.0)
         for edge in range(len(crossings)):
             source, target = int(crossings.source[edge]), int(crossings.target[edge])
@@ -156,12 +161,16 @@ class Estimator:
                 if first != second:
                     found.handling += SECONDS_PER_MESSAGE + out_bytes[edge] / HANDLED_PER_SECOND
                     _add(found.forward, (first, second), out_bytes[edge] / there.bytes_per_second)
+                    _add(found.forward, (first, CODEC), out.encode[edge])
+                    _add(found.forward, (CODEC, second), out.decode[edge])
             if crossings.gradient[edge]:
                 codec = back_codec[edge] if first != second else 0.0
                 found.awaited[source].append((target, here.transfer(back_bytes[edge]) + codec))
                 if first != second:
                     found.handling += SECONDS_PER_MESSAGE + back_bytes[edge] / HANDLED_PER_SECOND
                     _add(found.backward, (second, first), back_bytes[edge] / here.bytes_per_second)
+                    _add(found.backward, (second, CODEC), back.encode[edge])
+                    _add(found.backward, (CODEC, first), back.decode[edge])
         return found
 
     def _wanted(self, trip: float, period: float, later: int) -> int:

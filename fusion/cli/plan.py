@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fusion.cli.options import JobArgument, JsonOption
-from fusion.cli.output import out, print_json, show
+from fusion.cli.output import note, out, print_json, show
 
 
 def plan(
@@ -49,8 +49,9 @@ def plan(
         raise UserError(f"--policy: no policy {policy!r}{suggest(policy, list(POLICIES))}")
     from fusion.cli import predictions
     from fusion.cli.jobs import plan_table
+    from fusion.outline import outline_job
     from fusion.spec import CompressionSpec
-    from fusion.submit import capture_job, read_job
+    from fusion.submit import read_job
     from scheduler.compare import compare as comparison
     from scheduler.compare import plan_for, row, simulate_plan
     from scheduler.devices import from_topology
@@ -58,7 +59,7 @@ def plan(
     if timeline is not None:
         predictions.check_timeline(timeline)
     spec, base = read_job(job)
-    dag = capture_job(spec, base).dag
+    dag = outline_job(spec, base)
     training = predictions.training_of(spec)
     devices, network = from_topology(pool)
     chosen, compression = policy or spec.plan.policy, spec.compression
@@ -68,6 +69,8 @@ def plan(
             print_json(found)
         else:
             show(predictions.comparison_table(found))
+            if remark := predictions.remark(found):
+                note(remark)
         fastest = min(found, key=lambda prediction: prediction["step_seconds"] or float("inf"))
         chosen = fastest["policy"]
         compression = CompressionSpec(codec=fastest["codec"], ratio=training.ratio)

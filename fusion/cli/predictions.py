@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Prediction = Mapping[str, Any]
+MOST_SHOWN = 8
+"""Fragments whose workers a row of the comparison names."""
 TIMELINES = {".html": "a page to look at", ".json": "a trace for Perfetto or chrome://tracing"}
 
 
@@ -65,22 +67,41 @@ def comparison_table(predictions: Sequence[Prediction]) -> Table:
     for prediction in sorted(predictions, key=lambda found: found["step_seconds"] or float("inf")):
         name = (prediction["policy"], prediction["codec"])
         if prediction["reason"]:
-            rows.append((*name, "-", "-", "-", "-", "-", prediction["reason"]))
+            rows.append((*name, *"------", prediction["reason"]))
             continue
         links: Mapping[str, float] = prediction["bytes_per_link"]
         rows.append(
             (
                 *name,
                 format_seconds(prediction["step_seconds"]),
+                f"{prediction['speedup']:.2f}" if prediction["speedup"] else "",
                 f"{prediction['bubble']:.0%}",
                 format_bytes(sum(links.values())),
                 f"{prediction['wire_ratio']:.1f}",
                 format_bytes(max(prediction["memory_per_worker"].values())),
-                " ".join(prediction["placement"]),
+                _short(prediction["placement"]),
             )
         )
-    right = ("step", "idle", "sent per step", "ratio", "largest memory")
+    right = ("step", "speed-up", "idle", "sent per step", "ratio", "largest memory")
     return table(None, ("policy", "codec", *right, "placement"), rows, right=right)
+
+
+def remark(predictions: Sequence[Prediction]) -> str | None:
+    """What a reader of the comparison should know of how it was made."""
+    short = {prediction["policy"] for prediction in predictions if prediction["simulated_steps"] == 1}
+    if not short:
+        return None
+    return (
+        f"of {', '.join(sorted(short))} one step was simulated, as its pipelines are long; filling them is part of it"
+    )
+
+
+def _short(placement: Sequence[str]) -> str:
+    if len(placement) <= MOST_SHOWN:
+        return " ".join(placement)
+    return (
+        f"{' '.join(placement[:3])} ... {placement[-1]} ({len(placement)} fragments on {len(set(placement))} workers)"
+    )
 
 
 def links_table(prediction: Prediction) -> Table:

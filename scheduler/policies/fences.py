@@ -25,12 +25,34 @@ def transfer_seconds(devices: Sequence[Device], network: Network, message_bytes:
     if network.uniform:
         there = 2 * network.default.transfer(message_bytes)
         return np.full((count, count), there) * (1 - np.eye(count))
-    one_way = np.array(
-        [[network.link(first.name, second.name).transfer(message_bytes) for second in devices] for first in devices]
-    )
+    one_way = _one_way(devices, network, message_bytes)
     both: Floats = one_way + one_way.T
     np.fill_diagonal(both, 0.0)
     return both
+
+
+def _one_way(devices: Sequence[Device], network: Network, message_bytes: float) -> Floats:
+    """`network.link(...).transfer(message_bytes)` of all pairs at once: a thousand devices have a million of them."""
+    names = [device.name for device in devices]
+    regions = list(dict.fromkeys(network.region_of.get(name, "") for name in names))
+    found = [[network.regions.get((first, second)) for second in regions] for first in regions]
+    default = network.default
+    number = {region: index for index, region in enumerate(regions)}
+    at = np.array([number[network.region_of.get(name, "")] for name in names])
+    pairs = np.ix_(at, at)
+    rate = np.array([[(link or default).bytes_per_second for link in row] for row in found])[pairs]
+    delay = np.array([[(link or default).seconds for link in row] for row in found])[pairs]
+    if network.access:
+        access = np.array([network.access.get(name, np.inf) for name in names])
+        given = np.array([[link is not None for link in row] for row in found])[pairs]
+        rate = np.where(given, np.minimum(rate, np.minimum.outer(access, access)), rate)
+    index = {name: position for position, name in enumerate(names)}
+    for (first, second), link in network.workers.items():
+        if first in index and second in index:
+            rate[index[first], index[second]] = link.bytes_per_second
+            delay[index[first], index[second]] = link.seconds
+    seconds: Floats = delay + message_bytes / rate
+    return seconds
 
 
 def fences(seconds: Floats) -> list[list[int]]:

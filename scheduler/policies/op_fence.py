@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from scheduler.policies.refine import Score, refine
 SMALL_POOL = 16
 LARGE_POOL = 128
 """From here on the search is narrowed: fewer orders, bounds and positions."""
+MOST_COMPARED = 4096
+"""The best by the estimate are simulated up to so many forwards in all."""
 SIMULATED_TASKS = 1200
 """The search may simulate about so many forwards; the estimate alone decides about longer pipelines."""
 MOST_PLAYS = 24
@@ -49,12 +52,17 @@ def op_fence(request: Request) -> Placed:
     climbed = dict.fromkeys(search.refined(placed) for placed in starts[: search.climbs])
     # The baselines take part, so that the answer is never worse than theirs.
     others = [baseline(request) for baseline in (equal_compute, equal_ops)]
-    ranked = sorted((*climbed, *starts[:2], *others), key=lambda placed: request.estimate(placed).score)
-    plays = SIMULATED_TASKS // (request.costs.micro_batches * len(ranked[0].devices))
-    best = ranked[0]
-    if plays >= len(ranked):
-        returning = [placed for placed in search.returning() if placed not in ranked]
-        best = min((*dict.fromkeys(ranked), *returning), key=_wary(request))
+    ranked = list(dict.fromkeys((*climbed, *starts[:2], *others)))
+    ranked.sort(key=lambda placed: request.estimate(placed).score)
+    micro_batches = request.costs.micro_batches
+    plays = SIMULATED_TASKS // (micro_batches * len(ranked[0].devices))
+    tasks, small = list(accumulate(micro_batches * len(placed.devices) for placed in ranked)), plays >= len(ranked)
+    # The estimate knows nothing of waiting for one another; the simulation decides between the best, as far as it is cheap.
+    shortlist = [p for p, until in zip(ranked, tasks, strict=True) if until <= MOST_COMPARED] or ranked[:1]
+    if small:
+        shortlist += [placed for placed in search.returning() if placed not in shortlist]
+    best = min(shortlist, key=_wary(request)) if len(shortlist) > 1 else ranked[0]
+    if small:
         best = search.climb(best, request.simulated, min(plays, MOST_PLAYS), LEAST_GAIN)
     return _in_order(request, best if request.cuts is not None or request.fragments is not None else _joined(best))
 

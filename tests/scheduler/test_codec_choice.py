@@ -142,6 +142,20 @@ def test_auto_leaves_fast_links_alone_and_takes_the_mildest_codec_that_hides() -
     assert wire_ratio(DAG, harder) > wire_ratio(DAG, milder) > 1
 
 
+def test_auto_does_not_burden_an_encoder_more_than_the_link_that_it_relieves() -> None:
+    devices = tuple(Device(name, flops_per_second=1e15, seconds_per_call=1e-9) for name in "ab")
+    made = plan_job(
+        DAG,
+        devices,
+        Network(Link(1e10, 0.0)),
+        micro_batches=8,
+        policy="equal-ops",
+        compression=CompressionSpec(codec="auto"),
+    )
+    assert len(set(made.placement)) == 2
+    assert made.codecs == {}, "nothing hides behind so little compute, and any codec takes longer than the link"
+
+
 def test_the_ladder_of_harm_is_ordered_and_known_to_the_codecs() -> None:
     assert [row.harm for row in MEASURED] == sorted(row.harm for row in MEASURED)
     assert MEASURED[0].loss == DENSE_LOSS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from scheduler_cases import transformer
@@ -10,6 +11,7 @@ from scheduler_cases import transformer
 from fusion.errors import PlanError
 from fusion.topology import Topology
 from scheduler import Training, chrome_trace, compare, from_topology, homogeneous, html, plan_job, simulate_plan
+from scheduler.policies.fences import transfer_seconds
 
 TOPOLOGY = Topology.model_validate(
     {
@@ -36,6 +38,43 @@ def test_links_of_a_topology_by_worker_win_over_regions() -> None:
         for second in devices:
             link = network.link(first.name, second.name)
             assert (link.bytes_per_second, link.seconds) == TOPOLOGY.link(first.name, second.name)
+
+
+def test_transfer_times_of_all_pairs_are_those_of_their_links() -> None:
+    workers = [worker.model_dump() for worker in TOPOLOGY.workers]
+    workers[0]["access"] = 5e5
+    workers += [{"name": "rome-1", "region": "rome", "speed": 1e10, "memory": 2**30, "access": 1e6}]
+    links = [link.model_dump() for link in TOPOLOGY.links]
+    links += [{"between": ["rome", city], "bandwidth": "50Mbit/s", "latency": "15ms"} for city in ("oslo", "lima")]
+    devices, network = from_topology(Topology.model_validate({"workers": workers, "links": links}))
+    found = transfer_seconds(devices, network, 1e6)
+    for row, first in enumerate(devices):
+        for column, second in enumerate(devices):
+            ways = ((first.name, second.name), (second.name, first.name))
+            expected = sum(network.link(*way).transfer(1e6) for way in ways) if first != second else 0.0
+            assert found[row, column] == pytest.approx(expected)
+    assert len(set(found.round(9).flat)) > 5
+
+
+def test_speed_up_is_over_the_faster_plain_baseline() -> None:
+    rows = compare(
+        DAG, TOPOLOGY, Training(micro_batches=4), policies=("op-fence", "equal-ops"), codecs=("none", "int8")
+    )
+    seconds = {(row["policy"], row["codec"]): row["step_seconds"] for row in rows}
+    for row in rows:
+        assert row["speedup"] == pytest.approx(seconds["equal-ops", "none"] / row["step_seconds"])
+    assert [row["speedup"] for row in compare(DAG, TOPOLOGY, policies=("op-fence",), codecs=("none",))] == [None]
+
+
+def test_of_a_long_pipeline_one_step_is_played(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The package gives the module's name to the function.
+    monkeypatch.setattr(sys.modules["scheduler.compare"], "MOST_PLAYED", 8)
+    four, eight = (
+        compare(DAG, TOPOLOGY, Training(micro_batches=count, fragments=2), policies=("equal-ops",), codecs=("none",))[0]
+        for count in (4, 8)
+    )
+    assert (four["simulated_steps"], eight["simulated_steps"]) == (3, 1)
+    assert eight["step_seconds"] > four["step_seconds"]
 
 
 def test_every_policy_and_codec_has_a_row_that_is_plain_json() -> None:
