@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import sqlite3
 import sys
 import tempfile
@@ -24,27 +23,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import linear_regression
 from typing import Any
-from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "coordinator"))
 
 import aiohttp
 import psutil
-from coordinator_cases import data_blob, equal_ops, ref_of, spec_json
+from coordinator_cases import data_blob, ref_of, spec_json
 
 from benchmarks.common import Disturbance, machine, report
 from benchmarks.histogram import Histogram
 from benchmarks.load_jobs import chain
 from benchmarks.load_viewers import Meters, Told, Viewer
-from benchmarks.load_workers import Crew, LoadWorker, stamp
+from benchmarks.load_workers import Crew, LoadWorker
+from benchmarks.watched_coordinator import Daemon, stamp
 from coordinator import access
-from coordinator.config import CoordinatorConfig
-from coordinator.daemon import run_coordinator
-from coordinator.engine import Engine
 from dag.serialize import dumps
 from fusion.errors import FusionError
-from fusion.messages import Heartbeat, ToCoordinator
 
 GOAL_MS = 100.0
 BACK_SECONDS = 30.0
@@ -64,61 +59,6 @@ class Load:
     """That are measured, after the warm-up."""
     pin: bool = True
     """Give the coordinator one core, and everybody else the others."""
-
-
-# The coordinator's process --------------------------------------------------------------------------------------------
-
-
-def serve(state: Path, port: int, core: int) -> int:
-    """The real daemon; what is added notes when a message was counted that was sent at a known time."""
-    if core >= 0:
-        os.sched_setaffinity(0, {core})
-    heartbeats, reports = Histogram(state.parent / "heartbeats"), Histogram(state.parent / "reports")
-    take_in = Engine.on_message
-
-    def timed(engine: Engine, incarnation: str, message: ToCoordinator) -> None:
-        take_in(engine, incarnation, message)
-        sent = getattr(message, "memory_used_bytes", 0)
-        if sent:
-            (heartbeats if isinstance(message, Heartbeat) else reports).add((stamp() - sent) / 1e6)
-
-    config = CoordinatorConfig(state=state, port=port, json_ready=True, exit_on_stdin_close=True)
-    with patch.object(Engine, "on_message", timed):
-        return run_coordinator(config, equal_ops)
-
-
-@dataclass
-class Daemon:
-    """The coordinator as a child process."""
-
-    process: asyncio.subprocess.Process
-    url: str
-    said: dict[str, Any]
-
-    @classmethod
-    async def start(cls, state: Path, port: int, core: int) -> Daemon:
-        """Port 0: any free one; core -1: any."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, __file__, "--serve", str(state), str(port), str(core)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert process.stdout is not None
-        line = await process.stdout.readline()
-        if not line:
-            raise FusionError("the coordinator did not start")
-        said = json.loads(line)
-        return cls(process, said["url"], said)
-
-    async def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        await self.process.wait()
-
-    async def stop(self) -> None:
-        if self.process.returncode is None:
-            assert self.process.stdin is not None
-            self.process.stdin.close()
-            await self.process.wait()
 
 
 # The measurement ------------------------------------------------------------------------------------------------------
@@ -314,7 +254,7 @@ async def _killed(stage: Stage) -> dict[str, Any]:
         await stage.until_training(beyond=max((step for _, step in flat), default=0))
     for viewer in stage.viewers:
         viewer.away = False
-    shown = {}
+    shown: dict[int, dict[str, Any]] = {}
     while page := (await stage.call("GET", f"/api/v1/events?after={max(shown, default=0)}"))["events"]:
         shown |= {event["seq"]: event for event in page}
     lost += [
@@ -346,10 +286,7 @@ def main() -> None:
     parser.add_argument("--viewers", type=int, default=50)
     parser.add_argument("--jobs", type=int, default=10, help="running at the same time")
     parser.add_argument("--crew", type=int, default=40, help="workers of one job")
-    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.serve is not None:
-        sys.exit(serve(Path(asked.serve[0]), int(asked.serve[1]), int(asked.serve[2])))
     if asked.jobs * asked.crew > asked.workers:
         parser.error(f"{asked.jobs} jobs of {asked.crew} workers need more than {asked.workers} workers")
     load = Load(asked.workers, asked.viewers, asked.crew, asked.jobs, seconds=60 * asked.minutes)

@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 
+from benchmarks.watched_coordinator import stamp
 from fusion.errors import FusionError
 from fusion.messages import (
     Backup,
@@ -38,11 +39,6 @@ from worker.control import Control
 MICRO_BATCHES = 8
 _TRACED = (1, 2)
 """Of eight steps, those that come with a trace."""
-
-
-def stamp() -> int:
-    """Microseconds of the machine's monotonic clock: carried as "memory used", they tell when a message was handed over."""
-    return time.monotonic_ns() // 1000
 
 
 class Crew:
