@@ -115,6 +115,12 @@ class Running:
         with self._changed:
             return max(self._metrics, default=0)
 
+    @property
+    def losses(self) -> dict[int, float]:
+        """Those of the steps that were published so far."""
+        with self._changed:
+            return {step: float(metric["loss"]) for step, metric in self._metrics.items()}
+
     def until(self, holds: Callable[[], Any], seconds: float = 120.0) -> Any:
         """Wait until `holds()` is true, looked at whenever something is heard, and often; returns what it returned.
 

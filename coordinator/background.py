@@ -14,7 +14,7 @@ from coordinator.candidates import candidates
 from coordinator.checkpoints import Checkpoints
 from coordinator.jobs import Job
 from coordinator.lifecycle import Lifecycle
-from coordinator.planning import Planner, answer
+from coordinator.planning import Planner, anew, answer
 from dag.graph import OpDag
 from fusion.errors import BlobError, FusionError
 from fusion.messages import Prepare, Resume, ToWorker
@@ -92,6 +92,7 @@ class Background:
         event: ev.Event
         try:
             plan, fragments, current = await asyncio.to_thread(answer, self._planner, self._dag, job, found, asked)
+            fresh = await asyncio.to_thread(anew, self._planner, self._dag, job, found) if asked.recut else None
         except FusionError as error:
             event = ev.PlanRefused(self._clock(), asked.job, asked.attempt, str(error))
         except Exception as error:
@@ -100,7 +101,7 @@ class Background:
                 self._clock(), asked.job, asked.attempt, f"the scheduler failed: {type(error).__name__}: {error}", True
             )
         else:
-            event = ev.PlanMade(self._clock(), asked.job, asked.attempt, plan, fragments, current)
+            event = ev.PlanMade(self._clock(), asked.job, asked.attempt, plan, fragments, current, fresh)
         self._post_late(event)
 
     async def _prepare(self, asked: ev.PrepareWorkers) -> None:

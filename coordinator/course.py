@@ -31,10 +31,10 @@ class Course:
             self._refused(job, event)
             return
         plan = event.plan.model_copy(update={"epoch": job.epoch})
-        if job.plan is not None:
+        if job.plan is not None and not job.recut:
             # The same cuts and the same codecs: a restart must not change the bits.
             plan = plan.model_copy(update={"codecs": job.plan.codecs})
-        job.plan, job.fragments = plan, list(event.fragments)
+        job.plan, job.fragments, job.recut = plan, list(event.fragments), False
         self._release_unasked(job, keep=plan.workers)
         job.hosts = {name: job.hosts[name] for name in plan.workers}
         job.reason = "workers build their fragments"
@@ -69,6 +69,8 @@ class Course:
         job.refused_for = sorted(job.hosts.values())
         self._release_unasked(job, keep=())
         self._forget_run(job)
+        if job.recut:
+            job.recut, job.refused_for = False, None  # Then with the cuts that it had.
         job.state, job.reason, job.refused_reason = "queued", event.reason, event.reason
         self._books.story(job, "queued", f"job {job.id} waits: {event.reason}")
         self._books.save(job)

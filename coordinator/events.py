@@ -63,6 +63,8 @@ class PlanMade:
     fragments: tuple[FragmentSummary, ...]
     current_seconds: float | None = None
     """Predicted step time of the placement that a running job has, by the same cost model."""
+    fresh_seconds: float | None = None
+    """That of a plan which does not keep the cuts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,8 @@ class MakePlan:
     """Worker -> how many times slower it has become than it was."""
     price: bool = False
     """Also predict the step time of `previous`."""
+    recut: bool = False
+    """Also predict the step time of a plan with other cuts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,8 @@ class Job(BaseModel):
     """Counts the requests for a plan, so that a late answer to an old one is recognised."""
     plan: Plan | None = None
     planning: bool = False
+    recut: bool = False
+    """The next plan need not keep the cuts of this one."""
     fragments: list[FragmentSummary] = Field(default_factory=list)
     checkpoint: int | None = None
     refused_for: list[str] | None = None

@@ -289,7 +289,8 @@ class Lifecycle:
                 member.state, member.job = "busy", job.id
                 self._books.do(ev.SaveWorker(member.name))
             slower = {member.name: member.slower for member in members}
-            self._books.do(ev.MakePlan(job.id, job.attempt, tuple(job.hosts), job.plan, slower))
+            previous = None if job.recut else job.plan
+            self._books.do(ev.MakePlan(job.id, job.attempt, tuple(job.hosts), previous, slower))
             self._books.save(job)
 
     def _planned(self, event: ev.PlanMade | ev.PlanRefused) -> None:
@@ -322,3 +323,13 @@ class Lifecycle:
         last = event.step == job.train.steps  # Only the end of the job is left to wait for.
         if job.state == "running" and isinstance(event, ev.CheckpointWritten) and not last:
             self._membership.leave_at_checkpoint(job, event.time)
+            self._recut(job, event.time)
+
+    def _recut(self, job: Job, now: float) -> None:
+        """Cut a job anew if that was found to pay, nothing else is under way, and nobody waits for workers."""
+        run = job.run
+        if job.state != "running" or run is None or not run.recut or run.switch is not None or run.move is not None:
+            return
+        if not any(other.state == "queued" for other in self.jobs.values()):
+            job.recut = True
+            self.go_back(job, now, run.recut)

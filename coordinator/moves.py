@@ -7,7 +7,7 @@ from there on; nothing is run again. A worker that is new to the job builds what
 from __future__ import annotations
 
 from coordinator import events as ev
-from coordinator import slowness
+from coordinator import recut, slowness
 from coordinator.adoption import Adoption
 from coordinator.backups import Backups, choose
 from coordinator.books import Books
@@ -94,7 +94,8 @@ class Moves:
         names = tuple(member.name for member in candidates)
         drift = slowness.factors(job)
         slower = {member.name: member.slower * drift.get(member.name, 1.0) for member in candidates}
-        self._books.do(ev.MakePlan(job.id, job.attempt, names, job.plan, slower, price=True))
+        anew = recut.possible(job)
+        self._books.do(ev.MakePlan(job.id, job.attempt, names, job.plan, slower, price=True, recut=anew))
         self._books.save(job, announce=False)
 
     def _may_rebalance(self, job: Job, now: float) -> bool:
@@ -127,6 +128,8 @@ class Moves:
                 run.cant_move = event.reason
                 self._books.story(job, "no-move", f"the fragments of job {job.id} can't move: {event.reason}")
             return
+        if news := recut.consider(job, event):
+            self._books.story(job, "recut", news)
         placement = event.plan.placement
         if placement == job.plan.placement or event.plan.cuts != job.plan.cuts:
             return

@@ -11,8 +11,9 @@ from typing import Protocol, runtime_checkable
 
 from coordinator.events import MakePlan
 from coordinator.jobs import FragmentSummary, Job
-from dag.cut import Fragment, cut
+from dag.cut import Fragment, bits_follow_cuts, cut
 from dag.graph import OpDag
+from fusion.errors import PlanError
 from fusion.messages import Device, LinkFigures, TrainConfig
 from fusion.plan import Plan
 from fusion.spec import JobSpec
@@ -148,6 +149,17 @@ def answer(
             summary.model_copy(update={"seconds": seconds}) for summary, seconds in zip(summaries, work, strict=True)
         )
     return plan, summaries, current
+
+
+def anew(planner: Planner, dag_of: Callable[[Job], OpDag], job: Job, candidates: Sequence[Candidate]) -> float | None:
+    """The predicted step time of a plan with other cuts; None when there is none that leaves the bits as they are. Blocks."""
+    dag = dag_of(job)
+    try:
+        plan = planner(dag, alike(candidates), job.spec, job.train, None)
+    except PlanError:
+        return None
+    cuts = [plan.cuts] if job.plan is None else [plan.cuts, job.plan.cuts]
+    return None if any(bits_follow_cuts(dag, cut(dag, each)) for each in cuts) else plan.predicted_step_seconds
 
 
 def with_fewer_moves(before: Plan, after: Plan, workers: Container[str], price: Callable[[Plan], float | None]) -> Plan:

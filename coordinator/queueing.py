@@ -68,7 +68,8 @@ def _take(job: Job, idle: Sequence[Member]) -> tuple[Member, ...] | None:
     before = job.plan.workers
     # Its own workers first: their weights may still be in the page cache, and nobody else's job has to wait for them.
     own_first = sorted(idle, key=lambda member: before.index(member.name) if member.name in before else len(before))
-    return tuple(own_first[: len(before)])
+    most = (job.spec.plan.workers or len(idle)) if job.recut else len(before)
+    return tuple(own_first[:most])
 
 
 def _prefix(job: Job) -> str:

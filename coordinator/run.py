@@ -129,6 +129,8 @@ class Run(BaseModel):
     """The attempt of a request to the scheduler for another placement."""
     asked_because: str = ""
     asked_at: float | None = None
+    recut: str = ""
+    """Why the job is to go on with other cuts from its next checkpoint; empty when it is not."""
     cant_move: str = ""
     """Why the scheduler or a worker said that the fragments of workers that leave can't move."""
     moved_at: float | None = None

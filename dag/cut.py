@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Literal
 
-from dag.graph import OpDag, TensorMeta
+from dag.graph import OpDag, TensorMeta, refs_of
 from fusion.errors import PlanError
 
 
@@ -82,6 +82,21 @@ def differentiated(dag: OpDag) -> frozenset[int]:
         if op.requires_grad and any(user in found for user in dag.users[op.id]):
             found.add(op.id)
     return frozenset(found)
+
+
+def bits_follow_cuts(dag: OpDag, partition: Partition) -> bool:
+    """Whether these cuts may give gradients other bits than other cuts do, or none.
+
+    That takes a value with three or more gradient contributions whose uses fall into several fragments: addition of
+    floating-point numbers is commutative, but not associative.
+    """
+
+    def contributions(value: int) -> int:
+        users = (dag.ops[user] for user in dag.users[value] if dag.ops[user].requires_grad)
+        arguments = (arg for user in users for arg in (*user.args, *(named for _, named in user.kwargs)))
+        return sum(ref == value for arg in arguments for ref in refs_of(arg))
+
+    return any(edge.gradient and contributions(edge.value) > 2 for edge in partition.edges)
 
 
 def _untearable(dag: OpDag) -> list[tuple[int, int]]:

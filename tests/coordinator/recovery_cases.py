@@ -249,6 +249,7 @@ class Play:
         *,
         seconds: float | None = None,
         current: float | None = None,
+        fresh: float | None = None,
     ) -> None:
         """The scheduler answers."""
         cuts = asked.previous.cuts if asked.previous is not None else tuple(range(1, len(placement)))
@@ -271,7 +272,7 @@ class Play:
             )
             for index, worker in enumerate(placement)
         )
-        self.post(ev.PlanMade(self.now, asked.job, asked.attempt, plan, summaries, current))
+        self.post(ev.PlanMade(self.now, asked.job, asked.attempt, plan, summaries, current, fresh))
 
     def restart_coordinator(self) -> None:
         """Only what is written down survives."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from coordinator_cases import job_spec, tiny_dag, training
+from coordinator_cases import job_record, job_spec, tiny_dag, training
 
-from coordinator.planning import Candidate, Pricing, alike, with_fewer_moves
+from coordinator.planning import Candidate, Pricing, alike, anew, with_fewer_moves
 from coordinator.scheduling import SchedulerPlanner, scheduler_planner
 from fusion.messages import Device
 from fusion.plan import Plan
@@ -126,3 +126,13 @@ def test_a_declared_speed_is_that_of_training_and_a_measured_one_that_of_large_p
     assert measured == pytest.approx(declared)
     assert price(flops_per_second=4e3, training_share=0.5, bytes_per_second=100) > 1.5 * measured
     assert price(flops_per_second=4e3, training_share=0.5, bytes_per_second=250, seconds_per_call=1.0) > measured + 1
+
+
+def test_a_plan_with_other_cuts_is_priced_for_a_running_job() -> None:
+    spec = job_spec()
+    job = job_record(spec)
+    job.plan = plan("a")
+    alone = [Candidate("a", Device(flops_per_second=1e3))]
+    assert anew(scheduler_planner(), lambda _: tiny_dag(), job, alone)
+    no_room = [Candidate("a", Device(flops_per_second=1e3, memory_bytes=1))]
+    assert anew(scheduler_planner(), lambda _: tiny_dag(), job, no_room) is None
