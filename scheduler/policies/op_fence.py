@@ -166,7 +166,12 @@ class _Search:
                     found.extend(self._placed(answer) for answer in answers if answer is not None)
         if request.fragments is None and request.cuts is None:
             best = sorted(dict.fromkeys(found), key=lambda placed: request.estimate(placed).score)[:2]
-            found.extend(back for placed in best for back in self._returning(placed))
+            found.extend(
+                back
+                for placed in best
+                for back in self._returning(placed)
+                if not request.use_all or set(back.devices) == set(placed.devices)
+            )
         return found or [self._by_memory()]
 
     def returning(self) -> list[Placed]:

@@ -1,14 +1,20 @@
-"""A thousand devices and a DAG of five thousand ops."""
+"""A thousand devices and a DAG of five thousand ops; how much a search may simulate."""
 
 from __future__ import annotations
 
 import time
 from random import Random
+from typing import Any
 
 import pytest
 from scheduler_cases import MEGA, transformer
 
 from scheduler import Device, Link, Network, plan_job
+from scheduler.cost import Costs
+from scheduler.estimate import Estimator, Placed
+from scheduler.policies import base
+from scheduler.policies.op_fence import MOST_COMPARED
+from scheduler.simulation import Simulation
 
 
 @pytest.mark.slow
@@ -36,3 +42,28 @@ def test_a_thousand_devices_are_planned_within_ten_seconds_of_one_core() -> None
     assert plan.predicted_step_seconds is not None
     assert naive.predicted_step_seconds is not None
     assert plan.predicted_step_seconds < 0.8 * naive.predicted_step_seconds
+
+
+def test_long_pipelines_are_not_simulated_while_searching(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The baselines' pipelines over the whole pool would take minutes to play."""
+    played: list[int] = []
+    simulate = base.play
+
+    def noted(costs: Costs, estimate: Estimator, placed: Placed, *args: Any, **settings: Any) -> Simulation:
+        played.append(costs.micro_batches * len(placed.devices))
+        return simulate(costs, estimate, placed, *args, **settings)
+
+    monkeypatch.setattr(base, "play", noted)
+    # Two fast workers side by side do best; all others are slow and far away.
+    devices = tuple(
+        Device(f"w{index}", "near" if index < 2 else "far", 1e11 if index < 2 else 1e9) for index in range(90)
+    )
+    near, far = Link(125e6, 0.001), Link(1e5, 0.2)
+    links = {(first, second): far for first in ("near", "far") for second in ("near", "far")} | {("near", "near"): near}
+    network = Network(far, {}, links, {device.name: device.region for device in devices})
+    dag, micro_batches = transformer(16), 64
+    plan = plan_job(dag, devices, network, micro_batches=micro_batches)
+    long = plan_job(dag, devices, network, micro_batches=micro_batches, policy="equal-ops")
+    assert len(long.placement) * micro_batches > MOST_COMPARED > len(plan.placement) * micro_batches
+    assert played
+    assert max(played) <= MOST_COMPARED

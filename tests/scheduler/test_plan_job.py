@@ -137,6 +137,15 @@ def test_use_all_gives_every_worker_a_fragment(policy: str, workers: int) -> Non
     assert set(plan.placement) == {device.name for device in devices}
 
 
+def test_use_all_holds_where_a_tied_parameter_invites_to_come_back() -> None:
+    """The last worker keeps a fragment, though it would be cheaper to hand its work to the parameter's home."""
+    link = Network(Link(1e6, 0.02))
+    for workers in (4, 6, 9):
+        devices = homogeneous([f"w{index}" for index in range(workers)])
+        plan = plan_job(transformer(4, tied=True, elements=16384), devices, link, micro_batches=4, use_all=True)
+        assert len(set(plan.placement)) == workers
+
+
 def test_use_all_with_more_workers_than_pieces_uses_what_it_can() -> None:
     pieces = len(workload(transformer(1)).cut_points) + 1
     devices = homogeneous([f"w{index}" for index in range(pieces + 5)])
