@@ -60,7 +60,11 @@ def test_a_good_spec(tmp_path):
         ("{arrays: data.npz}", "{arrays: 7}", "data.arrays: expected text or a mapping of keys to values, got 7"),
         ("loss: mse", "loss: crossentropy", "'crossentropy'; did you mean 'cross_entropy'?"),
         ("500ms", "5 parsec", "can't read '5 parsec' as a duration; write it like 90ms"),
-        ("name: small", "name: small\nverify: {fraction: 1.5}", "job.yaml:2:10: verify.fraction: input should be less than or equal to 1, got 1.5"),
+        (
+            "name: small",
+            "name: small\nverify: {fraction: 1.5}",
+            "job.yaml:2:10: verify.fraction: input should be less than or equal to 1, got 1.5",
+        ),
         ("name: small", "name: small\nverify: {fraction: -0.1}", "verify.fraction: "),
         ("name: small", "name: small\nverify: {fraction: .nan}", "verify.fraction: "),
         ("name: small", "name: small\nverify: {share: 0.1}", "unknown key 'share'"),
