@@ -26,7 +26,7 @@ pytestmark = pytest.mark.system
 Plain = tuple[list[float], dict[str, Tensor]]
 
 STEPS = 12
-TIMEOUT = 2.0
+TIMEOUT = 5.0
 
 
 CASE = next(case for case in all_cases() if case.name == "gpt-untied")

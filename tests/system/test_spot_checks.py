@@ -34,14 +34,14 @@ def test_a_liar_is_evicted_and_leaves_no_trace_and_nobody_else_is(
     workers = [LocalWorker(name) for name in ("cheat-6", "w0", "w1")]
     with LocalPool(tmp_path / "pool", workers, dashboard=False, worker_module="cheating_worker") as pool:
         pool.wait_for_workers()
-        lied_to = Running(pool, job).finish(60)
+        lied_to = Running(pool, job).finish(180)
         story = "\n".join(str(event["message"]) for event in lied_to.events)
         assert [event["worker"] for event in lied_to.events if event["event"] == "worker-evicted"] == ["cheat-6"], story
         found = [event for event in lied_to.events if event["event"] == "check-failed"]
         assert {(event["worker"], event["step"]) for event in found} == {("cheat-6", 6)}, story
         assert pool.forget("cheat-6") == 0
 
-        honest, calm = Running(pool, job).finish(60), Running(pool, unchecked).finish(60)
+        honest, calm = Running(pool, job).finish(180), Running(pool, unchecked).finish(180)
     assert differences(calm, lied_to) == [], story
     assert lied_to.repeated == []
     assert differences(calm, honest) == []
