@@ -57,6 +57,12 @@ class Control:
 
     def start(self, host: str, port: int) -> int:
         """Bind and begin to receive; returns the port. Raises `FusionError` when the port is taken."""
+        self.bind(host, port)
+        self.receive()
+        return self.port
+
+    def bind(self, host: str, port: int) -> None:
+        """Let workers connect whose keys are admitted; what they say waits. Raises `FusionError`."""
         self._gatekeeper.start()
         try:
             secure_server(self._socket, self.keys, DOMAIN)
@@ -71,8 +77,11 @@ class Control:
             self._gatekeeper.close()
             self._context.destroy(0)
             raise
-        self._task = asyncio.create_task(self._receive(), name="control channel")
-        return self.port
+
+    def receive(self) -> None:
+        """Take messages in from now on."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._receive(), name="control channel")
 
     def admit(self, public_key: str, incarnation: str) -> None:
         """Messages of this key are from `incarnation` from now on."""

@@ -67,7 +67,8 @@ async def _serve(config: CoordinatorConfig, planner: Planner | None) -> int:
         control = Control(access.keys, engine.on_message)
         listener = bind_http(config.host, config.port)
         try:
-            _start_control(config, control)
+            engine.admit_known(control)
+            _bind_control(config, control)
             if config.relay:
                 engine.offer_relay(_bind_relay(config))
             app = make_app(engine, access, not config.no_dashboard, public_host(config, tls))
@@ -143,14 +144,14 @@ def bind_http(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _start_control(config: CoordinatorConfig, control: Control) -> None:
+def _bind_control(config: CoordinatorConfig, control: Control) -> None:
     """Bind the control channel: to the port of the last start if possible, so that workers find us again."""
     remembered = config.state / "control.port"
     port = config.control_port
     if not port:
         with contextlib.suppress(FileNotFoundError, ValueError):
             port = int(remembered.read_text())
-    control.start(config.host, port)
+    control.bind(config.host, port)
     access_module.write_private(remembered, f"{control.port}\n")
 
 

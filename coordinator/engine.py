@@ -73,15 +73,19 @@ class Engine:
 
     # Start and end ------------------------------------------------------------------------------------------------
 
-    def start(self, control: Control) -> None:
-        """Take up what is in the store, and begin to tick."""
-        self._control = control
-        members = self.store.workers()
-        for member in members:
+    def admit_known(self, control: Control) -> None:
+        """Let the workers of an earlier process in. Before the channel is bound: whoever is refused waits to try again."""
+        for member in self.store.workers():
             control.admit(member.public_key, member.incarnation)
-        self._carry_out(self.lifecycle.restore(self.store.jobs(), members, self.clock()))
+
+    def start(self, control: Control) -> None:
+        """Take up what is in the store, and begin to tick and to listen to workers."""
+        self._control = control
+        self.admit_known(control)
+        self._carry_out(self.lifecycle.restore(self.store.jobs(), self.store.workers(), self.clock()))
         self.archive.sweep()
         self._ticking = self._background.spawn(self._tick(), "tick")
+        control.receive()
 
     def offer_relay(self, relay: RelayProcess) -> None:
         """Workers that can't reach each other may meet there; it ends with us."""
