@@ -54,7 +54,8 @@ class Load:
     """Workers of one job."""
     jobs: int = 10
     step_seconds: float = 1.0
-    warm_up: float = 10.0
+    warm_up: float = 30.0
+    """Until what is kept of the last steps is full."""
     seconds: float = 600.0
     """That are measured, after the warm-up."""
     pin: bool = True
@@ -214,8 +215,7 @@ async def _under_load(stage: Stage) -> dict[str, Any]:
         due = time.monotonic() + 0.02
         await asyncio.sleep(0.02)
         lag.add(max(0.0, time.monotonic() - due))
-    minutes, sizes = [at / 60 for at, _ in resident], [size / 2**20 for _, size in resident]
-    slope = linear_regression(minutes, sizes).slope if len(resident) > 2 else 0.0
+    sizes = [size / 2**20 for _, size in resident]
     return {
         "seconds": round(now, 1),
         "reads": stage.meters.reads.summary(),
@@ -224,10 +224,19 @@ async def _under_load(stage: Stage) -> dict[str, Any]:
         "reports": reports.summary(),
         "shown": stage.meters.shown.summary(),
         "load_generator_lag": lag.summary(),
-        "resident_mib": {"first": sizes[0], "last": sizes[-1], "most": max(sizes), "slope_mib_per_minute": slope},
+        "resident_mib": {"first": sizes[0], "last": sizes[-1], "most": max(sizes), **slopes(resident)},
         "core_share": (sum(process.cpu_times()[:2]) - used) / now,
         "others_cores": disturbance.cores(),
     }
+
+
+def slopes(resident: list[tuple[float, int]]) -> dict[str, float]:
+    """MiB a minute by which the resident set grew: over the whole time, and over its second half."""
+    found = {}
+    for name, part in (("per_minute", resident), ("per_minute_second_half", resident[len(resident) // 2 :])):
+        minutes, sizes = [at / 60 for at, _ in part], [size / 2**20 for _, size in part]
+        found[name] = linear_regression(minutes, sizes).slope if len(part) > 2 else 0.0
+    return found
 
 
 async def _killed(stage: Stage) -> dict[str, Any]:
@@ -320,7 +329,13 @@ def table(found: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]
         ("load generator's own lag, ms", *times(found["load_generator_lag"])),
         ("share of its core", f"{found['core_share']:.0%}", *nothing, ""),
         ("other programs, cores", f"{found['others_cores']:.1f}", *nothing, ""),
-        ("memory, MiB: first, last, most, per minute", *(f"{size:.1f}" for size in memory.values())),
+        ("memory at first, at last, at most, MiB", *(f"{memory[name]:.1f}" for name in ("first", "last", "most")), ""),
+        (
+            "it grows by MiB a minute; in the second half",
+            f"{memory['per_minute']:.1f}",
+            f"{memory['per_minute_second_half']:.1f}",
+            *nothing,
+        ),
         ("told before the kill: events, steps", f"{found['told_events']}", f"{found['told_steps']}", *nothing),
         ("of these missing after the restart", f"{len(found['lost_after_kill'])}", *nothing, ""),
         ("all workers heard again, seconds after the start", f"{found['all_heard_again_seconds']:.1f}", *nothing, ""),
