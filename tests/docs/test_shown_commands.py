@@ -47,6 +47,7 @@ NOT_RUN = {
     r"python3 -m venv .*": "makes an environment",
     r"\.venv/bin/pip install .*": "installs packages",
     r"(sudo )?\.venv/bin/python benchmarks/.*": "takes minutes; some need root",
+    r"\.venv/bin/fusion plan examples/paper_scale/.*": "plans for minutes; tests/fusion/test_examples.py reads its files",
     r"export FUSION_\w+=.*": "sets what the commands after it are given here",
     r"sudo install .*": "needs root",
     r"echo .* \| sudo tee .*": "needs root",
