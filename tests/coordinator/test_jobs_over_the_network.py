@@ -199,7 +199,10 @@ async def test_a_draining_worker_hands_its_fragments_over_and_goes(server: Serve
         await server.until(job["id"], lambda shown: shown["step"] == 3)
         await b.say(Leaving(reason="SIGTERM"))
         async with asyncio.timeout(10):
-            while not any(isinstance(message, Backup) and message.hold for message in a.received):
+            # Both: one that goes on before it has heard of the hold would only have it ordered again.
+            while not all(
+                any(isinstance(message, Backup) and message.hold for message in worker.received) for worker in (a, b)
+            ):
                 a.pause_after = b.pause_after = (b.pause_after or 0) + 1
                 await server.until(job["id"], lambda shown: shown["step"] == b.pause_after)
         a.pause_after = b.pause_after = None
