@@ -60,11 +60,13 @@ def storm(scene: Scene, tmp_path: Path, workers: Sequence[str] = NAMES) -> Itera
 
 
 def die(pool: FaultyPool, run: Running, worker: str, point: str) -> None:
-    """The worker kills itself at this point, and the job gets over it."""
+    """The worker kills itself at this point, and the job gets over it: what was adopted has a second holder again."""
     pool.fail_at(worker, point)
     run.until(lambda: not pool.alive(worker))
+    at = run.step
     pool.forget(worker)
-    run.until_step(run.step + 4)
+    run.until_step(at + 4)
+    run.until(lambda: run.ended or run.common_step() > at or len(set(run.plan())) == 1)
     assert run.ended is None, "the job was over before the fault could be seen; give it more steps"
 
 
