@@ -368,7 +368,8 @@ def main() -> None:
             rows.append(row_of_torchft(theirs))
     data["results"] = [result.to_json() for result in results]
     report(
-        "recovery",
+        # One setting alone must not take the place of the record of all.
+        "recovery" if options.setting is None else f"recovery_{options.setting}",
         "From kill -9 to the next completed step",
         ["setting", "seconds", "spread", "over adoption", ""],
         rows,
