@@ -226,6 +226,7 @@ def disturbed(
                 run.until_step(run.step + 1, 300)
             storm.heal()
         outcome = run.finish(_PATIENCE)
+        storm.heal()  # A fault may have come to its point just after the last healing.
         run.until(lambda: len(joined(pool, names)) == len(names))
         return outcome, storm, usage(pool)
 
