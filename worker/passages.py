@@ -172,12 +172,11 @@ async def _enter(found: RelayPass, role: Role, patience: float) -> Stream:
     async with asyncio.timeout(_CONNECT_SECONDS):
         reader, writer = await asyncio.open_connection(found.host, found.port, limit=CHUNK_BYTES)
     keep_open(writer)
-    try:
+    with contextlib.ExitStack() as unless_let_in:
+        unless_let_in.callback(writer.close)
         async with asyncio.timeout(patience):
             await enter(reader, writer, bytes.fromhex(found.ticket), bytes.fromhex(found.secret), role)
-    except BaseException:
-        writer.close()
-        raise
+        unless_let_in.pop_all()
     return reader, writer
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch.utils.data import Dataset
 
 
-class Noise(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+class Noise(Dataset[tuple[torch.Tensor, torch.Tensor]], ABC):
     """`samples` pairs; sample i is always the same."""
 
     def __init__(self, samples: int) -> None:
@@ -20,8 +22,9 @@ class Noise(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             raise IndexError(index)
         return self.sample(torch.Generator().manual_seed(index))
 
+    @abstractmethod
     def sample(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        raise NotImplementedError
+        """One pair, with no other randomness than the generator's."""
 
 
 class Tokens(Noise):
