@@ -247,7 +247,8 @@ async def _killed(stage: Stage) -> dict[str, Any]:
     begin = time.monotonic()
     await daemon.kill()
     # What was on its way when it died is acknowledged once it is here: the streams are read to their ends.
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(viewer.cut_off.wait() for viewer in stage.viewers))
     events, steps = dict(told.events), {job: dict(steps) for job, steps in told.steps.items()}
     with contextlib.closing(sqlite3.connect(f"file:{stage.state / 'coordinator.sqlite3'}?mode=ro", uri=True)) as store:
         kept = {seq: json.loads(data)["message"] for seq, data in store.execute("SELECT seq, data FROM events")}

@@ -77,6 +77,9 @@ class Viewer:
         self._last_event = 0
         self.away = False
         """The coordinator is known to be gone: failures are not counted."""
+        self.cut_off = asyncio.Event()
+        """No stream is open: all that came over the last one has been read."""
+        self.cut_off.set()
 
     async def watch(self) -> None:
         """Until cancelled."""
@@ -106,6 +109,7 @@ class Viewer:
             with suppress(aiohttp.ClientError, OSError):
                 timeout = aiohttp.ClientTimeout(total=None, sock_read=10)
                 async with self._session.get(f"{self._url}/api/v1/stream", timeout=timeout) as response:
+                    self.cut_off.clear()
                     catching_up = asyncio.create_task(self._catch_up())
                     rest = b""
                     async for chunk in response.content.iter_any():
@@ -113,6 +117,7 @@ class Viewer:
                         for item in items:
                             self._hear(item)
                     await catching_up
+            self.cut_off.set()
             await asyncio.sleep(_AWAY)
 
     def _hear(self, item: bytes) -> None:
