@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import Case
+from cases import Case, as_tensors
+from plain import train
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -58,6 +59,21 @@ def spec_of(case: Case, folder: Path, **changes: Any) -> JobSpec:
 
 def captured(case: Case, folder: Path, **changes: Any) -> CapturedJob:
     return capture_job(spec_of(case, folder, **changes), folder)
+
+
+def in_one_process(case: Case, steps: int = STEPS) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses and final weights of plain PyTorch, without any pool."""
+    return train(
+        case.build,
+        case.loss,
+        as_tensors(case.arrays),
+        steps=steps,
+        global_batch=GLOBAL_BATCH,
+        micro_batch=MICRO_BATCH,
+        seed=SEED,
+        optimizer=case.optimizer,
+        clip=case.clip,
+    )
 
 
 def replanned(job: CapturedJob, **plan: Any) -> CapturedJob:

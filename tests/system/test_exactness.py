@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import Case, all_cases, as_tensors
-from plain import train
-from runs import GLOBAL_BATCH, MICRO_BATCH, SEED, STEPS, Outcome, assert_same_bits, captured, replanned, run
+from cases import Case, all_cases
+from runs import STEPS, Outcome, assert_same_bits, captured, in_one_process, replanned, run
 
 from fusion.local import LocalPool
 
@@ -27,17 +26,7 @@ def test_any_number_of_workers_gives_the_bits_of_plain_pytorch(case: Case, pool:
         assert len(set(outcome.job["plan"]["placement"])) == workers
     first = outcomes[1]
     if not case.random:
-        losses, state = train(
-            case.build,
-            case.loss,
-            as_tensors(case.arrays),
-            steps=STEPS,
-            global_batch=GLOBAL_BATCH,
-            micro_batch=MICRO_BATCH,
-            seed=SEED,
-            optimizer=case.optimizer,
-            clip=case.clip,
-        )
+        losses, state = in_one_process(case)
         assert first.losses == losses
         assert_same_bits(first.state, state)
     for outcome in outcomes.values():

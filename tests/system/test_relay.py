@@ -10,9 +10,8 @@ from typing import Any
 
 import psutil
 import pytest
-from cases import all_cases, as_tensors
-from plain import train
-from runs import GLOBAL_BATCH, MICRO_BATCH, SEED, assert_same_bits, captured, replanned
+from cases import all_cases
+from runs import assert_same_bits, captured, in_one_process, replanned
 from torch import Tensor
 
 from benchmarks.disturbed import Outcome, Running
@@ -46,17 +45,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> CapturedJob:
 @pytest.fixture(scope="module")
 def plain() -> Plain:
     """Losses and weights of one process without any network."""
-    return train(
-        CASE.build,
-        CASE.loss,
-        as_tensors(CASE.arrays),
-        steps=STEPS,
-        global_batch=GLOBAL_BATCH,
-        micro_batch=MICRO_BATCH,
-        seed=SEED,
-        optimizer=CASE.optimizer,
-        clip=CASE.clip,
-    )
+    return in_one_process(CASE, STEPS)
 
 
 class HiddenPool(LocalPool):
