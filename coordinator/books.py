@@ -22,8 +22,8 @@ class Timing:
     """How long a leaving worker waits until its fragments have moved, or for the next checkpoint of its job."""
     restart_grace: float = 5.0
     """After a restart of the coordinator: time for workers to connect again before silence counts."""
-    deaf_after: float = 1.5
-    """A longer gap between two ticks means that the coordinator itself was not listening."""
+    deaf_after: float = 0.5
+    """The rest of a longer gap between two ticks is nobody's silence: the coordinator itself was not listening."""
     move_pause: float = 30.0
     """Between two moves of one job that only make it faster."""
 

@@ -47,7 +47,7 @@ class Membership:
         """Time has passed: who has been silent for too long is lost, whose patience is over leaves now."""
         pool, timing = self._books.pool, self._books.timing
         if self._last_tick is not None and now - self._last_tick > timing.deaf_after:
-            pool.excuse(now - self._last_tick)
+            pool.excuse(now - self._last_tick - timing.deaf_after)
         self._last_tick = now
         silent = pool.silent(now, self.failure_timeout)
         self.lose(
