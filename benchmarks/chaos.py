@@ -269,7 +269,7 @@ def main() -> None:
         folder = Path(temporary)
         job = captured(replace(LONG, steps=options.steps), folder)
         before, usual = calm(job, names, folder / "calm")
-        outcome, storm, after = disturbed(job, names, folder / "storm", options.faults, options.seed, print)
+        outcome, storm, after = disturbed(job, names, folder / "storm", options.faults, options.seed, partial(print, flush=True))
     wrong = differences(before, outcome) + leaks(usual, after)
     own = psutil.Process()
     wrong += [f"process {child.pid} was left behind" for child in own.children(recursive=True)]
