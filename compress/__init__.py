@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from compress.places import Places
 from compress.rounding import edge_seed
 from compress.settings import CODECS, Settings, parse
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from compress.codecs import Codec, codec
     from compress.feedback import ErrorFeedback
 
-__all__ = ["CODECS", "Codec", "ErrorFeedback", "Settings", "codec", "edge_seed", "parse"]
+__all__ = ["CODECS", "Codec", "ErrorFeedback", "Places", "Settings", "codec", "edge_seed", "parse"]
 
 _NEED_TORCH = {"Codec": "compress.codecs", "codec": "compress.codecs", "ErrorFeedback": "compress.feedback"}
 

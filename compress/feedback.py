@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from compress.codecs import Codec
+from compress.places import Places
 from fusion.errors import PlanError
 
 
@@ -21,7 +22,9 @@ class ErrorFeedback:
 
     codec: Codec
 
-    def encode(self, tensor: Tensor, seed: int = 0, residual: Tensor | None = None) -> tuple[memoryview, Tensor]:
+    def encode(
+        self, tensor: Tensor, seed: int = 0, residual: Tensor | None = None, places: Places | None = None
+    ) -> tuple[memoryview, Tensor]:
         """Payload and new residual (float32, of the tensor's shape; floating tensors only).
 
         Where a value is not finite the residual starts again from zero, so that one bad step does not spoil all later ones.
@@ -35,6 +38,6 @@ class ErrorFeedback:
                 raise PlanError(f"residual of shape {list(residual.shape)} for a tensor of shape {list(tensor.shape)}")
             wanted = wanted + residual
         sent = wanted.to(tensor.dtype)
-        payload = self.codec.encode(sent, seed)
+        payload = self.codec.encode(sent, seed, places)
         left = wanted - self.codec.decode(payload, tuple(sent.shape), sent.dtype).to(torch.float32)
         return payload, left.nan_to_num_(0.0, 0.0, 0.0)

@@ -7,6 +7,7 @@ The scheduler and the simulator use these sizes; `compress.codecs` does the enco
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
@@ -17,8 +18,10 @@ from fusion.errors import PlanError
 MAX_TOPK_ELEMENTS = 2**31 - 1
 BITMAP_BLOCK = 2**16
 """Elements that a 16-bit index within a block can address."""
-TOPK_PREFIX_BYTES = 5
+TOPK_PREFIX = struct.Struct("<IB")
 """Count (uint32, little-endian) and index encoding (uint8)."""
+TOPK_PREFIX_BYTES = TOPK_PREFIX.size
+REUSED = "topk-reused"
 
 
 def dtype_name(dtype: object) -> str:
@@ -166,6 +169,40 @@ class TopK(Settings):
         return TOPK_PREFIX_BYTES + index_bytes + self.value_bytes(kept, itemsize)
 
 
+@dataclass(frozen=True, slots=True)
+class TopKReused(TopK):
+    """Top-k of a gradient at the places that its activation's top-k kept: only the values travel (`compress.places`).
+
+    `ratio` is the activation's. Where the receiver may not have the places any more, an ordinary top-k payload is sent.
+    """
+
+    name: ClassVar[str] = REUSED
+
+    def most_kept(self, elements: int) -> int:
+        """As many as an activation may have kept, sampled or not."""
+        wanted = self.keep(elements)
+        return min(elements, wanted + max(16, wanted // 4))
+
+    def _typical(self, elements: int, itemsize: int) -> int:
+        return self.value_bytes(self.keep(elements), itemsize)
+
+
+def with_options(name: str, **options: float) -> str:
+    """The codec called `name`, with these options in its name too."""
+    base, _, written = name.partition(":")
+    return f"{base}:{','.join([*filter(None, [written]), *(f'{key}={value!r}' for key, value in options.items())])}"
+
+
+def reuses(name: str) -> bool:
+    """Whether the codec called `name` sends values at places that its receiver knows already."""
+    return name.partition(":")[0] == REUSED
+
+
+def self_contained(name: str) -> str:
+    """The codec that says the same to a receiver who knows nothing yet; most codecs are that themselves."""
+    return TopK.name + name.removeprefix(REUSED) if reuses(name) else name
+
+
 CODECS: dict[str, Settings] = {
     "none": Raw(),
     "bf16": Bf16(),
@@ -175,6 +212,7 @@ CODECS: dict[str, Settings] = {
     "int2": Blocks(bits=2),
     "topk": TopK(),
     "topk-sampled": TopK(sampled=True),
+    REUSED: TopKReused(),
 }
 """Every codec by name, with its default options."""
 

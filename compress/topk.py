@@ -8,7 +8,6 @@ values that are not finite are kept first, so that trouble stays visible.
 from __future__ import annotations
 
 import math
-import struct
 from functools import lru_cache
 
 import numpy as np
@@ -17,41 +16,66 @@ from torch import Tensor
 
 from compress import blocks, indices
 from compress.buffers import Payload, borrow, bytes_of, flatten
-from compress.settings import MAX_TOPK_ELEMENTS, TOPK_PREFIX_BYTES, Blocks, TopK, dtype_name
+from compress.places import Places
+from compress.settings import MAX_TOPK_ELEMENTS, TOPK_PREFIX, TOPK_PREFIX_BYTES, Blocks, TopK, dtype_name
 from fusion.errors import FrameError, PlanError
 
 _SAMPLE = 1 << 14
 _SMALL = 1 << 15
 """Tensors up to this size are sorted out exactly, without a sample."""
 _PIECE = 1 << 16
-_PREFIX = struct.Struct("<IB")
 _VALUES = Blocks(bits=8)
 
 
-def encode(settings: TopK, tensor: Tensor, seed: int) -> memoryview:
-    """The payload of a floating tensor that is not empty."""
+def encode(settings: TopK, tensor: Tensor, seed: int, places: Places | None = None) -> memoryview:
+    """The payload of a floating tensor that is not empty; with `places`, the values there instead of the largest ones."""
     flat = flatten(tensor)
     elements = flat.numel()
     if elements > MAX_TOPK_ELEMENTS:
         raise PlanError(f"codec topk takes tensors of up to {MAX_TOPK_ELEMENTS} elements, not {elements}")
-    positions = select(settings, flat)
+    if places is None:
+        positions = select(settings, flat)
+        encoding, index_bytes = indices.encode(positions.numpy(), elements)
+        prefix = TOPK_PREFIX.pack(len(positions), encoding)
+    elif places.elements != elements:
+        raise PlanError(f"places in a tensor of {places.elements} elements for one of {elements}")
+    else:
+        positions = torch.from_numpy(places.positions())
+        prefix, index_bytes = places.head, np.empty(0, np.uint8)
     values = _encode_values(settings, _taken(flat, positions), seed)
-    encoding, index_bytes = indices.encode(positions.numpy(), elements)
-    out = np.empty(TOPK_PREFIX_BYTES + len(index_bytes) + len(values), dtype=np.uint8)
-    out[:TOPK_PREFIX_BYTES] = np.frombuffer(_PREFIX.pack(len(positions), encoding), dtype=np.uint8)
-    out[TOPK_PREFIX_BYTES : TOPK_PREFIX_BYTES + len(index_bytes)] = index_bytes
-    out[TOPK_PREFIX_BYTES + len(index_bytes) :] = np.frombuffer(values, dtype=np.uint8)
+    out = np.empty(len(prefix) + len(index_bytes) + len(values), dtype=np.uint8)
+    out[: len(prefix)] = np.frombuffer(prefix, dtype=np.uint8)
+    out[len(prefix) : len(prefix) + len(index_bytes)] = index_bytes
+    out[len(prefix) + len(index_bytes) :] = np.frombuffer(values, dtype=np.uint8)
     return out.data
 
 
 def decode(settings: TopK, payload: Payload, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The tensor again, zeros where nothing was kept. Raises `FrameError`; allocates the tensor only after all checks."""
+    places = places_of(settings, payload, shape, dtype)
+    return _filled(settings, payload, len(places.head), places, shape, dtype)
+
+
+def decode_values(
+    settings: TopK, payload: Payload, places: Places, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """The tensor again from the values alone. Raises `FrameError` when they are not as many as the places."""
+    if places.elements != math.prod(shape):
+        raise FrameError(f"values for places in a tensor of {places.elements} elements, not {list(shape)}")
+    expected = settings.value_bytes(places.count, dtype.itemsize)
+    if len(payload) != expected:
+        raise FrameError(f"{len(payload)} bytes of values, {expected} expected for {places.count} places")
+    return _filled(settings, payload, 0, places, shape, dtype)
+
+
+def places_of(settings: TopK, payload: Payload, shape: tuple[int, ...], dtype: torch.dtype) -> Places:
+    """Which places a payload kept. Raises `FrameError` when its sizes can't be right."""
     elements = math.prod(shape)
     if len(payload) < TOPK_PREFIX_BYTES:
         raise FrameError(f"top-k payload of {len(payload)} bytes has no room for its prefix")
     if elements > MAX_TOPK_ELEMENTS:
         raise FrameError(f"top-k payload for a tensor of {elements} elements")
-    count, encoding = _PREFIX.unpack_from(payload)
+    count, _ = TOPK_PREFIX.unpack_from(payload)
     if count > settings.most_kept(elements):
         raise FrameError(
             f"top-k payload keeps {count} of {elements} values, at most {settings.most_kept(elements)} allowed"
@@ -60,9 +84,14 @@ def decode(settings: TopK, payload: Payload, shape: tuple[int, ...], dtype: torc
     values_at = len(payload) - value_bytes
     if values_at < TOPK_PREFIX_BYTES:
         raise FrameError(f"top-k payload of {len(payload)} bytes can't hold {count} values")
-    index_bytes = np.frombuffer(payload, dtype=np.uint8)[TOPK_PREFIX_BYTES:values_at]
-    positions = torch.from_numpy(indices.decode(encoding, index_bytes, count, elements))
-    values = _decode_values(settings, payload, values_at, count, dtype)
+    return Places(bytes(memoryview(payload)[:values_at]), elements)
+
+
+def _filled(
+    settings: TopK, payload: Payload, offset: int, places: Places, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    positions = torch.from_numpy(places.positions())
+    values = _decode_values(settings, payload, offset, places.count, dtype)
     out = torch.zeros(shape, dtype=dtype)
     out.view(-1)[positions] = values
     return out

@@ -20,7 +20,7 @@ from fusion.errors import PlanError
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 EXACT_BYTES = ["none", "bf16", "int8", "int4", "int3", "int2"]
 VARIANTS = [
-    *CODECS,
+    *(name for name in CODECS if name != "topk-reused"),
     "int8:block=256,stochastic=1",
     "int4:stochastic=1",
     "int3:stochastic=1",

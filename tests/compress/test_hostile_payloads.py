@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import compress
 from compress import indices
 from compress.indices import IndexEncoding
-from compress.settings import CODECS
+from compress.settings import CODECS, self_contained
 from fusion.errors import FrameError
 
 NAMES = [*CODECS, "topk:ratio=2,value_bits=8", "topk-sampled:ratio=3,value_bits=32"]
@@ -40,7 +40,7 @@ def test_random_bytes(payload: bytes, name: str, shape: tuple[int, ...], dtype: 
 def test_valid_payloads_with_bytes_changed_cut_or_added(data: st.DataObject, name: str) -> None:
     values = torch.randn(40, 7, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
     codec = compress.codec(name)
-    payload = bytearray(codec.encode(values))
+    payload = bytearray(compress.codec(self_contained(name)).encode(values))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(payload)))
         change = data.draw(st.sampled_from(["set", "cut", "add"]))
