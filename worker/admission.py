@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from compress.settings import Settings, parse
+from compress.settings import Settings, parse, reuses, self_contained
 from dag.cut import Edge, Partition
 from fusion.errors import FrameError
 from fusion.plan import Plan
@@ -24,7 +24,9 @@ _RESENT = frozenset(
     for kind in (FrameKind.ACTIVATION, FrameKind.GRADIENT, FrameKind.EVALUATION, FrameKind.NORMS, FrameKind.DONE)
 )
 
-Category = Literal["malformed", "unknown job", "stopped job", "other epoch", "sender", "unknown key", "layout", "size"]
+Category = Literal[
+    "malformed", "unknown job", "stopped job", "other epoch", "sender", "unknown key", "layout", "size", "places"
+]
 
 
 class Refused(FrameError):
@@ -48,6 +50,8 @@ class Layout:
     may_be_null: bool
     exact_bytes: int | None
     """Payload size, where it does not depend on the values."""
+    answered: bool = False
+    """Whether its gradient comes back with values at the places that it kept, and nothing else."""
 
 
 class Admission:
@@ -229,7 +233,8 @@ def _layout(plan: Plan, edge: Edge, source: str, *, backward: bool) -> Layout:
     name = "none" if choice is None else choice.backward if backward else choice.forward
     settings = parse(name, choice.options if choice is not None and name != "none" else {})
     exact = settings.payload_bytes(edge.meta.shape, edge.meta.dtype)
-    return Layout(source, edge.meta.shape, edge.meta.dtype, name, settings, backward, exact)
+    answered = choice is not None and not backward and edge.gradient and reuses(choice.backward)
+    return Layout(source, edge.meta.shape, edge.meta.dtype, name, settings, backward, exact, answered)
 
 
 def _check_payload(header: Header, layout: Layout, payloads: Sequence[int]) -> None:
@@ -244,7 +249,8 @@ def _check_payload(header: Header, layout: Layout, payloads: Sequence[int]) -> N
     what = f"{header.kind.name} {header.edge}"
     if not payloads and layout.may_be_null and header.dtype == "" and header.shape == () and header.codec == "none":
         return
-    if (header.codec, header.dtype, header.shape) != (layout.codec, layout.dtype, layout.shape):
+    fits = header.codec in (layout.codec, self_contained(layout.codec))
+    if not fits or (header.dtype, header.shape) != (layout.dtype, layout.shape):
         raise Refused(
             "layout",
             f"{what} came as {header.codec} {header.dtype}{list(header.shape)}, "

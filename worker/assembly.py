@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from compress import Places
 from dag import serialize
 from dag.cut import Fragment, Partition, cut
 from dag.graph import OpDag
@@ -20,6 +21,7 @@ from executor.program import FragmentProgram
 from fusion.messages import Prepare
 from fusion.plan import Plan
 from worker.admission import Admission
+from worker.arrival import Arrival, places_of
 from worker.feed import Feed, load_feed, sources
 from worker.feedback import Feedback
 from worker.fetch import Fetcher, TensorFile
@@ -40,6 +42,14 @@ class Piece:
     """Data keys that it feeds itself."""
     feedback: Feedback
     """What its codecs have left over."""
+    places: dict[tuple[int, int, int], Places] = field(default_factory=dict)
+    """(edge, step, micro-batch) -> what an activation kept whose gradient goes back at the same places; until it has."""
+
+    def keep_places(self, edge: int, step: int, micro_batch: int, arrival: Arrival) -> None:
+        """Remember which places an activation kept that its forward uses."""
+        places = places_of(arrival)
+        if places is not None:
+            self.places[edge, step, micro_batch] = places
 
     def state(self) -> dict[str, Tensor]:
         """Copies of all that training changes. Take it between an update and the next forward."""

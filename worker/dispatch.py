@@ -98,6 +98,10 @@ class Dispatch:
         needed = self._floors[to] - (STEPS_AHEAD if kind is FrameKind.DONE else 0)
         return moved_there or step >= needed
 
+    def stayed(self, key: Key) -> bool:
+        """Whether who gets this message has hosted its fragment all along, and so has what it sent for it itself."""
+        return self._moved.isdisjoint(self.targets(key[0], key[1]))
+
     def held_back(self, peer: str, log: ReplayLog[P]) -> list[Sent[P]]:
         """What has been held back for a peer that follows the plan now; some of it may go a second time.
 

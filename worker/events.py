@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from fusion.messages import Backup, Commit
 from fusion.plan import Plan
 from fusion.wire import Header
+from worker.arrival import Arrival
 from worker.assembly import Piece
 from worker.rerun import Examine
 from worker.spot_checks import Testify
-from worker.task_runner import Arrival
 
 
 @dataclass(frozen=True, slots=True)

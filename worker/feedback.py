@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from compress import Places
 from executor.staging import ToHost
 from fusion.errors import BlobError
 from worker.parcel import Parcel
@@ -29,10 +30,18 @@ class Feedback:
         self._ways = dict(sends)
         self._last: dict[tuple[bool, int], Parcel | Tensor | None] = dict.fromkeys(sends)
 
-    def parcel(self, backward: bool, edge: int, value: Tensor, seed: int, staged: ToHost | None) -> Parcel:
+    def parcel(
+        self,
+        backward: bool,
+        edge: int,
+        value: Tensor,
+        seed: int,
+        staged: ToHost | None,
+        places: Places | None = None,
+    ) -> Parcel:
         """The next value of this edge. Values have to come in the same order in every run."""
-        way = self._ways[backward, edge]
-        parcel = Parcel(value, way.codec, way.options, seed, staged, feedback=True, before=self._last[backward, edge])
+        way, before = self._ways[backward, edge], self._last[backward, edge]
+        parcel = Parcel(value, way.codec, way.options, seed, staged, places=places, feedback=True, before=before)
         self._last[backward, edge] = parcel
         return parcel
 

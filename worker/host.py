@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from compress import Places
 from executor.ordering import Task, TaskKind
 from executor.staging import Stager
 from fusion.errors import FusionError
@@ -25,6 +26,7 @@ from fusion.units import format_seconds
 from fusion.wire import FrameKind, Header
 from worker import instructions as todo
 from worker.accounts import Accounts
+from worker.arrival import Arrival, Received, kept, staged, tensor_of
 from worker.assembly import Assembly
 from worker.events import Arrived, Event, Switch
 from worker.explain import explain
@@ -118,15 +120,19 @@ class JobHost:
         """The plan epoch that is followed now."""
         return self._session.epoch
 
-    def deliver(self, header: Header, sender: str, value: Tensor | None) -> None:
+    def deliver(self, header: Header, sender: str, value: Received) -> None:
         """A message for this job has arrived and was admitted; from any thread."""
         at = perf_counter()
-        digest = self._checks.digest(header, value) if self._checks is not None else ""
+        arrival: Arrival = value
+        digest = self._checks.digest(header, tensor_of(value)) if self._checks is not None else ""
         # Norms are put together on the CPU, whatever the device.
-        if self._stager is not None and value is not None and header.kind in _TO_DEVICE:
-            self._events.put(Arrived(header, sender, self._stager.to_device(value), at, digest))
-        else:
-            self._events.put(Arrived(header, sender, value, at, digest))
+        if self._stager is not None and header.kind in _TO_DEVICE:
+            arrival = staged(value, self._stager.to_device)
+        self._events.put(Arrived(header, sender, arrival, at, digest))
+
+    def places(self, gradient: Header) -> Places | None:
+        """Which places the activation kept that this gradient answers, while it is still to come; from any thread."""
+        return self._runner.sent.find(gradient)
 
     def post(self, event: Backup | Commit | Switch | Testify | Examine) -> None:
         """An order of the coordinator; from any thread."""
@@ -312,6 +318,8 @@ class JobHost:
             self._checks.switched()
         for fragment in set(self._pieces) - set(self._session.hosted):
             del self._pieces[fragment]
+        edges = self.assembly.partition.edges
+        self._runner.sent.retain({edge.index for edge in edges if edge.source in self._pieces})
         self._report(Adopted(job=self.job, epoch=self.epoch, fragments=list(added)))
 
     def _wait(self) -> None:
@@ -331,8 +339,8 @@ class JobHost:
             assert self._route is not None
             self._route.send(to, header, parcel)
             return
-        value = None if parcel is None else parcel.received()
-        digest = "" if self._checks is None else self._checks.digest(header, value)
+        value = None if parcel is None else kept(parcel)
+        digest = "" if self._checks is None else self._checks.digest(header, tensor_of(value))
         self._events.put(Arrived(header, to, value, perf_counter(), digest))
 
     def _ask_again(self) -> None:

@@ -39,6 +39,7 @@ from fusion.messages import (
 )
 from fusion.units import format_bytes, format_seconds
 from fusion.wire import FrameKind, Header
+from worker.arrival import Received, tensor_of
 from worker.assembly import assemble
 from worker.backups import Backups
 from worker.events import Switch
@@ -172,9 +173,9 @@ class JobRun:
             if open_route is not None:
                 open_route.send_bytes(to, header, payload)
 
-        def deliver(header: Header, sender: str, value: Tensor | None) -> None:
+        def deliver(header: Header, sender: str, value: Received) -> None:
             if header.kind in _SNAPSHOTS:
-                backups.handle(header, sender, value)
+                backups.handle(header, sender, tensor_of(value))
             else:
                 host.deliver(header, sender, value)
 
@@ -207,6 +208,7 @@ class JobRun:
             assembly.admission(),
             peers,
             deliver,
+            places=host.places,
             on_error=host.fail,
             on_peer_lost=self._peer_lost,
             silence=prepare.failure_timeout,

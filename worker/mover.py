@@ -14,17 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic, perf_counter
 
-import torch
 import zmq
-from torch import Tensor
 
-from compress import Codec
 from fusion.addresses import WILDCARDS
 from fusion.errors import FrameError, VersionError
 from fusion.messages import PeerAddress, UseRelay
 from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, keep_alive, secure_client, secure_server, sender_key
 from fusion.wire import FrameKind, Header, decode_header, encode_header
-from worker.admission import Admission, Layout, Refused
+from worker.admission import Admission, Refused
+from worker.arrival import FindPlaces, Received, received
 from worker.delay_line import DelayLine
 from worker.handshakes import HANDSHAKE_EVENTS, await_handshakes, close_monitors
 from worker.passages import Passages
@@ -36,8 +34,9 @@ from worker.slow_links import SlowLink
 
 DOMAIN = "data"
 _POLL_MILLISECONDS = 200
-# Expected after a restart or a stop, while a peer has not heard of it yet: counted and logged here, not reported.
-_QUIET = frozenset({"other epoch", "stopped job"})
+# Expected after a restart or a stop, while a peer has not heard of it yet, and of a gradient that comes twice: counted and
+# logged here, not reported.
+_QUIET = frozenset({"other epoch", "places", "stopped job"})
 
 _MONITORED = HANDSHAKE_EVENTS | zmq.EVENT_DISCONNECTED
 
@@ -132,6 +131,7 @@ class Mover:
         peers: Sequence[PeerAddress],
         deliver: Deliver,
         *,
+        places: FindPlaces = lambda _: None,
         on_error: Callable[[Exception], None] = lambda _: None,
         on_peer_lost: Callable[[str], None] = lambda _: None,
         silence: float = 5.0,
@@ -143,9 +143,10 @@ class Mover:
         `on_error` hears, on a thread of the route, of a value that could not be encoded or sent; `on_peer_lost`, on a
         thread of its own, of a peer whose connection breaks.
         Waits until every peer's handshake is through; raises `UnreachableError` when one is not within `patience`
-        seconds. `silence` is the time after which a dead connection is noticed.
+        seconds. `silence` is the time after which a dead connection is noticed. `places` finds those that an arriving
+        gradient leaves out.
         """
-        route = Route(admission, {}, deliver, on_error, self._line)
+        route = Route(admission, {}, deliver, on_error, self._line, places)
         self._silence = silence
         self._watch = PeerWatch(partial(self._lost, route, on_peer_lost), self._unreached, partial(self._back, route))
         # Peers may start before we do: what they send must find the route.
@@ -305,9 +306,9 @@ class Mover:
         if header.kind is FrameKind.MARK:
             self.arrivals.mark(header, sender, perf_counter())
             return
-        value: Tensor | None = None
+        value: Received = None
         if layout is not None and payloads:
-            value = _decode(payloads[0], layout)
+            value = received(payloads[0].buffer, header, layout, route.places)
         route.deliver(header, sender, value)
 
     def _answer_probe(self, header: Header, frames: list[zmq.Frame]) -> None:
@@ -335,15 +336,3 @@ class Mover:
         """A connection with a key that is not of this job: a late peer of an earlier job, or somebody else."""
         self.refused["unknown key holder"] += 1
         log.info("refused a connection from %s with unknown key %s…", address, key[:8])
-
-
-def _decode(payload: zmq.Frame, layout: Layout) -> Tensor:
-    """The value, in memory of its own. Raises `FrameError`.
-
-    Plain values take a short way: a copy, because a frame may start at any address, and matrix kernels may give other
-    bits for memory that is not aligned as torch's own is.
-    """
-    if layout.codec == "none" and layout.exact_bytes:
-        received = torch.frombuffer(payload.buffer, dtype=getattr(torch, layout.dtype))
-        return received.view(layout.shape).clone()
-    return Codec(layout.settings).decode(payload.buffer, layout.shape, layout.dtype)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from compress import ErrorFeedback, codec
+from compress import ErrorFeedback, Places, codec
 from executor.staging import ToHost
 
 
@@ -16,7 +16,8 @@ class Parcel:
     """One value and how it travels. `value` is None for a null gradient. Don't write to the value afterwards.
 
     `staged` is the copy to the host under way, for a value on another device. With `feedback`, what the codec loses is
-    kept as `residual`, and that of `before` (the parcel before this one, or a tensor) is added to the value first.
+    kept as `residual`, and that of `before` (the parcel before this one, or a tensor) is added to the value first. `places`
+    are those at which a codec that reuses places takes the values.
     """
 
     __slots__ = (
@@ -24,9 +25,11 @@ class Parcel:
         "_codec",
         "_dtype",
         "_feedback",
+        "_head",
         "_lock",
         "_options",
         "_payload",
+        "_places",
         "_residual",
         "_seed",
         "_shape",
@@ -43,6 +46,7 @@ class Parcel:
         seed: int = 0,
         staged: ToHost | None = None,
         *,
+        places: Places | None = None,
         feedback: bool = False,
         before: Parcel | Tensor | None = None,
     ) -> None:
@@ -52,6 +56,8 @@ class Parcel:
         self._options = options or {}
         self._seed = seed
         self._staged = staged
+        self._places = places
+        self._head = len(places.head) if places is not None else 0
         self._feedback = feedback
         self._before = before
         self._residual: Tensor | None = None
@@ -93,6 +99,18 @@ class Parcel:
                     self._value = None
             return self._payload
 
+    def payload_for(self, codec: str) -> memoryview | None:
+        """What goes over the wire under a header that says `codec`: without the places where the receiver has them."""
+        payload = self.payload()
+        return payload[self._head :] if payload is not None and self._head and codec == self._codec else payload
+
+    def places(self) -> Places | None:
+        """Which places its payload has kept; None where it has all."""
+        payload, dtype = self.payload(), self._dtype
+        if payload is None or dtype is None:
+            return None
+        return codec(self._codec, **self._options).places(payload, self._shape, dtype)
+
     def residual(self) -> Tensor | None:
         """What the codec left over; encodes when nobody has yet. Only for the last parcel of a chain: the next takes it."""
         self.payload()
@@ -102,14 +120,15 @@ class Parcel:
         if self._codec == "none":
             return _bytes_of(value)
         chosen = codec(self._codec, **self._options)
+        places, self._places = self._places, None
         if not self._feedback:
-            return chosen.encode(value, self._seed)
+            return chosen.encode(value, self._seed, places)
         before, self._before = self._before, None
         if isinstance(before, Parcel):
             # Nobody else asks for it: a chain is encoded in its order, and each residual is kept once.
             predecessor, before = before, before.residual()
             predecessor._residual = None
-        payload, self._residual = ErrorFeedback(chosen).encode(value, self._seed, before)
+        payload, self._residual = ErrorFeedback(chosen).encode(value, self._seed, before, places)
         return payload
 
     def _not_encoded_before(self) -> list[Parcel]:

@@ -7,9 +7,10 @@ norms) of `s` that its neighbours could only make after they had consumed everyt
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
+from compress.settings import self_contained
 from fusion.wire import FrameKind, Header
 
 Key = tuple[FrameKind, int, int, int]
@@ -32,6 +33,10 @@ class Sent(Generic[P]):
 
     header: Header
     parcel: P
+
+    def again(self, epoch: int) -> Header:
+        """The header to send it with once more: to whoever may not have what a payload could leave out."""
+        return replace(self.header, epoch=epoch, codec=self_contained(self.header.codec))
 
 
 class ReplayLog(Generic[P]):

@@ -20,6 +20,7 @@ from executor.ordering import Task, TaskKind
 from fusion.messages import Check, Digest, Replayed, TrainConfig
 from fusion.plan import Plan
 from fusion.wire import FrameKind, Header
+from worker.arrival import Arrival, on_device
 from worker.assembly import Piece
 from worker.fingerprint import fingerprint
 from worker.parcel import Parcel
@@ -62,7 +63,7 @@ class Rerun:
             clip=train.clip_grad_norm is not None,
             first_step=order.after + 1,
         )
-        self._here: dict[Key, Tensor | None] = {}
+        self._here: dict[Key, Arrival] = {}
         self._made: dict[Key, str] = {}
         self._used: dict[str, dict[Key, str]] = defaultdict(dict)
         self._states: dict[int, str] = {}
@@ -84,12 +85,12 @@ class Rerun:
         for key in (*self._board.owed(), *self._unseen):
             self._ask(*key)
 
-    def shown(self, key: Key, sender: str, value: Tensor | None, digest: str) -> None:
+    def shown(self, key: Key, sender: str, value: Arrival, digest: str) -> None:
         """What was asked for is here; a second copy changes nothing."""
         if key in self._unseen:
             self._unseen.discard(key)
             self._made[key] = digest
-            self._compare(self._own.pop(key), value)
+            self._compare(self._own.pop(key), on_device(value))
         elif self._board.arrived(*key):
             self._here[key] = value
             self._used[sender][key] = digest
@@ -139,9 +140,12 @@ class Rerun:
         arrivals: dict[int, Tensor] = {}
         for key in self._board.needs(task):
             # A borrowed parameter serves the whole step.
-            value = self._here[key] if self._is_parameter(key) else self._here.pop(key)
+            arrival = self._here[key] if self._is_parameter(key) else self._here.pop(key)
+            value = on_device(arrival)
             assert value is not None
             arrivals[key[1]] = value
+            if self._ways[True, key[1]].reuses:
+                piece.keep_places(key[1], step, micro_batch, arrival)
         data = piece.feed.training(step, micro_batch, piece.placeholders)
         result = piece.program.forward(step, micro_batch, arrivals, data)
         for edge, value in result.outputs.items():
@@ -151,7 +155,7 @@ class Rerun:
 
     def _backward(self, task: Task) -> None:
         step, micro_batch = task.step, task.micro_batch
-        gradients = {key[1]: self._here.pop(key) for key in self._board.needs(task)}
+        gradients = {key[1]: on_device(self._here.pop(key)) for key in self._board.needs(task)}
         for edge, value in self._piece.program.backward(step, micro_batch, gradients).items():
             self._make(FrameKind.GRADIENT, edge, step, micro_batch, value)
         if self._train.clip_grad_norm is not None and micro_batch == self._train.micro_batches - 1:
@@ -162,7 +166,7 @@ class Rerun:
             self._note(key, norms)
 
     def _update(self, task: Task) -> None:
-        norms = {key[1]: value for key in self._board.needs(task) if (value := self._here[key]) is not None}
+        norms = {key[1]: value for key in self._board.needs(task) if (value := on_device(self._here[key])) is not None}
         self._piece.program.update(task.step, norms)
         every = self._train.checkpoint_every
         if task.step == self.order.through or (every and task.step % every == 0):
@@ -179,10 +183,11 @@ class Rerun:
         way, backward = self._ways[kind is FrameKind.GRADIENT, edge], kind is FrameKind.GRADIENT
         if value is not None and way.codec != "none":
             seed = edge_seed(self._train.seed, step, micro_batch, edge, gradient=backward)
+            places = self._piece.places.pop((edge, step, micro_batch), None) if way.reuses else None
             if (backward, edge) in self._piece.feedback:
-                value = self._piece.feedback.parcel(backward, edge, value, seed, None).received()
+                value = self._piece.feedback.parcel(backward, edge, value, seed, None, places).received()
             else:
-                value = Parcel(value, way.codec, way.options, seed).received()
+                value = Parcel(value, way.codec, way.options, seed, places=places).received()
         self._note((kind, edge, step, micro_batch), value)
 
     def _note(self, key: Key, value: Tensor | None) -> None:

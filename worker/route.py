@@ -16,12 +16,12 @@ from functools import partial
 from time import monotonic
 
 import zmq
-from torch import Tensor
 
 from fusion.errors import ServiceError
 from fusion.messages import PeerAddress
 from fusion.wire import Header, encode_header
 from worker.admission import Admission
+from worker.arrival import FindPlaces, Received
 from worker.delay_line import DelayLine
 from worker.parcel import Parcel
 from worker.probe_marks import Marks
@@ -31,7 +31,7 @@ log = logging.getLogger("fusion.worker")
 # Below this size copying a payload is cheaper than pyzmq's bookkeeping for memory that it borrows.
 _COPY_BYTES = 256 * 1024
 
-Deliver = Callable[[Header, str, Tensor | None], None]
+Deliver = Callable[[Header, str, Received], None]
 """(header, authenticated sender, value)."""
 
 
@@ -85,8 +85,8 @@ class Route:
     """One job's part of the data plane, from `Mover.open` to `Mover.close_route`.
 
     `admission` may be replaced at any time: by that of the plan that is followed from then on. With a `line`, messages to
-    the peers that it covers go through it. `on_error` hears of what fails on a thread that nobody waits for: the encoder's or
-    the line's.
+    the peers that it covers go through it. `places` finds those that an arriving gradient leaves out. `on_error` hears of
+    what fails on a thread that nobody waits for: the encoder's or the line's.
     """
 
     def __init__(
@@ -96,8 +96,10 @@ class Route:
         deliver: Deliver,
         on_error: Callable[[Exception], None] = lambda _: None,
         line: DelayLine | None = None,
+        places: FindPlaces = lambda _: None,
     ) -> None:
         self.admission = admission
+        self.places = places
         self._line = line
         self.deliver = deliver
         self._on_error = on_error
@@ -142,7 +144,7 @@ class Route:
         A peer that is not known (any more) gets nothing: its place has been, or is about to be, taken by another.
         """
         if parcel is None or parcel.ready:
-            self._transmit(to, header, None if parcel is None else parcel.payload())
+            self._transmit(to, header, None if parcel is None else parcel.payload_for(header.codec))
         else:
             work = partial(self._encode_and_transmit, to, header, parcel)
             self._encoder.submit(self._or_report, _sending(to, header), work)
@@ -176,7 +178,7 @@ class Route:
             self._on_error(error)
 
     def _encode_and_transmit(self, to: str, header: Header, parcel: Parcel) -> None:
-        self._transmit(to, header, parcel.payload())
+        self._transmit(to, header, parcel.payload_for(header.codec))
 
     def _transmit(self, to: str, header: Header, payload: memoryview | None) -> None:
         peer = self._peers.get(to)

@@ -8,7 +8,6 @@ tests play thousands of failures with this very class.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from dag.cut import Partition
@@ -30,7 +29,7 @@ from worker.instructions import (
     TakeSnapshot,
 )
 from worker.pacing import STEPS_AHEAD, Pacing
-from worker.replay_log import Key, Parcel, ReplayLog
+from worker.replay_log import Key, Parcel, ReplayLog, Sent
 
 P = TypeVar("P", bound=Parcel)
 
@@ -156,7 +155,8 @@ class Session(Generic[P]):
                 continue
             self.log.record(header, parcel)
             if self.dispatch.due(key, to):
-                self._out.append(Send(to, header, parcel))
+                fitting = header if self.dispatch.stayed(key) else Sent(header, parcel).again(self.epoch)
+                self._out.append(Send(to, fitting, parcel))
 
     def arrived(self, header: Header, sender: str, value: Any) -> bool:
         """An admitted message is here. False when it was here already or is not needed any more."""
@@ -299,12 +299,12 @@ class Session(Generic[P]):
         key = (FrameKind[request.codec], request.edge, request.step, request.micro_batch)
         sent = self.log.find(key)
         if sent is not None and self.dispatch.ours(key) and to in self.dispatch.receivers(key[0], key[1]):
-            self._out.append(Send(to, replace(sent.header, epoch=self.epoch), sent.parcel))
+            self._out.append(Send(to, sent.again(self.epoch), sent.parcel))
 
     def _release(self, peer: str) -> None:
         """Send what has been held back for a peer that follows our plan."""
         for sent in self.dispatch.held_back(peer, self.log):
-            self._out.append(Send(peer, replace(sent.header, epoch=self.epoch), sent.parcel))
+            self._out.append(Send(peer, sent.again(self.epoch), sent.parcel))
 
     def _say_switched(self, floor: int) -> None:
         said = Header(self._job, self.epoch, FrameKind.SWITCHED, 0, floor, 0)

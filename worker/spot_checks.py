@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pydantic import BaseModel
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from fusion.errors import FusionError
 from fusion.messages import Check, CheckVoid
 from fusion.wire import FrameKind, Header
+from worker.arrival import Arrival
 from worker.assembly import Assembly
 from worker.explain import explain
 from worker.fingerprint import fingerprint
@@ -59,19 +60,19 @@ class SpotChecks:
         """What is noted of a message; to be called where it comes in, because hashing takes a while."""
         return fingerprint(value) if header.kind in SHOWN or header.kind in CHECKED else ""
 
-    def arrived(self, header: Header, sender: str, value: object, digest: str) -> bool:
+    def arrived(self, header: Header, sender: str, value: Arrival, digest: str) -> bool:
         """Whether this message was for a check, and no more is to be done about it."""
         if header.kind is FrameKind.SHOW:
             sent = self._witness.show(header, sender)
             if sent is not None:
-                self._transmit(sender, replace(sent.header, epoch=self._session.epoch), sent.parcel)
+                self._transmit(sender, sent.again(self._session.epoch), sent.parcel)
             return True
         if header.kind not in CHECKED:
             return False
         key = (CHECKED[header.kind], header.edge, header.step, header.micro_batch)
         for rerun in tuple(self._reruns):
             try:
-                rerun.shown(key, sender, value if isinstance(value, Tensor) else None, digest)
+                rerun.shown(key, sender, value, digest)
             except Exception as error:
                 self._reruns.remove(rerun)
                 self._give_up(rerun.order, error)

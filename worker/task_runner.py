@@ -9,15 +9,16 @@ from torch import Tensor
 
 from compress import edge_seed
 from executor.ordering import Task, TaskKind
-from executor.staging import Stager, ToDevice
+from executor.staging import Stager
 from fusion.wire import FrameKind, Header
 from worker.accounts import Accounts
+from worker.arrival import on_device
 from worker.assembly import Assembly, Piece
 from worker.parcel import Parcel
+from worker.sent_places import SentPlaces
 from worker.session import Session
 from worker.ways import misfit, ways
 
-Arrival = Tensor | ToDevice | Parcel | None
 EMPTY = Parcel(None)
 
 
@@ -48,6 +49,8 @@ class TaskRunner:
         self._stager = stager
         self._encode = encode
         self._report = report
+        self.sent = SentPlaces()
+        """What gradients are still to come for."""
 
     def run(self, task: Task) -> None:
         """Compute it; what it makes is given to the session."""
@@ -77,7 +80,9 @@ class TaskRunner:
 
     def _backward(self, task: Task) -> None:
         inbox, board = self._session.inbox, self._session.board
-        gradients = {key[1]: _on_device(inbox.take(key)) for key in board.needs(task)}
+        gradients = {key[1]: on_device(inbox.take(key)) for key in board.needs(task)}
+        for _, edge, step, micro_batch in board.needs(task):
+            self.sent.drop(edge, step, micro_batch)
         program = self._pieces[task.fragment].program
         for edge, gradient in program.backward(task.step, task.micro_batch, gradients).items():
             self._pass_on(task.fragment, FrameKind.GRADIENT, edge, task.step, task.micro_batch, gradient)
@@ -94,7 +99,7 @@ class TaskRunner:
         if self._train.clip_grad_norm is not None:
             norms = {}
             for key in self._session.board.needs(task):
-                value = _on_device(self._session.inbox.get(key))
+                value = on_device(self._session.inbox.get(key))
                 assert value is not None
                 norms[key[1]] = value
         total = self._pieces[task.fragment].program.update(task.step, norms)
@@ -117,19 +122,24 @@ class TaskRunner:
         inbox, edges = self._session.inbox, self._edges
         found: dict[int, Tensor] = {}
         for key in self._session.board.needs(task):
-            value = _on_device(inbox.get(key) if edges[key[1]].kind == "parameter" else inbox.take(key))
+            arrival = inbox.get(key) if edges[key[1]].kind == "parameter" else inbox.take(key)
+            value = on_device(arrival)
             assert value is not None
             found[key[1]] = value
+            if task.kind is TaskKind.FORWARD and self._ways[True, key[1]].reuses:
+                self._pieces[task.fragment].keep_places(key[1], task.step, task.micro_batch, arrival)
         return found
 
     def _pass_on(
         self, fragment: int, kind: FrameKind, edge: int, step: int, micro_batch: int, value: Tensor | None
     ) -> None:
         """Give an edge's value to its other end, here or on another worker."""
+        backward, piece = kind is FrameKind.GRADIENT, self._pieces[fragment]
+        places = piece.places.pop((edge, step, micro_batch), None) if backward else None
         if value is None:
             self._session.emit(Header(self._job, self._session.epoch, kind, edge, step, micro_batch), EMPTY)
             return
-        way = self._ways[kind is FrameKind.GRADIENT, edge]
+        way = self._ways[backward, edge]
         if value.dtype is not way.dtype or value.shape != way.meta.shape:
             raise misfit(value, way.meta, kind, edge)
         header = Header(
@@ -137,21 +147,15 @@ class TaskRunner:
         )
         seed = 0
         if way.codec != "none":
-            seed = edge_seed(self._train.seed, step, micro_batch, edge, gradient=kind is FrameKind.GRADIENT)
+            seed = edge_seed(self._train.seed, step, micro_batch, edge, gradient=backward)
         staged = None
         if self._stager is not None and self._session.dispatch.receivers(kind, edge) != (self._worker,):
             staged = self._stager.to_host(value)
-        backward, feedback = kind is FrameKind.GRADIENT, self._pieces[fragment].feedback
-        if kind is not FrameKind.EVALUATION and (backward, edge) in feedback:
-            parcel = feedback.parcel(backward, edge, value, seed, staged)
+        if kind is not FrameKind.EVALUATION and (backward, edge) in piece.feedback:
+            parcel = piece.feedback.parcel(backward, edge, value, seed, staged, places)
             self._encode(parcel)
-            self._session.emit(header, parcel)
         else:
-            self._session.emit(header, Parcel(value, way.codec, way.options, seed, staged))
-
-
-def _on_device(arrival: Arrival) -> Tensor | None:
-    """On the device, for the thread that computes."""
-    if isinstance(arrival, Parcel):
-        return arrival.received()
-    return arrival.take() if isinstance(arrival, ToDevice) else arrival
+            parcel = Parcel(value, way.codec, way.options, seed, staged, places=places)
+        if kind is FrameKind.ACTIVATION and self._ways[True, edge].reuses:
+            self.sent.put(header, parcel)
+        self._session.emit(header, parcel)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compress.settings import TopK, parse, reuses
 from dag.cut import Partition
 from dag.graph import TensorMeta
 from fusion.errors import PlanError
@@ -25,17 +26,22 @@ class Way:
     options: dict[str, float]
     feedback: bool
     """Whether what the codec loses is added to the next value."""
+    reuses: bool
+    """Whether they are a gradient's values at the places that the activation kept."""
 
 
 def ways(plan: Plan, partition: Partition) -> dict[tuple[bool, int], Way]:
-    """(backward, edge) -> way."""
+    """(backward, edge) -> way. Raises `PlanError` for a gradient that reuses places which its activation does not have."""
     found: dict[tuple[bool, int], Way] = {}
     for edge in partition.edges:
         choice = plan.codecs.get(edge.index, CodecChoice())
         dtype = getattr(torch, edge.meta.dtype)
+        if reuses(choice.backward) and not isinstance(parse(choice.forward, choice.options), TopK):
+            raise PlanError(f"edge {edge.index}: {choice.backward} back needs top-k forward, not {choice.forward}")
         for backward, codec in ((False, choice.forward), (True, choice.backward)):
             feedback = choice.error_feedback and codec != "none" and edge.kind == "activation"
-            found[backward, edge.index] = Way(edge.meta, dtype, codec, dict(choice.options), feedback)
+            again = backward and edge.gradient and reuses(codec)
+            found[backward, edge.index] = Way(edge.meta, dtype, codec, dict(choice.options), feedback, again)
     return found
 
 

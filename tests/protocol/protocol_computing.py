@@ -22,7 +22,7 @@ from fusion.messages import (
     Paused,
     Prepare,
 )
-from fusion.plan import Plan
+from fusion.plan import CodecChoice, Plan
 from fusion.wire import FrameKind, Header
 from worker import instructions as todo
 from worker.accounts import Accounts
@@ -82,6 +82,9 @@ class Computing:
         )
         self.made: set[tuple[FrameKind, int, int, int]] = set()
         """Keys of what was made here for fragments elsewhere."""
+        self.sent: set[tuple[int, int, int]] = set()
+        """(edge, step, micro-batch) of the activations that gradients are still to come for."""
+        self._kept: dict[tuple[int, int, int], str] = {}
         self.programs: dict[int, Program] = {}
         self.started = False
         self.closed = False
@@ -196,6 +199,7 @@ class Computing:
 
     def _backward(self, task: Task) -> None:
         program = self.programs[task.fragment]
+        self.sent -= {key[1:] for key in self.session.board.needs(task)}
         for edge, value in program.backward(task.step, task.micro_batch, self._arrivals(task)).items():
             self._pass_on(FrameKind.GRADIENT, edge, task.step, task.micro_batch, value)
         train = self.prepare.train
@@ -225,14 +229,22 @@ class Computing:
             stays = key[0] is FrameKind.NORMS or (
                 key[0] is not FrameKind.GRADIENT and edges[key[1]].kind == "parameter"
             )
-            value = (inbox.get(key) if stays else inbox.take(key)).value
-            assert value == self.case.undisturbed.values[key], f"{key} has other bits"
-            found[key[1]] = value
+            arrival = inbox.get(key) if stays else inbox.take(key)
+            assert arrival.value == self.case.undisturbed.values[key], f"{key} has other bits"
+            found[key[1]] = arrival.value
+            if key[0] is FrameKind.ACTIVATION:
+                self._kept[key[1:]] = arrival.places
         return found
 
     def _pass_on(self, kind: FrameKind, edge: int, step: int, micro_batch: int, value: int) -> None:
-        header = Header(self.job, self.epoch, kind, edge, step, micro_batch, "none", META.dtype, META.shape)
-        self._emit(header, Value(value))
+        choice, key = self.case.codecs.get(edge, CodecChoice()), (edge, step, micro_batch)
+        codec, places = choice.forward, self.process.key
+        if kind is FrameKind.GRADIENT:
+            codec, places = choice.backward, self._kept.pop(key, "")
+        elif kind is FrameKind.ACTIVATION:
+            self.sent.add(key)
+        header = Header(self.job, self.epoch, kind, *key, codec, META.dtype, META.shape)
+        self._emit(header, Value(value, places=places))
 
     def _emit(self, header: Header, value: Value) -> None:
         assert value.value == self.case.undisturbed.values[header.key], f"{header.key} came out with other bits"

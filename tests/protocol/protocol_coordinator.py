@@ -206,6 +206,7 @@ class Coordinator:
             cuts=case.partition.positions,
             placement=placement,
             in_flight=case.in_flight,
+            codecs=case.codecs,
             predicted_step_seconds=1.0,
         )
         summaries = tuple(

@@ -11,6 +11,7 @@ from protocol_computing import Arrived, Computing, Switch
 from protocol_snapshots import POKE_SECONDS, Snapshots
 from protocol_values import Program, Value
 
+from compress.settings import reuses
 from fusion.messages import (
     Adopt,
     Backup,
@@ -273,6 +274,10 @@ class JobRun:
             self._admission.check(header, sender, [value.nbytes] if value is not None and value.nbytes else [])
         except Refused:
             return
+        if value is not None and reuses(header.codec):
+            if header.key[1:] not in self.computing.sent:
+                return  # It has come twice, or what it answers is not made again yet: it is asked for, whole.
+            assert value.places == self.process.key, f"{header.key} has the places of an activation from elsewhere"
         if header.kind in _SNAPSHOTS:
             self.snapshots.handle(header, sender, value)
         else:

@@ -7,14 +7,14 @@ step that is lost, applied twice, or computed from anything else than it should 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 from dag.cut import Edge, Fragment, Partition
 from dag.graph import TensorMeta
 from fusion.messages import BlobRef, TrainConfig
-from fusion.plan import ScheduleName
+from fusion.plan import CodecChoice, ScheduleName
 from fusion.spec import JobSpec, LrScheduleSpec, OptimizerSpec
 from fusion.wire import FrameKind
 from worker.replay_log import Key
@@ -37,6 +37,8 @@ class Value:
     nbytes: int = PAYLOAD_BYTES
     common: int = -1
     """With the announcement of a snapshot: the common step, as far as its host knows."""
+    places: str = ""
+    """The process that made the activation; with a gradient that of the activation whose places it has."""
 
 
 NOTHING = Value(0, 0)
@@ -114,6 +116,7 @@ class Case:
     train: TrainConfig
     schedule: ScheduleName
     in_flight: tuple[int, ...]
+    codecs: dict[int, CodecChoice] = field(default_factory=dict)
 
     @cached_property
     def partition(self) -> Partition:
@@ -231,6 +234,7 @@ def _case(
     eval_every: int | None = None,
     checkpoint_every: int | None = None,
     steps: int = 12,
+    reuses: bool = False,
 ) -> Case:
     train = TrainConfig(
         steps=steps,
@@ -244,7 +248,9 @@ def _case(
         eval_batches=2 if eval_every else 0,
         checkpoint_every=checkpoint_every,
     )
-    return Case(name, tuple(edges), fragments, train, schedule, tuple(range(fragments, 0, -1)))
+    returning = [index for index, (_, _, kind, gradient) in enumerate(edges) if kind == "activation" and gradient]
+    codecs = dict.fromkeys(returning if reuses else [], CodecChoice(forward="topk", backward="topk-reused"))
+    return Case(name, tuple(edges), fragments, train, schedule, tuple(range(fragments, 0, -1)), codecs)
 
 
 _CHAIN: tuple[EDGES, ...] = ((0, 1, "activation", True), (1, 2, "activation", True))
@@ -252,7 +258,7 @@ _CHAIN: tuple[EDGES, ...] = ((0, 1, "activation", True), (1, 2, "activation", Tr
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
-        _case("chain", 3, _CHAIN, checkpoint_every=4),
+        _case("chain", 3, _CHAIN, checkpoint_every=4, reuses=True),
         _case(
             "tied",
             4,
@@ -260,6 +266,7 @@ CASES: dict[str, Case] = {
             clip=True,
             eval_every=3,
             checkpoint_every=5,
+            reuses=True,
         ),
         _case(
             "stem",
@@ -293,7 +300,8 @@ CASES: dict[str, Case] = {
         ),
     )
 }
-"""With and without: a tied parameter, clipping, evaluation, checkpoints, a stem that no gradient comes back to."""
+"""With and without: a tied parameter, clipping, evaluation, checkpoints, a stem that no gradient comes back to, gradients that
+leave out the places that they share with their activations."""
 
 
 def spec_of(checkpoint_every: int | None, backup_every: int | Literal["auto"], log_memory: int, keep: int) -> JobSpec:

@@ -204,6 +204,27 @@ def test_a_snapshot_that_counts_too_early_is_found(monkeypatch: pytest.MonkeyPat
     assert found(lambda seed: disturbed(World("tied", seed), 5))
 
 
+def test_a_gradient_without_its_places_for_an_adopter_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the places of what the lost worker sent: those of the adopter, on another processor, may be others.
+
+    It is made after the adoption where the middle of a chain waits for gradients itself meanwhile: both ends are lost.
+    """
+
+    def play(seed: int) -> World:
+        world = World("tied", seed, workers=4)
+        reach(world, 4)
+        assert world.job.plan is not None
+        for fragment in (0, 3):
+            process = world.process(world.job.plan.placement[fragment])
+            if process is not None:
+                process.die()
+        return world
+
+    assert not found(play, range(3))
+    monkeypatch.setattr(Dispatch, "stayed", lambda *_: True)
+    assert found(play)
+
+
 def test_what_is_not_pushed_to_an_adopter_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Dispatch, "held_back", lambda *_: [])
     world = disturbed(World("tied", seed=1), 5)

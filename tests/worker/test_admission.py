@@ -179,6 +179,20 @@ def test_a_codec_bounds_the_payload() -> None:
         rules.check(ACTIVATION, "a", [48])
 
 
+def test_a_gradient_may_come_with_and_without_its_places() -> None:
+    rules = admission({OUT: CodecChoice(forward="topk", backward="topk-reused:ratio=4")})
+    for name in ("topk-reused:ratio=4", "topk:ratio=4"):
+        layout = rules.check(replace(GRADIENT, codec=name), "c", [6])
+        assert layout is not None
+        assert not layout.answered
+    with pytest.raises(Refused, match="the plan says topk-reused:ratio=4"):
+        rules.check(replace(GRADIENT, codec="topk"), "c", [6])
+    rules = admission({INTO: CodecChoice(forward="topk", backward="topk-reused")})
+    layout = rules.check(replace(ACTIVATION, codec="topk"), "a", [8])
+    assert layout is not None
+    assert layout.answered
+
+
 @given(
     job=st.sampled_from(["job-1", "job-2", ""]),
     epoch=st.integers(0, 2),

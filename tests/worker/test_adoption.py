@@ -251,6 +251,26 @@ async def test_a_lossy_edge_stays_lossy_when_both_ends_land_on_one_worker(coordi
         assert_same(coordinator, expected)
 
 
+@pytest.mark.parametrize("adopter", ["a", "c"])
+async def test_gradients_that_reuse_places_keep_every_bit_through_a_loss(
+    coordinator: FakeCoordinator, adopter: str
+) -> None:
+    """The lost fragment's activations are made again, and so are its gradients at the places of what the others sent."""
+    case = make_case(Stack(dropout=0.0), clip=0.05, steps=STEPS)
+    reused = CodecChoice(forward="topk", backward="topk-reused", options={"ratio": 3.0})
+    fed = reused.model_copy(update={"forward": "topk-sampled", "error_feedback": True})
+    codecs = {0: reused, 1: fed}
+    expected = await undisturbed(coordinator, case, 3, codecs)
+    async with pool(coordinator, "a", "b", "c") as workers:
+        prepare = await start_job(coordinator, case, ("a", "b", "c"), log_bytes=LOG, codecs=codecs)
+        await coordinator.until(lambda: [m for m in coordinator.of("a", StepReport) if m.step >= 5])
+        await end(workers[1])
+        for name in ("a", "c"):
+            coordinator.send(name, adopt(prepare, coordinator, 1, ("a", adopter, "c"), 0))
+        await finish(coordinator, 1, "a", "c")
+        assert_same(coordinator, expected)
+
+
 async def test_fragments_move_at_a_step_boundary_without_replay(coordinator: FakeCoordinator, case: Case) -> None:
     """To a newcomer, and away from a worker that leaves."""
     expected = await undisturbed(coordinator, case)

@@ -12,7 +12,7 @@ from worker.feedback import Feedback
 from worker.ways import Way
 
 SHAPE = (4, 48)
-WAY = Way(TensorMeta(SHAPE, "float32"), torch.float32, "int4", {}, feedback=True)
+WAY = Way(TensorMeta(SHAPE, "float32"), torch.float32, "int4", {}, feedback=True, reuses=False)
 SENDS = {(False, 3): WAY}
 
 

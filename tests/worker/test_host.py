@@ -91,7 +91,9 @@ class Crew:
         for name, mover in self.movers.items():
             peers = [address for address in self.addresses if address.worker != name]
             host = self.hosts[name]
-            self.routes[name] = mover.open(host.assembly.admission(), peers, host.deliver, on_error=host.fail)
+            self.routes[name] = mover.open(
+                host.assembly.admission(), peers, host.deliver, places=host.places, on_error=host.fail
+            )
 
     def _in_turn(self, execute: Callable[[Task], None]) -> Callable[[Task], None]:
         """Real workers are processes, each with a random generator of its own; here they share one and take turns."""

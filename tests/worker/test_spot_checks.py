@@ -19,7 +19,10 @@ from worker.session import Session
 
 STEPS = 4
 PLACEMENT = ("a", "b", "c", "a")
-LOSSY = {1: CodecChoice(forward="int8", backward="topk", options={"ratio": 3.0}, error_feedback=True)}
+LOSSY = {
+    1: CodecChoice(forward="int8", backward="topk", options={"ratio": 3.0}, error_feedback=True),
+    2: CodecChoice(forward="topk", backward="topk-reused", options={"ratio": 3.0}, error_feedback=True),
+}
 
 
 @pytest.fixture
