@@ -194,19 +194,23 @@ class PlanSpec(_Section):
     fragments: int | None = Field(None, gt=0, description="Fragments to cut. Default: the policy decides.")
 
 
-DirectionCodec = Annotated[
-    str, Field(pattern=r"^(none|bf16|int8|int4|int3|int2|topk|topk-sampled)(:[a-z_]+=[0-9.]+(,[a-z_]+=[0-9.]+)*)?$")
-]
+_DIRECTION = r"^(none|bf16|int8|int4|int3|int2|topk|topk-sampled{})(:[a-z_]+=[0-9.]+(,[a-z_]+=[0-9.]+)*)?$"
+ForwardCodec = Annotated[str, Field(pattern=_DIRECTION.format(""))]
+BackwardCodec = Annotated[str, Field(pattern=_DIRECTION.format("|topk-reused"))]
 
 
 class CompressionSpec(_Section):
     codec: Literal[
         "none", "bf16", "int8", "int4", "int3", "int2", "topk", "topk-sampled", "adatopk", "adaint", "auto"
     ] = Field("none", description="Codec of crossing edges.")
-    forward: DirectionCodec | None = Field(
+    forward: ForwardCodec | None = Field(
         None, description="Codec of activations in place of `codec`, with its options if need be: `int4:stochastic=1`."
     )
-    backward: DirectionCodec | None = Field(None, description="Codec of gradients in place of `codec`, likewise.")
+    backward: BackwardCodec | None = Field(
+        None,
+        description="Codec of gradients in place of `codec`, likewise. `topk-reused`: the values at the places that the "
+        "activation's top-k kept, without sending the places again.",
+    )
     error_feedback: bool = Field(
         False, description="Add what a codec lost of one micro-batch to the next one, on every edge with a lossy codec."
     )
@@ -216,6 +220,18 @@ class CompressionSpec(_Section):
         description="Ratio of topk and adatopk: keep one value in `ratio`; adaint: how many times fewer bytes on the slowest "
         "link, as far as the widths allow.",
     )
+
+    @model_validator(mode="after")
+    def _there_are_places_to_reuse(self) -> Self:
+        base, _, options = (self.backward or "").partition(":")
+        if base != "topk-reused":
+            return self
+        forward = (self.forward or self.codec).partition(":")[0]
+        if forward not in ("topk", "topk-sampled", "adatopk"):
+            raise ValueError(f"backward topk-reused needs a top-k codec of the activations, not {forward}")
+        if "ratio" in options:
+            raise ValueError("backward topk-reused has the activations' ratio: leave its own out")
+        return self
 
 
 class FaultToleranceSpec(_Section):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from compress.settings import parse
+from compress.settings import TopK, parse, reuses, with_options
 from dag.workload import Crossings, Workload
 from fusion.plan import CodecChoice
 from fusion.spec import CompressionSpec
@@ -57,12 +57,15 @@ def choose_codecs(
 def with_directions(compression: CompressionSpec, choice: CodecChoice) -> CodecChoice:
     """What the spec says of a direction goes before the rule; error feedback where it asks for it.
 
+    A gradient can reuse the places of an activation that kept some; where all of it travels, so does the gradient.
     Raises `PlanError` for an option that the codec does not have.
     """
     forward, backward = compression.forward or choice.forward, compression.backward or choice.backward
     for name in (compression.forward, compression.backward):
         if name is not None:
             parse(name)
+    if reuses(backward):
+        backward = _reused(backward, forward, choice.options)
     lossy = (forward, backward) != ("none", "none")
     return CodecChoice(
         forward=forward,
@@ -70,6 +73,14 @@ def with_directions(compression: CompressionSpec, choice: CodecChoice) -> CodecC
         options=choice.options if lossy else {},
         error_feedback=compression.error_feedback and lossy,
     )
+
+
+def _reused(backward: str, forward: str, options: Mapping[str, float]) -> str:
+    """The gradients' codec on an edge, with the activations' ratio."""
+    kept, found = parse(forward, options), parse(backward, options)
+    if not isinstance(kept, TopK) or not isinstance(found, TopK):
+        return "none"
+    return backward if found.ratio == kept.ratio else with_options(backward, ratio=kept.ratio)
 
 
 def _by_rule(

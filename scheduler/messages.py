@@ -23,6 +23,7 @@ RATES: dict[str, tuple[float, float]] = {
     "int2": (0.5e9, 1.4e9),
     "topk": (0.9e9, 3.0e9),
     "topk-sampled": (1.2e9, 3.0e9),
+    "topk-reused": (4.0e9, 3.0e9),
 }
 """Bytes of the tensor per second that one core encodes and decodes: `benchmarks/codecs.py`, 4 MiB tensors, rounded down.
 Copying a value that travels as it is is part of `scheduler.estimate.HANDLED_PER_SECOND`."""

@@ -65,6 +65,18 @@ def test_a_good_spec(tmp_path):
             "name: small\nverify: {fraction: 1.5}",
             "job.yaml:2:10: verify.fraction: input should be less than or equal to 1, got 1.5",
         ),
+        (
+            "name: small",
+            "name: small\ncompression: {codec: int8, backward: topk-reused}",
+            "job.yaml:2:1: compression: backward topk-reused needs a top-k codec of the activations, not int8",
+        ),
+        ("name: small", "name: small\ncompression: {codec: topk, forward: int4, backward: topk-reused}", "not int4"),
+        (
+            "name: small",
+            "name: small\ncompression: {codec: topk, backward: 'topk-reused:ratio=3'}",
+            "leave its own out",
+        ),
+        ("name: small", "name: small\ncompression: {forward: topk-reused}", "compression.forward: "),
         ("name: small", "name: small\nverify: {fraction: -0.1}", "verify.fraction: "),
         ("name: small", "name: small\nverify: {fraction: .nan}", "verify.fraction: "),
         ("name: small", "name: small\nverify: {share: 0.1}", "unknown key 'share'"),

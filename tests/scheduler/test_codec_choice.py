@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 from scheduler_cases import transformer, two_cities
 
-from compress.settings import parse
+from compress.settings import TopKReused, parse
 from dag.cut import cut
 from fusion.errors import PlanError
 from fusion.plan import CodecChoice, Plan
 from fusion.spec import CompressionSpec
 from scheduler import Device, Link, Network, homogeneous, plan_job
 from scheduler.compare import codecs_per_link, wire_ratio
+from scheduler.compression import expected_factors
 from scheduler.harm import DENSE_LOSS, MEASURED, ladder
 
 DAG = transformer(6, elements=65536)
@@ -79,6 +80,35 @@ def test_parameters_of_tied_weights_travel_as_they_are() -> None:
     edges = cut(dag, made.cuts).edges
     assert any(edge.kind == "parameter" for edge in edges)
     assert not any(edges[index].kind == "parameter" for index in made.codecs)
+
+
+def test_gradients_may_reuse_the_places_of_the_activations() -> None:
+    for spec in (
+        CompressionSpec(codec="topk", ratio=50, backward="topk-reused"),
+        CompressionSpec(forward="topk-sampled:ratio=50", backward="topk-reused:value_bits=8"),
+    ):
+        devices, network = two_cities()
+        made = plan_job(DAG, devices, network, micro_batches=8, compression=spec, policy="equal-ops")
+        own = plan("topk", 50, cuts=made.cuts)
+        for index, choice in made.codecs.items():
+            found = parse(choice.backward, choice.options)
+            assert isinstance(found, TopKReused)
+            assert found.ratio == 50.0
+            assert own.codecs[index].options == {"ratio": 50.0}
+        assert wire_ratio(DAG, made) > 1.1 * wire_ratio(DAG, own)
+        assert expected_factors(spec)[1] < expected_factors(CompressionSpec(codec="topk", ratio=50))[1]
+
+
+def test_where_nothing_is_kept_there_is_nothing_to_reuse() -> None:
+    """On a link that `adatopk` leaves alone, both directions travel as they are."""
+    devices, network = bad_link()
+    made = plan_job(
+        DAG, devices, network, micro_batches=8, policy="equal-ops", cuts=(11, 21),
+        compression=CompressionSpec(codec="adatopk", ratio=20.0, backward="topk-reused"),
+    )  # fmt: skip
+    links = codecs_per_link(DAG, made)
+    assert list(links) == ["b -> c"]
+    assert (links["b -> c"]["forward"], links["b -> c"]["backward"]) == ("topk", "topk-reused")
 
 
 def test_adatopk_compresses_in_proportion_to_the_link_s_time() -> None:
