@@ -14,11 +14,13 @@ from typing import Literal
 
 from compress.settings import Settings, parse, reuses, self_contained
 from dag.cut import Edge, Partition
-from fusion.errors import FrameError
+from fusion.errors import FrameError, PlanError
 from fusion.plan import Plan
+from fusion.units import format_bytes
 from fusion.wire import FrameKind, Header
 
 MAX_PIECE_BYTES = 2**20
+_VALUES = frozenset({FrameKind.ACTIVATION, FrameKind.GRADIENT, FrameKind.EVALUATION, FrameKind.NORMS})
 _RESENT = frozenset(
     kind.name
     for kind in (FrameKind.ACTIVATION, FrameKind.GRADIENT, FrameKind.EVALUATION, FrameKind.NORMS, FrameKind.DONE)
@@ -108,6 +110,17 @@ class Admission:
             FrameKind.GRADIENT: self._backward,
             FrameKind.NORMS: self._norms,
         }
+
+    def require_room(self, max_frame_bytes: int) -> None:
+        """Raises `PlanError` when a value that should arrive is larger than any message may be."""
+        for kind, layouts in self._layouts.items():
+            for edge, layout in layouts.items():
+                size = layout.settings.max_payload_bytes(layout.shape, layout.dtype)
+                if size > max_frame_bytes:
+                    raise PlanError(
+                        f"{kind.name.lower()} {edge} takes up to {format_bytes(size)} and a message "
+                        f"{format_bytes(max_frame_bytes)} at most; make train.micro_batch smaller"
+                    )
 
     def check(self, header: Header, sender: str, payloads: Sequence[int]) -> Layout | None:
         """The layout of an admitted value, or None for a message that carries none (RESEND, DONE, SWITCHED ...).
@@ -226,6 +239,13 @@ class Admission:
             if header.epoch != self.epoch:
                 raise self._unexpected(header, f"it came from {sender!r}, which is not {expected!r}")
             raise Refused("sender", f"{header.kind.name} {header.edge} came from {sender!r}, not from {expected!r}")
+
+
+def is_spoilt(header: Header, error: Exception) -> bool:
+    """Whether a message was refused for its payload alone: it is awaited, from whom it came, and its sender keeps the same bytes."""
+    if isinstance(error, Refused):
+        return header.kind in _VALUES and error.category in ("layout", "size")
+    return header.kind in _VALUES
 
 
 def _layout(plan: Plan, edge: Edge, source: str, *, backward: bool) -> Layout:

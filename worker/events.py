@@ -35,4 +35,13 @@ class Switch:
     pieces: Mapping[int, Piece]
 
 
-Event = Arrived | Switch | Backup | Commit | Testify | Examine | Exception | None
+@dataclass(frozen=True, slots=True)
+class Spoilt:
+    """A value of a peer that had to be refused."""
+
+    header: Header
+    sender: str
+    why: str
+
+
+Event = Arrived | Spoilt | Switch | Backup | Commit | Testify | Examine | Exception | None

@@ -28,10 +28,11 @@ from worker import instructions as todo
 from worker.accounts import Accounts
 from worker.arrival import Arrival, Received, kept, staged, tensor_of
 from worker.assembly import Assembly
-from worker.events import Arrived, Event, Switch
+from worker.events import Arrived, Event, Spoilt, Switch
 from worker.explain import explain
 from worker.memory import MemoryGuard
 from worker.parcel import Parcel
+from worker.refusals import Refusals
 from worker.rerun import Examine
 from worker.route import Route
 from worker.session import Session
@@ -111,6 +112,7 @@ class JobHost:
         self._runner = TaskRunner(assembly, self._pieces, self._session, self._accounts, stager, self._encode, report)
         self._trace = Trace(perf_counter() - time())
         self._patience = Patience(prepare.failure_timeout)
+        self._refusals = Refusals()
         self._uploads: list[Future[None]] = []
         self._finished_epoch = -1
         self._adopted_at = 0.0
@@ -133,6 +135,10 @@ class JobHost:
     def places(self, gradient: Header) -> Places | None:
         """Which places the activation kept that this gradient answers, while it is still to come; from any thread."""
         return self._runner.sent.find(gradient)
+
+    def spoilt(self, header: Header, sender: str, why: str) -> None:
+        """A value for this job had to be refused; from any thread."""
+        self._events.put(Spoilt(header, sender, why))
 
     def post(self, event: Backup | Commit | Switch | Testify | Examine) -> None:
         """An order of the coordinator; from any thread."""
@@ -284,6 +290,8 @@ class JobHost:
                     self._trace_arrival(header, sender, at)
                 else:
                     self._patience.duplicated()
+            case Spoilt(header, sender, why):
+                self._refusals.note(header.key, sender, why, self._session.owed())
             case Backup():
                 if event.epoch == self.epoch:
                     self._session.backup(event.step, event.backups, event.hold)

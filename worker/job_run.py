@@ -210,6 +210,7 @@ class JobRun:
             deliver,
             places=host.places,
             on_error=host.fail,
+            on_spoilt=host.spoilt,
             on_peer_lost=self._peer_lost,
             silence=prepare.failure_timeout,
             patience=_HANDSHAKE_PATIENCE,
@@ -281,6 +282,8 @@ class JobRun:
         hosted = order.plan.fragments_of(self._worker)
         try:
             added = [fragment for fragment in hosted if fragment not in host.hosted]
+            admission = host.assembly.admission(order.plan)
+            self._mover.require_room(admission)
             pieces = {fragment: await parts.install(fragment, order.step) for fragment in added}
         except Exception as error:
             if not isinstance(error, FusionError):
@@ -293,7 +296,7 @@ class JobRun:
                 await asyncio.to_thread(self._mover.disconnect, route, name)
         if any(peer.worker not in route.connections for peer in self._others(order.peers)):
             await self._connect(route, order.peers, order.plan.epoch)
-        route.admission = host.assembly.admission(order.plan)
+        route.admission = admission
         for fragment in set(host.hosted) - set(hosted):
             parts.backups.keep(fragment, order.step)
         host.hosted = hosted

@@ -21,7 +21,7 @@ from fusion.errors import FrameError, VersionError
 from fusion.messages import PeerAddress, UseRelay
 from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, keep_alive, secure_client, secure_server, sender_key
 from fusion.wire import FrameKind, Header, decode_header, encode_header
-from worker.admission import Admission, Refused
+from worker.admission import Admission, Refused, is_spoilt
 from worker.arrival import FindPlaces, Received, received
 from worker.delay_line import DelayLine
 from worker.handshakes import HANDSHAKE_EVENTS, await_handshakes, close_monitors
@@ -29,7 +29,7 @@ from worker.passages import Passages
 from worker.peer_watch import PeerWatch
 from worker.probe_answers import ProbeAnswers
 from worker.probe_marks import ArrivalTimes
-from worker.route import Deliver, Peer, Route
+from worker.route import Deliver, Peer, Route, Spoilt
 from worker.slow_links import SlowLink
 
 DOMAIN = "data"
@@ -66,6 +66,7 @@ class Mover:
         self._warn = warn
         self._unreached = unreached
         self._reached = reached
+        self._max_frame_bytes = max_frame_bytes
         self.passages = Passages()
         """Ways to peers that can't be reached directly."""
         self._gate = Gatekeeper(self._context, self._stranger)
@@ -134,6 +135,7 @@ class Mover:
         places: FindPlaces = lambda _: None,
         on_error: Callable[[Exception], None] = lambda _: None,
         on_peer_lost: Callable[[str], None] = lambda _: None,
+        on_spoilt: Spoilt = lambda *_: None,
         silence: float = 5.0,
         patience: float = 30.0,
         cancelled: Callable[[], bool] = lambda: False,
@@ -142,11 +144,13 @@ class Mover:
 
         `on_error` hears, on a thread of the route, of a value that could not be encoded or sent; `on_peer_lost`, on a
         thread of its own, of a peer whose connection breaks.
+        `on_spoilt` is that of `Route`. `places` finds those that an arriving gradient leaves out. `silence` is the time after
+        which a dead connection is noticed.
         Waits until every peer's handshake is through; raises `UnreachableError` when one is not within `patience`
-        seconds. `silence` is the time after which a dead connection is noticed. `places` finds those that an arriving
-        gradient leaves out.
+        seconds, `PlanError` when something that should arrive is too large.
         """
-        route = Route(admission, {}, deliver, on_error, self._line, places)
+        self.require_room(admission)
+        route = Route(admission, {}, deliver, on_error, self._line, places, on_spoilt)
         self._silence = silence
         self._watch = PeerWatch(partial(self._lost, route, on_peer_lost), self._unreached, partial(self._back, route))
         # Peers may start before we do: what they send must find the route.
@@ -160,6 +164,10 @@ class Mover:
             self._close_connections(route)
             raise
         return route
+
+    def require_room(self, admission: Admission) -> None:
+        """Raises `PlanError` when something that should arrive is larger than a message may be."""
+        admission.require_room(self._max_frame_bytes)
 
     def connect(
         self,
@@ -302,13 +310,18 @@ class Mover:
             raise Refused("unknown job", f"message of job {header.job!r}, which this worker does not have")
         sender = route.name_of(sender_key(frames[1]))
         payloads = frames[2:]
-        layout = route.admission.check(header, sender, [len(payload.buffer) for payload in payloads])
+        try:
+            layout = route.admission.check(header, sender, [len(payload.buffer) for payload in payloads])
+            value: Received = None
+            if layout is not None and payloads:
+                value = received(payloads[0].buffer, header, layout, route.places)
+        except Exception as error:
+            if is_spoilt(header, error):
+                route.on_spoilt(header, sender, str(error))
+            raise
         if header.kind is FrameKind.MARK:
             self.arrivals.mark(header, sender, perf_counter())
             return
-        value: Received = None
-        if layout is not None and payloads:
-            value = received(payloads[0].buffer, header, layout, route.places)
         route.deliver(header, sender, value)
 
     def _answer_probe(self, header: Header, frames: list[zmq.Frame]) -> None:

@@ -33,6 +33,8 @@ _COPY_BYTES = 256 * 1024
 
 Deliver = Callable[[Header, str, Received], None]
 """(header, authenticated sender, value)."""
+Spoilt = Callable[[Header, str, str], None]
+"""(header, authenticated sender, why its value was refused)."""
 
 
 class Peer:
@@ -86,7 +88,8 @@ class Route:
 
     `admission` may be replaced at any time: by that of the plan that is followed from then on. With a `line`, messages to
     the peers that it covers go through it. `places` finds those that an arriving gradient leaves out. `on_error` hears of
-    what fails on a thread that nobody waits for: the encoder's or the line's.
+    what fails on a thread that nobody waits for: the encoder's or the line's; `on_spoilt` of a value that is expected from
+    its sender, but came in a form that was refused.
     """
 
     def __init__(
@@ -97,9 +100,11 @@ class Route:
         on_error: Callable[[Exception], None] = lambda _: None,
         line: DelayLine | None = None,
         places: FindPlaces = lambda _: None,
+        on_spoilt: Spoilt = lambda *_: None,
     ) -> None:
         self.admission = admission
         self.places = places
+        self.on_spoilt = on_spoilt
         self._line = line
         self.deliver = deliver
         self._on_error = on_error

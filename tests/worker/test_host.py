@@ -34,6 +34,8 @@ from fusion.messages import (
 from fusion.plan import CodecChoice
 from fusion.sampling import SampleOrder
 from fusion.sockets import new_keys
+from fusion.wire import Header
+from worker.admission import Admission
 from worker.assembly import assemble
 from worker.explain import explain
 from worker.fetch import Fetcher
@@ -92,7 +94,12 @@ class Crew:
             peers = [address for address in self.addresses if address.worker != name]
             host = self.hosts[name]
             self.routes[name] = mover.open(
-                host.assembly.admission(), peers, host.deliver, places=host.places, on_error=host.fail
+                host.assembly.admission(),
+                peers,
+                host.deliver,
+                places=host.places,
+                on_error=host.fail,
+                on_spoilt=host.spoilt,
             )
 
     def _in_turn(self, execute: Callable[[Task], None]) -> Callable[[Task], None]:
@@ -377,6 +384,45 @@ def test_a_value_that_can_not_be_encoded_fails_the_job() -> None:
         made.start()
         failure = made.reports["a"].wait(Failure)
     assert "block" in failure.message
+
+
+def expecting_bfloat16(made: Crew, name: str) -> Admission:
+    """The rules of a worker that takes the plan to have another codec than its peers do."""
+    assembly = made.hosts[name].assembly
+    codecs = {edge.index: CodecChoice(forward="bf16") for edge in assembly.partition.edges}
+    return assembly.admission(made.prepare.plan.model_copy(update={"codecs": codecs}))
+
+
+def test_a_value_that_is_refused_each_time_ends_the_job_in_words() -> None:
+    """Its sender answers every question with the same bytes: without an end, both would ask and answer for ever."""
+    case = make_case(steps=2)
+    with crew(case, ("a", "b"), failure_timeout=0.1) as made:
+        made.routes["b"].admission = expecting_bfloat16(made, "b")
+        made.start()
+        failure = made.reports["b"].wait(Failure)
+    assert failure.message.startswith(
+        "a has sent activation 0 of step 1, micro-batch 0, 3 times in a form that is refused"
+    )
+    assert "the plan says bf16" in failure.message
+    assert failure.detail == ""
+    assert made.movers["b"].refused["layout"] >= 3
+
+
+def test_a_value_that_is_refused_now_and_then_is_asked_for_again() -> None:
+    case = make_case(Stack(dropout=0.0), steps=3)
+    losses, _ = plain_loop(case, Stack(dropout=0.0))
+    with crew(case, ("a", "b"), failure_timeout=0.1) as made:
+        route = made.routes["b"]
+        right, route.admission = route.admission, expecting_bfloat16(made, "b")
+
+        def spoilt(header: Header, sender: str, why: str) -> None:
+            made.hosts["b"].spoilt(header, sender, why)
+            route.admission = right
+
+        route.on_spoilt = spoilt
+        made.start()
+        made.finish()
+    assert [report.loss for report in made.steps()] == losses
 
 
 def test_an_error_of_the_computation_becomes_a_failure_in_one_line() -> None:

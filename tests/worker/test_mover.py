@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from worker_cases import make_case, partition_of
 
-from fusion.errors import UnreachableError
+from fusion.errors import PlanError, UnreachableError
 from fusion.messages import PeerAddress
 from fusion.plan import CodecChoice
 from fusion.sockets import KeyPair, new_keys, secure_client
@@ -216,6 +216,18 @@ def test_an_oversized_frame_cuts_its_sender_off_and_the_rest_goes_on(ends: tuple
         assert header == ACTIVATION
         break
     assert not b.mover.refused
+
+
+def test_a_value_that_no_message_can_hold_is_refused_before_anybody_asks_for_it(ends: tuple[End, End]) -> None:
+    """Its sender would be cut off each time."""
+    a, _ = ends
+    prepare = CASE.prepare(("a", "b"))
+    rules = Admission("job-1", prepare.plan, partition_of(prepare, CASE), "b", micro_batches=3, last_step=4)
+    a.mover.require_room(rules)
+    with pytest.raises(
+        PlanError, match=r"activation 0 takes up to 48 B and a message 47 B at most; .*micro_batch smaller"
+    ):
+        rules.require_room(47)
 
 
 def test_an_unknown_key_gets_nothing_through(ends: tuple[End, End]) -> None:
