@@ -25,6 +25,7 @@ class LinkWatch:
     def tick(self, now: float) -> None:
         """Have pairs of workers measure the links between them, as far as that is due."""
         self._do(self._relays.sweep(now, self._books.pool.live()))
+        self._do(self._relays.try_directly(now, self._books.pool.live()))
         for asks, answers in self._links.due(now, self._books.pool.live()):
             expect = ExpectProbe(peer=asks.address, max_bytes=MAX_BYTES, seconds=MAX_SECONDS)
             self._books.do(ev.Send(answers.incarnation, expect))
@@ -48,6 +49,8 @@ class LinkWatch:
                 self._links.arrived(now, member.name, message, peers - {member.name})
             case Unreached():
                 self._out_of_reach(member, message.peer, now)
+            case Reached(directly=True):
+                self._do(self._relays.reached_directly(member, message.peer, self._books.pool.live()))
             case Reached():
                 self._do(self._relays.reached(member.name, message.peer))
         self._tell()

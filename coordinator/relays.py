@@ -4,7 +4,7 @@
 
     direct ──an end could not connect──> relayed ──still could not──> relayed elsewhere ...
        ^                                    │
-       └── an end joined anew, or no relay is left
+       └── both can connect after all, an end joined anew, or no relay is left
 
 Nothing of this outlasts the process: workers say again whom they can't reach.
 """
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from coordinator import events as ev
 from coordinator.links import MAX_BYTES, Links, Pair, pair_of
 from coordinator.pool import Member
-from fusion.messages import LinkFigures, RelayPass, ServeRelay, UseRelay
+from fusion.messages import LinkFigures, RelayPass, ServeRelay, TryDirect, UseRelay
 from fusion.units import format_rate, format_seconds
 
 OWN = "the coordinator"
@@ -29,6 +29,8 @@ _HEARD_SECONDS = 2.0
 """Whoever was silent for longer may be gone, and then no relay helps."""
 _SETTLE_SECONDS = 6.0
 """For both ends to come to the relay and to shake hands."""
+_TRY_DIRECTLY_AFTER = 300.0
+"""A way that was closed may have been opened: a tunnel is up, a port is forwarded."""
 
 
 @dataclass(slots=True)
@@ -43,6 +45,10 @@ class Detour:
     """Who calls -> ticket and its secret."""
     works: bool = False
     tried: list[str] = field(default_factory=list)
+    direct_at: float = 0.0
+    """When both ends were last asked to try without a relay."""
+    direct: set[str] = field(default_factory=set)
+    """Who could, since then."""
 
 
 class Relays:
@@ -107,6 +113,45 @@ class Relays:
         )
         return [ev.RecordEvent(None, "relayed", words, {"source": pair[0], "target": pair[1], "relay": found.relay})]
 
+    def try_directly(self, now: float, members: Sequence[Member]) -> list[ev.Instruction]:
+        """Now and then, have both ends of each detour see whether they can do without."""
+        out: list[ev.Instruction] = []
+        for pair, found in self._detours.items():
+            if now - max(found.since, found.direct_at) < _TRY_DIRECTLY_AFTER:
+                continue
+            found.direct_at, found.direct = now, set()
+            out += [
+                ev.Send(member.incarnation, TryDirect(peer=other.address)) for member, other in _both(pair, members)
+            ]
+        return out
+
+    def reached_directly(self, worker: Member, peer: str, members: Sequence[Member]) -> list[ev.Instruction]:
+        """`worker` can connect to `peer` itself; when both can, the detour is over."""
+        pair = pair_of(worker.name, peer)
+        found = self._detours.get(pair)
+        if found is None or found.incarnations.get(worker.name) != worker.incarnation:
+            return []
+        found.direct.add(worker.name)
+        if not found.direct.issuperset(pair):
+            return []
+        words = f"{pair[0]} and {pair[1]} can reach each other; their traffic goes directly again"
+        return [
+            *self._end(pair, found, members, gone=()),
+            ev.RecordEvent(None, "direct-again", words, {"source": pair[0], "target": pair[1]}),
+        ]
+
+    def _end(self, pair: Pair, found: Detour, members: Sequence[Member], gone: Collection[str]) -> list[ev.Instruction]:
+        del self._detours[pair]
+        self._links.take_another_way(pair, relayed=False)
+        return [
+            *self._serve(found.relay, members),
+            *(
+                ev.Send(found.incarnations[name], UseRelay(peer=other, public_key=found.keys[other]))
+                for name, other in permutations(pair)
+                if name not in gone
+            ),
+        ]
+
     def sweep(self, now: float, members: Sequence[Member]) -> list[ev.Instruction]:
         """Workers have come and gone: end the detours of those, and find others for those whose relay they were."""
         live = {member.name: member.incarnation for member in members}
@@ -119,14 +164,7 @@ class Relays:
             if relay is not None:
                 out += self._send_over(pair, relay, [], now, members)
                 continue
-            del self._detours[pair]
-            self._links.take_another_way(pair, relayed=False)
-            out += self._serve(found.relay, members)
-            out += [
-                ev.Send(found.incarnations[name], UseRelay(peer=other, public_key=found.keys[other]))
-                for name, other in permutations(pair)
-                if name not in gone
-            ]
+            out += self._end(pair, found, members, gone)
         return out
 
     # Relays -------------------------------------------------------------------------------------------------------

@@ -18,8 +18,10 @@ from fusion.messages import (
     JoinResponse,
     PeerAddress,
     ProbeLink,
+    Reached,
     RelayPass,
     ServeRelay,
+    TryDirect,
     Unreached,
     UseRelay,
 )
@@ -30,8 +32,10 @@ from worker.mover import Mover
 from worker.probe_socket import HANDSHAKE_SECONDS, measure_link, why_out_of_reach
 
 _ARRIVALS_SECONDS = 3.0
+_BOTH_SECONDS = 2.0
+"""Two that try to reach each other may hear of it so far apart."""
 
-Order = ExpectProbe | ProbeLink | UseRelay | ServeRelay
+Order = ExpectProbe | ProbeLink | UseRelay | TryDirect | ServeRelay
 
 
 class Neighbours:
@@ -72,6 +76,9 @@ class Neighbours:
                 self._begin(self._probe(order))
             case UseRelay():
                 await asyncio.to_thread(self._mover.use, self._with_host(order))
+            case TryDirect():
+                self._let_in(order.peer, 1, HANDSHAKE_SECONDS + _BOTH_SECONDS)
+                self._begin(self._try_directly(order.peer))
             case ServeRelay():
                 if self._relay is not None:
                     self._relay.allow(order.tickets)
@@ -96,8 +103,10 @@ class Neighbours:
 
     def _expect(self, order: ExpectProbe | ProbeLink) -> None:
         # The asker's own time begins when it has been let in.
-        allowed = order.seconds + HANDSHAKE_SECONDS
-        self._mover.expect_probe(order.peer, order.max_bytes, allowed)
+        self._let_in(order.peer, order.max_bytes, order.seconds + HANDSHAKE_SECONDS)
+
+    def _let_in(self, peer: PeerAddress, max_bytes: int, allowed: float) -> None:
+        self._mover.expect_probe(peer, max_bytes, allowed)
         self._loop.call_later(allowed + 0.1, self._mover.end_probes)
 
     async def _probe(self, asked: ProbeLink) -> None:
@@ -114,6 +123,10 @@ class Neighbours:
             return
         if await asyncio.to_thread(why_out_of_reach, self._keys, peer, self._over):
             self._send(Unreached(peer=peer.worker))
+
+    async def _try_directly(self, peer: PeerAddress) -> None:
+        if not await asyncio.to_thread(why_out_of_reach, self._keys, peer, self._over):
+            self._send(Reached(peer=peer.worker, directly=True))
 
     def _with_host(self, order: UseRelay) -> UseRelay:
         """With the relay's address as seen from here: the coordinator's is where it is, and our own on this machine."""

@@ -38,6 +38,7 @@ from fusion.messages import (
     Shutdown,
     Start,
     Stop,
+    TryDirect,
     ToWorker,
     Unreached,
     UseRelay,
@@ -296,7 +297,7 @@ class Service:
                 case Start() | Backup() | Commit() | Adopt() | Check() | Connect():
                     if self._run is not None and self._run.job == message.job:
                         self._run.take(message)
-                case ExpectProbe() | ProbeLink() | UseRelay() | ServeRelay():
+                case ExpectProbe() | ProbeLink() | UseRelay() | TryDirect() | ServeRelay():
                     await self._neighbours.follow(message)
                 case Stop():
                     if self._run is not None and self._run.job == message.job:

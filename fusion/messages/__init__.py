@@ -18,7 +18,7 @@ from fusion.messages.job_data import BlobRef, DataManifest, Resume, TrainConfig
 from fusion.messages.links import ArrivalRate, Arrivals, ExpectProbe, LinkFigures, LinkMeasured, ProbeLink
 from fusion.messages.orders import Adopt, Backup, Commit, Connect, Prepare, Shutdown, Start, Stop
 from fusion.messages.pool import Device, JoinRequest, JoinResponse, PeerAddress
-from fusion.messages.relay import Reached, RelayPass, ServeRelay, Unreached, UseRelay
+from fusion.messages.relay import Reached, RelayPass, ServeRelay, TryDirect, Unreached, UseRelay
 from fusion.messages.reports import (
     MAX_TRACED,
     Adopted,
@@ -96,6 +96,7 @@ __all__ = [
     "ToCoordinator",
     "ToWorker",
     "TrainConfig",
+    "TryDirect",
     "Unreached",
     "UseRelay",
     "Warned",

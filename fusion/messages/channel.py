@@ -11,7 +11,7 @@ from fusion.errors import FrameError
 from fusion.messages.checks import Check, CheckVoid, Receipts, Replayed
 from fusion.messages.links import Arrivals, ExpectProbe, LinkMeasured, ProbeLink
 from fusion.messages.orders import Adopt, Backup, Commit, Connect, Prepare, Shutdown, Start, Stop
-from fusion.messages.relay import Reached, ServeRelay, Unreached, UseRelay
+from fusion.messages.relay import Reached, ServeRelay, TryDirect, Unreached, UseRelay
 from fusion.messages.reports import (
     Adopted,
     BackupFailed,
@@ -45,6 +45,7 @@ ToWorker = Annotated[
     | ExpectProbe
     | ProbeLink
     | UseRelay
+    | TryDirect
     | ServeRelay
     | Stop
     | Shutdown,

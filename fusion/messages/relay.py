@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from fusion.messages.base import Message
+from fusion.messages.pool import PeerAddress
 
 
 class RelayPass(Message):
@@ -30,6 +31,13 @@ class UseRelay(Message):
     """For what it sends."""
 
 
+class TryDirect(Message):
+    """Coordinator -> worker: see whether you can connect to this peer, and let it in while it does the same; say `Reached` if so."""
+
+    type: Literal["try-direct"] = "try-direct"
+    peer: PeerAddress
+
+
 class ServeRelay(Message):
     """Coordinator -> worker that offers a relay: these tickets, with their secrets, count from now on, and no others."""
 
@@ -45,7 +53,8 @@ class Unreached(Message):
 
 
 class Reached(Message):
-    """Worker -> coordinator: the connection to this peer, by way of a relay, is up."""
+    """Worker -> coordinator: the connection to this peer, by way of a relay, is up; or it was tried `directly`, and works."""
 
     type: Literal["reached"] = "reached"
     peer: str
+    directly: bool = False

@@ -20,6 +20,7 @@ from fusion.messages import (
     Reached,
     RelayPass,
     ServeRelay,
+    TryDirect,
     Unreached,
     UseRelay,
 )
@@ -72,6 +73,14 @@ class World:
         for member in self.books.pool:
             member.last_heard = self.now
         self.watch.tick(self.now)
+
+    def tried(self) -> dict[str, TryDirect]:
+        """Who is asked to do without a relay."""
+        return {
+            each.incarnation.removeprefix("i-"): each.message
+            for each in self.books.taken()
+            if isinstance(each, ev.Send) and isinstance(each.message, TryDirect)
+        }
 
     def told(self) -> dict[str, list[UseRelay | ServeRelay]]:
         """Worker -> what it is told of relays, and the coordinator's own relay as `OWN`; the stories go to `stories`."""
@@ -233,6 +242,38 @@ def test_who_joins_anew_is_reached_directly_and_who_is_left_keeps_nothing_open()
     told = world.told()
     assert told == {"a": [UseRelay(peer="b", public_key="b" * 40)], OWN: [ServeRelay(tickets={})]}
     assert world.relays.over("a", "b") is None
+
+
+def test_a_detour_ends_when_both_ends_can_do_without() -> None:
+    world = World("a", "b")
+    world.say("a", Unreached(peer="b"))
+    world.told()
+    world.pass_time(299)
+    assert not world.tried()
+    world.pass_time(2)
+    tried = world.tried()
+    assert {worker: order.peer.worker for worker, order in tried.items()} == {"a": "b", "b": "a"}
+    world.say("a", Reached(peer="b", directly=True))
+    assert world.told() == {}
+    world.say("b", Reached(peer="a", directly=True))
+    direct = {"a": [UseRelay(peer="b", public_key="b" * 40)], "b": [UseRelay(peer="a", public_key="a" * 40)]}
+    assert world.told() == {**direct, OWN: [ServeRelay(tickets={})]}
+    assert world.stories == ["a and b can reach each other; their traffic goes directly again"]
+    assert world.relays.over("a", "b") is None
+    assert not world.links.unanswered("ab")
+
+
+def test_what_one_end_can_do_or_could_do_before_ends_nothing() -> None:
+    world = World("a", "b")
+    world.say("a", Unreached(peer="b"))
+    for end in "ab":
+        world.pass_time(301)
+        assert len(world.tried()) == 2
+        world.say(end, Reached(peer="ab".replace(end, ""), directly=True))
+    world.join("b", incarnation="i-b-again")
+    world.say("b", Reached(peer="a", directly=True))
+    world.told()
+    assert world.relays.over("a", "b") == OWN
 
 
 def test_the_last_relay_leaves_and_both_are_told() -> None:
