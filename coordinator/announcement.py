@@ -11,6 +11,7 @@ from typing import TextIO
 
 from coordinator.access import Access
 from coordinator.config import CoordinatorConfig
+from coordinator.invitation import Identity
 from coordinator.tls import ServerTls
 from fusion.addresses import bracketed, is_loopback, reachable_host
 
@@ -35,9 +36,7 @@ class Announcement:
 
     @property
     def join_url(self) -> str:
-        """A certificate that nobody else knows is known to the worker by its fingerprint."""
-        url = f"{self.url}?token={self.access.join_token}"
-        return f"{url}&cert={self.tls.fingerprint}" if self.tls is not None and not self.tls.known else url
+        return Identity.of(self.access.keys.public, self.tls).invitation(self.url, self.access.join_token)
 
     @property
     def dashboard_url(self) -> str:

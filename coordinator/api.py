@@ -18,13 +18,15 @@ from coordinator import (
     streams,
 )
 from coordinator.access import Access
+from coordinator.announcement import public_host
 from coordinator.crossings import CrossingsCache
 from coordinator.engine import Engine
 from coordinator.guard import Guard
+from coordinator.invitation import Identity
 from coordinator.openapi import document
-from coordinator.routing import ENGINE, GUARD, PUBLIC_HOST, Handler, HttpError, Route
+from coordinator.routing import ENGINE, GUARD, IDENTITY, PUBLIC_HOST, Handler, HttpError, Route
+from coordinator.tls import ServerTls
 from coordinator.tokens import DeniedError
-from fusion.addresses import reachable_host
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +45,16 @@ def all_routes(dashboard: bool = True) -> tuple[Route, ...]:
     return (*routes, *routes_dashboard.ROUTES) if dashboard else routes
 
 
-def make_app(engine: Engine, access: Access, dashboard: bool = True, public_host: str | None = None) -> web.Application:
-    """The aiohttp application over a started or soon started `engine`. `public_host` is what others call us."""
+def make_app(engine: Engine, access: Access, dashboard: bool = True, tls: ServerTls | None = None) -> web.Application:
+    """The aiohttp application over a started or soon started `engine`."""
     app = web.Application(middlewares=[_errors], client_max_size=engine.config.max_body_bytes)
     app[ENGINE] = engine
     app[GUARD] = Guard(access, engine)
     app[routes_observed.CROSSINGS] = CrossingsCache()
     app[routes_observed.MAP] = routes_observed.DrawnMap()
     app[streams.PRESENT] = streams.Present()
-    app[PUBLIC_HOST] = public_host or reachable_host(engine.config.host)
+    app[PUBLIC_HOST] = public_host(engine.config, tls)
+    app[IDENTITY] = Identity.of(access.keys.public, tls)
     routes = all_routes(dashboard)
     app[routes_pool.DOCUMENT] = json.dumps(document(routes)).encode()
     for route in routes:

@@ -20,7 +20,7 @@ from pathlib import Path
 from aiohttp import web
 
 from coordinator import access as access_module
-from coordinator.announcement import Announcement, goes_to_the_journal, public_host, warnings
+from coordinator.announcement import Announcement, goes_to_the_journal, warnings
 from coordinator.api import make_app
 from coordinator.blobs import BlobStore
 from coordinator.checkpoints import Checkpoints
@@ -71,7 +71,7 @@ async def _serve(config: CoordinatorConfig, planner: Planner | None) -> int:
             _bind_control(config, control)
             if config.relay:
                 engine.offer_relay(_bind_relay(config))
-            app = make_app(engine, access, not config.no_dashboard, public_host(config, tls))
+            app = make_app(engine, access, not config.no_dashboard, tls)
             runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
             await runner.setup()
             engine.start(control)

@@ -6,7 +6,7 @@ from aiohttp import web
 from pydantic import BaseModel, Field
 
 from coordinator.bodies import read_body
-from coordinator.routing import ENGINE, GUARD, PUBLIC_HOST, Answer, HttpError, Parameter, Route
+from coordinator.routing import ENGINE, GUARD, IDENTITY, PUBLIC_HOST, Answer, HttpError, Parameter, Route
 from coordinator.tokens import TokenRequest, TokenView, token_view
 from coordinator.views import ErrorView
 from fusion.addresses import bracketed, is_loopback
@@ -27,7 +27,7 @@ async def make(request: web.Request) -> web.Response:
     asked = await read_body(request, TokenRequest)
     engine, book = request.app[ENGINE], request.app[GUARD].book
     token, text = book.make(asked, engine.clock())
-    join_url = f"{public_url(request)}?token={text}" if token.role == "join" else None
+    join_url = request.app[IDENTITY].invitation(public_url(request), text) if token.role == "join" else None
     shown = TokenMade(**token_view(token, engine.clock()).model_dump(), token=text, join_url=join_url)
     return web.json_response(shown.model_dump(mode="json"), status=201, headers={"Cache-Control": "no-store"})
 

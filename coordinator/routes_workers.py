@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 from itertools import permutations
 
 from aiohttp import web
@@ -10,10 +11,12 @@ from aiohttp import web
 from coordinator import events as ev
 from coordinator.bodies import read_body
 from coordinator.entrance import NameTakenError
+from coordinator.knock import can_be_reached
 from coordinator.links import Known
 from coordinator.routing import ENGINE, GUARD, Answer, HttpError, Parameter, Route
 from coordinator.views import ErrorView, LinkList, WorkerList, WorkerView, worker_view
 from fusion import __version__
+from fusion.addresses import plain
 from fusion.messages import JoinRequest, JoinResponse
 from fusion.wire import PROTOCOL_VERSION
 
@@ -27,13 +30,17 @@ async def join(request: web.Request) -> web.Response:
     except NameTakenError as error:
         raise HttpError(409, str(error)) from None
     guard.seated(request, asked.public_key)
-    control = engine.control
+    control, seen_as = engine.control, plain(request.remote or "")
+    reachable = await can_be_reached(asked.data_endpoint, seen_as)
     answer = JoinResponse(
         worker=member.name,
         incarnation=member.incarnation,
         control_endpoint=f"tcp://{_host_for(request, engine.config.host)}:{control.port}",
         control_public_key=control.keys.public,
         heartbeat_seconds=engine.config.heartbeat_seconds,
+        time=time.time(),
+        seen_as=seen_as,
+        reachable=reachable,
     )
     return web.json_response(answer.model_dump(mode="json"), status=201)
 

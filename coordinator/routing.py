@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 
 from coordinator.engine import Engine
 from coordinator.guard import Guard
+from coordinator.invitation import Identity
 from coordinator.tokens import Right
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -18,6 +20,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ENGINE: web.AppKey[Engine] = web.AppKey("engine", Engine)
 GUARD: web.AppKey[Guard] = web.AppKey("guard", Guard)
 PUBLIC_HOST: web.AppKey[str] = web.AppKey("public host", str)
+REFUSED: web.AppKey[Counter[int]] = web.AppKey("refused", Counter)
+"""Requests that were answered with an error, by status."""
+IDENTITY: web.AppKey[Identity] = web.AppKey("identity", Identity)
 
 
 class HttpError(Exception):

@@ -28,6 +28,11 @@ def reachable_host(bound: str) -> str:
     return socket.gethostname()
 
 
+def plain(address: str) -> str:
+    """An address of a connection as people write it: without zone, and IPv4 as such where it came in by IPv6."""
+    return address.partition("%")[0].removeprefix("::ffff:")
+
+
 def place_of(endpoint: str) -> str:
     """The network that `tcp://host:port` is in, by its first bits (24, of IPv6 48); empty for this machine's own."""
     host = ""

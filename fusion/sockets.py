@@ -36,6 +36,19 @@ def new_keys() -> KeyPair:
     return KeyPair(public.decode(), secret.decode())
 
 
+def key_to_hex(public: str) -> str:
+    """For places that Z85 does not fit into, such as URLs."""
+    return z85.decode(public.encode()).hex()
+
+
+def key_from_hex(text: str) -> str:
+    """What `key_to_hex` made. Raises `ValueError`."""
+    raw = bytes.fromhex(text)
+    if len(raw) != 32:
+        raise ValueError(f"a key has 32 bytes, not {len(raw)}")
+    return z85.encode(raw).decode()
+
+
 def secure_server(socket: zmq.Socket[Any], keys: KeyPair, domain: str) -> None:
     """Make `socket` a CURVE server; call before `bind`. `domain` chooses the gatekeeper's list of admitted keys."""
     socket.setsockopt(zmq.CURVE_SERVER, 1)

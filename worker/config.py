@@ -7,6 +7,7 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from fusion.errors import UserError
 from fusion.logs import redact
+from fusion.sockets import key_from_hex
 from fusion.topology import Topology
 
 
@@ -33,6 +34,8 @@ class WorkerConfig:
     advertise: str | None = None
     """`HOST:PORT` where peers reach the data socket, which listens on that port; default: the address that reaches the
     coordinator, any free port."""
+    interface: str | None = None
+    """The network interface whose address peers use, and that the data socket listens on; `advertise` and `listen` win."""
     listen: str | None = None
     """Address to listen on; default: loopback when the coordinator is on loopback, else every interface."""
     relay: bool = False
@@ -86,6 +89,17 @@ class WorkerConfig:
         if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
             raise UserError(f"--join: cert={text[:70]} is not a certificate's fingerprint; copy the whole join command")
         return bytes.fromhex(text)
+
+    @property
+    def coordinator_key(self) -> str | None:
+        """The coordinator's public key, where the join URL carries it. Raises `UserError`."""
+        text = parse_qs(self._join_url.query).get("key", [""])[0]
+        try:
+            return key_from_hex(text) if text else None
+        except ValueError:
+            raise UserError(
+                f"--join: key={text[:70]} is not a coordinator's key; copy the whole join command"
+            ) from None
 
     @property
     def advertised(self) -> tuple[str, int] | None:

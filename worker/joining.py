@@ -6,6 +6,8 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
+from time import time
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -19,32 +21,55 @@ from worker.config import WorkerConfig
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The coordinator's answer, and when this machine's clock says that it was asked and answered."""
+
+    answer: JoinResponse
+    asked_at: float
+    answered_at: float
+
+
 async def join(
-    session: aiohttp.ClientSession, url: str, token: str | None, request: JoinRequest, say: Callable[[str], None]
-) -> JoinResponse:
+    session: aiohttp.ClientSession,
+    url: str,
+    token: str | None,
+    request: JoinRequest,
+    say: Callable[[str], None],
+    key: str | None = None,
+) -> Joined:
     """Join, however long it takes until the coordinator answers; `say` hears why it takes long.
 
-    Raises `VersionError` (other protocol version) or `CoordinatorError` (wrong token, name taken, any other refusal).
+    With its public `key` no other coordinator will do. Raises `VersionError` (other protocol version) or `CoordinatorError`
+    (wrong token, name taken, any other refusal).
     """
     delay = _FIRST_DELAY
     while True:
         try:
-            return await ask(session, url, token, request)
+            return await ask(session, url, token, request, key)
         except UnreachableError as error:
             say(f"{error}; trying again in {delay:.0f} s")
         await asyncio.sleep(delay)
         delay = min(2 * delay, _LONGEST_DELAY)
 
 
-async def ask(session: aiohttp.ClientSession, url: str, token: str | None, request: JoinRequest) -> JoinResponse:
+async def ask(
+    session: aiohttp.ClientSession, url: str, token: str | None, request: JoinRequest, key: str | None = None
+) -> Joined:
     """Ask once. Raises also `UnreachableError`."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
+    asked_at = time()
     try:
         async with session.post(
             f"{url}/api/v1/workers", json=request.model_dump(mode="json"), headers=headers
         ) as answer:
             if answer.status in (200, 201):
-                return JoinResponse.model_validate(await answer.json(content_type=None))
+                joined = JoinResponse.model_validate(await answer.json(content_type=None))
+                if key is not None and joined.control_public_key != key:
+                    raise CoordinatorError(
+                        f"what answers at {url} has another key than the join command says; copy a fresh one"
+                    )
+                return Joined(joined, asked_at, time())
             reason = await _reason(answer)
             status = answer.status
     except aiohttp.ServerFingerprintMismatch:

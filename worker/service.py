@@ -20,8 +20,7 @@ import psutil
 import torch
 
 from fusion import __version__
-from fusion.addresses import is_loopback
-from fusion.errors import UnreachableError
+from fusion.addresses import bracketed
 from fusion.messages import (
     Adopt,
     Backup,
@@ -38,8 +37,8 @@ from fusion.messages import (
     Shutdown,
     Start,
     Stop,
-    TryDirect,
     ToWorker,
+    TryDirect,
     Unreached,
     UseRelay,
     Warned,
@@ -52,13 +51,14 @@ from worker.control import Control
 from worker.device import measure
 from worker.fetch import Fetcher
 from worker.job_run import JobRun
-from worker.joining import address_towards, connector, join
+from worker.joining import connector, join
 from worker.memory import MemoryGuard
 from worker.mover import Mover
 from worker.neighbours import Neighbours
 from worker.owner import Owner
 from worker.processor import reading
 from worker.surroundings import surroundings
+from worker.whereabouts import clock_in_words, find, in_words
 
 # The coordinator lets a leaving worker wait for the next checkpoint for a minute at most.
 _LEAVE_PATIENCE = 90.0
@@ -94,6 +94,7 @@ class Service:
         self._run: JobRun | None = None
         self._neighbours = Neighbours(self._keys, self._mover, self._control.send, self._over.is_set)
         self._relay_port = 0
+        self._why = ""
         self._leaving = False
         self._paused = False
         self._quiet = asyncio.Event()
@@ -196,38 +197,30 @@ class Service:
 
     async def _listen(self) -> str:
         """Bind the data socket; returns the endpoint that peers use."""
-        advertised = self._config.advertised
-        if advertised is not None:
-            host, port = advertised
-            bind = self._config.listen or "*"
-        else:
-            host, port = await self._own_address(), 0
-            bind = self._config.listen or (host if is_loopback(host) else "*")
-        port = self._mover.start(bind, port)
+        found = await find(self._config, self._say)
+        self._why = found.why
+        port = self._mover.start(found.bind, found.port)
         if self._config.relay:
-            self._relay_port = self._neighbours.offer_relay(bind, self._config.relay_port, host)
-        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-
-    async def _own_address(self) -> str:
-        delay = 1.0
-        while True:
-            try:
-                return await asyncio.to_thread(address_towards, self._url)
-            except UnreachableError as error:
-                self._say(f"{error}; trying again in {delay:.0f} s")
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, 30.0)
+            self._relay_port = self._neighbours.offer_relay(found.bind, self._config.relay_port, found.host)
+        return f"tcp://{bracketed(found.host)}:{port}"
 
     async def _join(self) -> None:
-        answer = await join(self._session, self._url, self._config.bearer, self._request, self._say)
+        config = self._config
+        joined = await join(self._session, self._url, config.bearer, self._request, self._say, config.coordinator_key)
+        answer = joined.answer
         await self._neighbours.joined(answer)
         self._control.open(answer)
         device = self._request.device
         self._say(
             f"worker {answer.worker} joined {self._url} ({device.kind}, {device.threads} "
             f"thread{'s' if device.threads != 1 else ''}, {format_bytes(device.memory_bytes)}, "
-            f"{device.flops_per_second / 1e9:.0f} GFLOP/s, data on {self._request.data_endpoint})"
+            f"{device.flops_per_second / 1e9:.0f} GFLOP/s)"
         )
+        self._say(in_words(self._request.data_endpoint, self._why, answer))
+        skew = clock_in_words(answer, joined.asked_at, joined.answered_at)
+        if skew is not None:
+            self._say(skew)
+            self._send_warning(skew)
 
     async def _until_over(self, work: Coroutine[Any, Any, None]) -> None:
         """Do `work`, unless we are told to go first."""

@@ -47,6 +47,10 @@ def worker(
         str | None,
         typer.Option("--advertise", envvar="FUSION_ADVERTISE", metavar="HOST:PORT", help="Where peers reach it."),
     ] = None,
+    interface: Annotated[
+        str | None,
+        typer.Option("--interface", envvar="FUSION_INTERFACE", metavar="NAME", help="Whose address peers use: eth0."),
+    ] = None,
     listen: Annotated[
         str | None, typer.Option("--listen", envvar="FUSION_LISTEN", metavar="HOST", help="Address to listen on.")
     ] = None,
@@ -104,6 +108,7 @@ def worker(
             speed=_speed(speed) if speed is not None else None,
             profile_seconds=_LOCAL_PROFILE_SECONDS if local else _PROFILE_SECONDS,
             advertise=advertise,
+            interface=interface,
             listen=listen,
             relay=relay or relay_port > 0,
             relay_port=relay_port,

@@ -52,6 +52,11 @@ class JoinResponse(Message):
     control_endpoint: str
     control_public_key: str
     heartbeat_seconds: float
+    time: float | None = Field(None, description="By the coordinator's clock, seconds since the epoch.")
+    seen_as: str = Field("", description="The address that the request came from.")
+    reachable: bool | None = Field(
+        None, description="Whether the coordinator could connect to `data_endpoint`; null: it did not try."
+    )
 
 
 class PeerAddress(Message):

@@ -18,7 +18,7 @@ import zmq.asyncio
 from coordinator_cases import FakeWorker, Server
 
 from fusion.messages import Heartbeat, encode
-from fusion.sockets import new_keys, secure_client
+from fusion.sockets import key_to_hex, new_keys, secure_client
 
 _RUN = """
 import sys
@@ -88,7 +88,8 @@ async def test_a_person_is_told_how_to_join(tmp_path: Path) -> None:
             text += (await process.stdout.readline()).decode()
     token = (tmp_path / "state" / "join.token").read_text().strip()
     url = text.split("coordinator at ")[1].split()[0]
-    assert f"fusion worker --join '{url}?token={token}'" in text
+    public = json.loads((tmp_path / "state" / "control.keys").read_text())["public"]
+    assert f"fusion worker --join '{url}?token={token}&key={key_to_hex(public)}'" in text
     assert f"{url}/" in text
     written = json.loads((tmp_path / "state" / "config" / "coordinator.json").read_text())
     assert written["url"] == url

@@ -202,7 +202,9 @@ async def test_clients_and_workers_join_over_https_and_trust_nobody_else(
 
         async def join(config: WorkerConfig) -> str:
             async with aiohttp.ClientSession(connector=connector(config)) as session:
-                return (await ask(session, config.coordinator, config.bearer, request)).worker
+                return (
+                    await ask(session, config.coordinator, config.bearer, request, config.coordinator_key)
+                ).answer.worker
 
         assert await join(WorkerConfig(join_url)) == "a"
         plain = re.sub("&cert=.*", "", join_url)
@@ -211,8 +213,18 @@ async def test_clients_and_workers_join_over_https_and_trust_nobody_else(
             await join(WorkerConfig(plain))
         with pytest.raises(CoordinatorError, match="another certificate than the join command says"):
             await join(WorkerConfig(f"{plain}&cert={'0' * 64}"))
-        with pytest.raises(UserError, match="copy the whole join command"):
+        with pytest.raises(UserError, match=r"cert=12 .*copy the whole join command"):
             await join(WorkerConfig(f"{plain}&cert=12"))
+        # A key of its own is what a network that can change what goes over HTTP would hand to a worker.
+        other = re.sub("key=[0-9a-f]{64}", f"key={'0' * 64}", join_url)
+        assert other != join_url
+        with pytest.raises(CoordinatorError, match="another key than the join command says"):
+            await join(WorkerConfig(other))
+        with pytest.raises(UserError, match=r"key=12 .*copy the whole join command"):
+            await join(WorkerConfig(f"{plain.partition('&')[0]}&key=12", tls_ca=str(certificate)))
+        with Client(url, TOKEN, ca=certificate) as client:
+            invited = (await asyncio.to_thread(client.create_token, "join", None, None, ""))["join_url"]
+        assert await join(WorkerConfig(invited)) == "a"
 
 
 async def test_https_to_a_plain_coordinator_is_explained(server: Server, pair: tuple[Path, Path]) -> None:

@@ -16,7 +16,7 @@ from coordinator import api
 from coordinator.tokens import RIGHTS, DeniedError, Role, Token, TokenBook, TokenRequest, refuse_ended
 from fusion.errors import CoordinatorError
 from fusion.messages import Device, JoinRequest
-from fusion.sockets import new_keys
+from fusion.sockets import key_to_hex, new_keys
 from fusion.wire import PROTOCOL_VERSION
 from worker.joining import ask
 
@@ -177,7 +177,7 @@ async def test_an_invitation_for_one_worker_lets_one_in_who_then_stays(
 ) -> None:
     invitation = await made(server, "join", uses=1, lifetime_seconds=3600)
     text = invitation["token"]
-    assert invitation["join_url"] == f"{server.url}?token={text}"
+    assert invitation["join_url"] == f"{server.url}?token={text}&key={key_to_hex(server.access.keys.public)}"
     blob = f"/api/v1/blobs/{ref_of(b'x').digest}"
     server.access = replace(server.access, join_token=text)  # What the fake workers come with.
     async with FakeWorker(server, "a") as worker:
@@ -236,7 +236,7 @@ async def test_a_worker_is_told_how_its_token_ended(server: Server) -> None:
         for name in "bc"
     ]
     async with aiohttp.ClientSession() as session:
-        assert (await ask(session, server.url, invitation["token"], requests[0])).worker == "b"
+        assert (await ask(session, server.url, invitation["token"], requests[0])).answer.worker == "b"
         with pytest.raises(CoordinatorError) as caught:
             await ask(session, server.url, invitation["token"], requests[1])
     assert str(caught.value) == (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from time import time
 from typing import Any
 
 from aiohttp import web
@@ -26,6 +27,8 @@ class FakeCoordinator:
         self.messages: list[tuple[str, ToCoordinator]] = []
         self.refuse: tuple[int, str] | None = None
         self.refuse_uploads = False
+        self.ahead = 0.0
+        """Seconds that our clock is ahead of the workers'."""
         self.port = 0
         self._control_port = 0
         self._changed = asyncio.Condition()
@@ -120,6 +123,7 @@ class FakeCoordinator:
             control_endpoint=f"tcp://127.0.0.1:{self._control_port}",
             control_public_key=self.keys.public,
             heartbeat_seconds=0.2,
+            time=time() + self.ahead,
         )
         self._stir()
         return web.json_response(answer.model_dump(mode="json"), status=201)

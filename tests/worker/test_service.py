@@ -24,6 +24,7 @@ from fusion.messages import (
     Stop,
     Warned,
 )
+from fusion.sockets import key_to_hex, new_keys
 from worker import service
 from worker.config import WorkerConfig
 from worker.owner import Owner, Reading
@@ -193,6 +194,23 @@ async def test_leaving_before_joining_ends_at_once() -> None:
     await worker.said.until("can't reach the coordinator")
     worker.service.leave("SIGINT")
     assert await asyncio.wait_for(worker.task, 20) == 0
+
+
+async def test_a_worker_says_what_others_will_use_and_that_its_clock_is_wrong(coordinator: FakeCoordinator) -> None:
+    coordinator.ahead = 3600.0
+    async with pool(coordinator, "a") as (a,):
+        line = await a.said.until("others will use")
+        endpoint = coordinator.joined[0].data_endpoint.removeprefix("tcp://")
+        assert line == f"others will use {endpoint} (the coordinator is on this machine)"
+        warned = await coordinator.message("a", Warned)
+        assert "behind the coordinator's" in warned.message
+        assert warned.message in a.said
+
+
+async def test_another_coordinator_than_the_join_command_says_will_not_do(coordinator: FakeCoordinator) -> None:
+    worker = start_worker(f"{coordinator.url}&key={key_to_hex(new_keys().public)}", "a")
+    with pytest.raises(CoordinatorError, match="another key than the join command says"):
+        await worker.task
 
 
 def test_the_join_url_carries_the_token() -> None:
