@@ -11,7 +11,8 @@ from coordinator import events as ev
 from coordinator import probing
 from coordinator.archive import Archive
 from coordinator.candidates import candidates
-from coordinator.checkpoints import Checkpoints
+from coordinator.checkpoints import Checkpoint, Checkpoints
+from coordinator.copies import Copies
 from coordinator.jobs import Job
 from coordinator.lifecycle import Lifecycle
 from coordinator.planning import Planner, anew, answer
@@ -40,6 +41,7 @@ class Background:
         clock: Callable[[], float],
         post: Callable[[ev.Event], None],
         send: Callable[[str, ToWorker], None],
+        copies: Copies | None = None,
     ) -> None:
         self._lifecycle = lifecycle
         self._planner = planner
@@ -49,10 +51,12 @@ class Background:
         self._clock = clock
         self._post = post
         self._send = send
+        self._copies = copies
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = False
         # Checkpoints of one job are written one after the other, so that pruning sees them in order.
         self._writing: dict[str, asyncio.Lock] = {}
+        self._copying = asyncio.Lock()
 
     def begin(self, asked: Slow) -> None:
         """Do what is asked."""
@@ -174,6 +178,45 @@ class Background:
             for step in old:
                 self._archive.remove(job.id, step)
             self._archive.drop(ref.digest for ref in asked.parts.values())
+        if self._copies is not None and isinstance(event, ev.CheckpointWritten):
+            self.spawn(self._copy(self._copies, written, old), f"copy {asked.job}@{asked.step}")
+
+    def copy_what_is_missing(self) -> None:
+        """Copy each job's newest checkpoint, if an earlier process could not."""
+        if self._copies is not None:
+            newest = [(job.id, job.checkpoint) for job in self._lifecycle.jobs.values() if job.checkpoint is not None]
+            self.spawn(self._catch_up(self._copies, newest), "copies")
+
+    async def _catch_up(self, copies: Copies, newest: list[tuple[str, int]]) -> None:
+        for job, step in newest:
+            found = self._archive.find(job, step)
+            try:
+                if found is None or await asyncio.to_thread(copies.has, job, step):
+                    continue
+            except FusionError as error:
+                logger.warning("%s", error)
+                return
+            await self._copy(copies, found, [])
+
+    async def _copy(self, copies: Copies, found: Checkpoint, old: list[int]) -> None:
+        """One after the other: they share one way out."""
+        async with self._copying:
+            if self._over or self._archive.find(found.job, found.step) is None:
+                return  # A newer one has taken its place while it waited.
+            reason: str | None = None
+            try:
+                await asyncio.to_thread(copies.write, found)
+            except Exception as error:
+                reason = self._reason(error)
+                if self._archive.find(found.job, found.step) is None:
+                    return
+            try:
+                for step in old:
+                    await asyncio.to_thread(copies.remove, found.job, step)
+            except FusionError as error:
+                logger.warning("%s", error)
+            where = copies.where(found.job, found.step)
+            self._post_late(ev.CheckpointCopied(self._clock(), found.job, found.step, where, reason))
 
     def _post_late(self, event: ev.Event) -> None:
         if not self._over:

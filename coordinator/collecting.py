@@ -39,6 +39,17 @@ class Collecting:
                 self._books.do(ev.WriteCheckpoint(job.id, step, dict(parts), job.spec.checkpoint.keep))
                 self._books.save(job, announce=False)
 
+    def copied(self, job: Job, event: ev.CheckpointCopied) -> None:
+        """A copy of a checkpoint is where copies go, or is not."""
+        if event.reason is None:
+            words = f"checkpoint at step {event.step} copied to {event.where}"
+            self._books.story(job, "checkpoint-copied", words, step=event.step)
+        else:
+            words = (
+                f"checkpoint at step {event.step} could not be copied to {event.where}: {event.reason}; it is kept here"
+            )
+            self._books.story(job, "checkpoint-copy-failed", words, step=event.step)
+
     def over(self, job: Job, event: ev.CheckpointWritten | ev.CheckpointFailed) -> None:
         """A checkpoint is written, or could not be."""
         if event.step in job.writing:

@@ -46,6 +46,8 @@ class CoordinatorConfig:
     """Speeds and links of the workers by name, for the scheduler; without it they go by what they measured."""
     relative_speeds: bool = False
     """The topology's speeds are relative: each worker takes that share of the speed of what is here (local mode)."""
+    checkpoints_to: str | None = None
+    """A URL of any kind that fsspec knows, where every checkpoint is copied to."""
     heartbeat_seconds: float = 0.25
     timing: Timing = field(default_factory=Timing)
     max_blob_bytes: int = 64 * 2**30

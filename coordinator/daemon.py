@@ -26,6 +26,7 @@ from coordinator.blobs import BlobStore
 from coordinator.checkpoints import Checkpoints
 from coordinator.config import CoordinatorConfig
 from coordinator.control import Control
+from coordinator.copies import Copies
 from coordinator.engine import Engine
 from coordinator.planning import Planner
 from coordinator.store import Store
@@ -100,7 +101,8 @@ def make_engine(config: CoordinatorConfig, planner: Planner | None = None) -> En
         from coordinator.scheduling import scheduler_planner
 
         planner = scheduler_planner(config.topology, relative_speeds=config.relative_speeds)
-    return Engine(config, store, blobs, checkpoints, planner)
+    copies = Copies(config.checkpoints_to, checkpoints) if config.checkpoints_to is not None else None
+    return Engine(config, store, blobs, checkpoints, planner, copies=copies)
 
 
 @contextlib.contextmanager

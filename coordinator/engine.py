@@ -18,6 +18,7 @@ from coordinator.checkpoints import Checkpoints
 from coordinator.clock import Clock
 from coordinator.config import CoordinatorConfig
 from coordinator.control import Control
+from coordinator.copies import Copies
 from coordinator.dags import Dags
 from coordinator.entrance import admit
 from coordinator.jobs import Job
@@ -50,6 +51,7 @@ class Engine:
         checkpoints: Checkpoints,
         planner: Planner,
         clock: Callable[[], float] | None = None,
+        copies: Copies | None = None,
     ) -> None:
         self.config = config
         self.store = store
@@ -66,7 +68,7 @@ class Engine:
         self._dags = Dags(blobs, config.max_dag_bytes)
         self._unsaved: set[str] = set()
         self._background = Background(
-            self.lifecycle, planner, self.archive, checkpoints, self.dag, self.clock, self.post, self._send
+            self.lifecycle, planner, self.archive, checkpoints, self.dag, self.clock, self.post, self._send, copies
         )
         self._ticking: asyncio.Task[None] | None = None
         self._submitting = asyncio.Lock()
@@ -84,6 +86,7 @@ class Engine:
         self.admit_known(control)
         self._carry_out(self.lifecycle.restore(self.store.jobs(), self.store.workers(), self.clock()))
         self.archive.sweep()
+        self._background.copy_what_is_missing()
         self._ticking = self._background.spawn(self._tick(), "tick")
         control.receive()
 

@@ -105,6 +105,17 @@ class CheckpointFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointCopied:
+    """A copy of a checkpoint is elsewhere as well, or could not be put there: for `reason`."""
+
+    time: float
+    job: str
+    step: int
+    where: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerUnreachable:
     """The worker's data endpoint refuses connections: its process is gone."""
 
@@ -128,6 +139,7 @@ Event = (
     | PreparationFailed
     | CheckpointWritten
     | CheckpointFailed
+    | CheckpointCopied
     | WorkerUnreachable
     | ClockTicked
 )

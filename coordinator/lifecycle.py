@@ -141,6 +141,9 @@ class Lifecycle:
             case ev.CheckpointWritten() | ev.CheckpointFailed():
                 self._checkpoint_over(event)
         self._schedule()
+            case ev.CheckpointCopied():
+                if (found := self.jobs.get(event.job)) is not None:
+                    self._collecting.copied(found, event)
         return self._books.taken()
 
     # What becomes of a job when its workers go (`membership.Consequences`) -----------------------------------------

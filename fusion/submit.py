@@ -22,6 +22,7 @@ from fusion.data import PreparedData, prepare
 from fusion.errors import CoordinatorError, UserError
 from fusion.messages import BlobRef
 from fusion.models import build_loss, build_model
+from fusion.remote_files import RemoteFolder, fetch, is_url, shown
 from fusion.spec import JobSpec
 from fusion.spec_file import load_spec, spec_from
 from fusion.trial import try_once
@@ -78,7 +79,7 @@ def captured(spec: JobSpec, model: nn.Module, loss: str | Callable[..., Any], da
 def submit(client: Client, job: CapturedJob, *, resume: str | None = None, say: Say = _quiet) -> Json:
     """Upload what the coordinator does not have yet and post the job. Returns the job as the coordinator describes it.
 
-    `resume`: `JOBID`, `JOBID@STEP`, or a folder or file from `fusion checkpoint get`.
+    `resume`: `JOBID`, `JOBID@STEP`, or a folder or file from `fusion checkpoint get`, here or at a URL.
     """
     resumed = resume_from(client, resume, say) if resume is not None else None
     encoded = dumps(job.dag)
@@ -129,6 +130,8 @@ def file_ref(path: Path) -> BlobRef:
 
 def resume_from(client: Client, resume: str, say: Say = _quiet) -> Json:
     """What `POST /api/v1/jobs` takes as `resume`. Raises `UserError` or `CoordinatorError`."""
+    if is_url(resume):
+        return _resume_from_url(client, resume, say)
     local = Path(resume)
     if local.exists():
         return _resume_from_files(client, local, say)
@@ -148,6 +151,21 @@ def resume_from(client: Client, resume: str, say: Say = _quiet) -> Json:
     if not steps:
         raise UserError(f"--resume {resume}: job {job} has no checkpoint yet")
     return {"checkpoint": f"{job}@{max(steps)}"}
+
+
+def _resume_from_url(client: Client, url: str, say: Say) -> Json:
+    """Of a folder the model and, where it is there, the optimizer."""
+    with tempfile.TemporaryDirectory(prefix="fusion-") as folder:
+        model = Path(folder) / "model.safetensors"
+        say(f"fetching {shown(url)}")
+        if url.endswith(model.suffix):
+            fetch(url, model)
+            return _resume_from_files(client, model, say)
+        there = RemoteFolder(url)
+        if not there.get(model, model.name):
+            raise UserError(f"--resume {shown(url)}: no model.safetensors in this folder")
+        there.get(model.with_name("optimizer.safetensors"), "optimizer.safetensors")
+        return _resume_from_files(client, Path(folder), say)
 
 
 def _resume_from_files(client: Client, path: Path, say: Say) -> Json:

@@ -4,7 +4,8 @@ import { el, setText } from "./dom.js";
 import { clock, day } from "./format.js";
 
 const BAD = new Set([
-  "worker-lost", "failed", "checkpoint-failed", "checkpoint-missing", "loss-not-finite", "snapshot-damaged", "link-failed",
+  "worker-lost", "failed", "checkpoint-failed", "checkpoint-copy-failed", "checkpoint-missing", "loss-not-finite",
+  "snapshot-damaged", "link-failed",
 ]);
 const WARN = new Set([
   "warning", "adoption", "restarted", "moved", "move-given-up", "no-move", "no-backup", "snapshot-refused", "cancelled",

@@ -43,6 +43,15 @@ def coordinator(
             "--topology", envvar="FUSION_TOPOLOGY", metavar="FILE", help="Speeds and links of the workers, by name."
         ),
     ] = None,
+    checkpoints_to: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoints-to",
+            envvar="FUSION_CHECKPOINTS_TO",
+            metavar="URL",
+            help="Copy every checkpoint there too: any URL that fsspec knows, for example s3://bucket/runs.",
+        ),
+    ] = None,
     token: TokenOption = None,
     join_token: Annotated[
         str | None,
@@ -88,6 +97,7 @@ def coordinator(
             control_port=control_port,
             relay=relay,
             relay_port=relay_port,
+            checkpoints_to=checkpoints_to,
             token=token,
             join_token=join_token,
             tls_cert=tls_cert,

@@ -33,7 +33,7 @@ def submit(
             "--resume",
             envvar="FUSION_RESUME",
             metavar="CHECKPOINT",
-            help="JOBID, JOBID@STEP, or a folder or file from `fusion checkpoint get`.",
+            help="JOBID, JOBID@STEP, or a folder or file from `fusion checkpoint get`, here or at a URL.",
         ),
     ] = None,
     coordinator: CoordinatorOption = None,

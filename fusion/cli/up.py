@@ -10,6 +10,7 @@ import typer
 
 from fusion.cli.options import MetricsOption, TensorBoardOption
 from fusion.cli.output import out, show
+from fusion.remote_files import is_url
 
 if TYPE_CHECKING:
     from fusion.client import StreamItem
@@ -58,7 +59,9 @@ def up(
     ] = False,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", envvar="FUSION_RESUME", metavar="PATH", help="A checkpoint's folder or file."),
+        typer.Option(
+            "--resume", envvar="FUSION_RESUME", metavar="PATH", help="A checkpoint's folder or file, here or at a URL."
+        ),
     ] = None,
     state: Annotated[
         Path | None,
@@ -133,7 +136,7 @@ def up(
                     capture,
                     show=show_item,
                     say=view.status,
-                    resume=str(Path(resume).resolve()) if resume is not None else None,
+                    resume=resume if resume is None or is_url(resume) else str(Path(resume).resolve()),
                 )
             except KeyboardInterrupt:
                 view.say(f"stopping; what there is stays in {folder}")

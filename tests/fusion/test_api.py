@@ -106,6 +106,33 @@ def test_resume_points(tmp_path):
         resume_from(pool, str(tmp_path))
 
 
+def test_resume_points_at_a_url(tmp_path):
+    """Of any store that fsspec knows; this one is in memory."""
+    import fsspec
+    from safetensors.torch import save_file
+
+    from fusion.errors import UserError
+
+    store = fsspec.filesystem("memory")
+    for name, tensors in (("model", {"w": torch.ones(2)}), ("optimizer", {"optimizer/m/w": torch.ones(2)})):
+        save_file(tensors, tmp_path / f"{name}.safetensors", {"step": "12"})
+        store.put_file(str(tmp_path / f"{name}.safetensors"), f"/runs/gpt/12/{name}.safetensors")
+    found = resume_from(FakePool(), "memory://runs/gpt/12")
+    assert found["step"] == 12
+    assert found["optimizer"] is not None
+    notes: list[str] = []
+    alone = resume_from(FakePool(), "memory://runs/gpt/12/model.safetensors", notes.append)
+    assert (alone["model"], alone["optimizer"]) == (found["model"], None)
+    assert "the optimizer's state starts from zero" in notes[-1]
+    for url, message in (
+        ("memory://runs/nothing", "memory://runs/nothing: no model.safetensors in this folder"),
+        ("memory://runs/none.safetensors", "memory://runs/none.safetensors: no such file"),
+        ("nonsense://x", "nonsense://x: can't be used: Protocol not known"),
+    ):
+        with pytest.raises(UserError, match=message):
+            resume_from(FakePool(), url)
+
+
 class Looked(nn.Module):
     """Batch norm and dropout around an embedding of four rows."""
 
