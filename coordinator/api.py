@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 
 from aiohttp import web
 
@@ -24,7 +25,7 @@ from coordinator.engine import Engine
 from coordinator.guard import Guard
 from coordinator.invitation import Identity
 from coordinator.openapi import document
-from coordinator.routing import ENGINE, GUARD, IDENTITY, PUBLIC_HOST, Handler, HttpError, Route
+from coordinator.routing import ENGINE, GUARD, IDENTITY, PUBLIC_HOST, REFUSED, Handler, HttpError, Route
 from coordinator.tls import ServerTls
 from coordinator.tokens import DeniedError
 
@@ -47,13 +48,14 @@ def all_routes(dashboard: bool = True) -> tuple[Route, ...]:
 
 def make_app(engine: Engine, access: Access, dashboard: bool = True, tls: ServerTls | None = None) -> web.Application:
     """The aiohttp application over a started or soon started `engine`."""
-    app = web.Application(middlewares=[_errors], client_max_size=engine.config.max_body_bytes)
+    app = web.Application(middlewares=[_counted, _errors], client_max_size=engine.config.max_body_bytes)
     app[ENGINE] = engine
     app[GUARD] = Guard(access, engine)
     app[routes_observed.CROSSINGS] = CrossingsCache()
     app[routes_observed.MAP] = routes_observed.DrawnMap()
     app[streams.PRESENT] = streams.Present()
     app[PUBLIC_HOST] = public_host(engine.config, tls)
+    app[REFUSED] = Counter()
     app[IDENTITY] = Identity.of(access.keys.public, tls)
     routes = all_routes(dashboard)
     app[routes_pool.DOCUMENT] = json.dumps(document(routes)).encode()
@@ -86,6 +88,14 @@ def _refusal(denial: DeniedError) -> web.Response:
 
 @web.middleware
 async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+@web.middleware
+async def _counted(request: web.Request, handler: Handler) -> web.StreamResponse:
+    answer = await handler(request)
+    if answer.status >= 400:
+        request.app[REFUSED][answer.status] += 1
+    return answer
+
+
     try:
         return await handler(request)
     except HttpError as error:

@@ -23,6 +23,8 @@ class Course:
     def __init__(self, books: Books, backups: Backups) -> None:
         self._books = books
         self._backups = backups
+        self._not_finite: set[str] = set()
+        """Jobs whose last loss was no number."""
 
     def planned(self, job: Job, event: ev.PlanMade | ev.PlanRefused) -> None:
         """The scheduler has answered for a job that is being prepared."""
@@ -142,11 +144,20 @@ class Course:
         """Give out the metrics of steps that are complete."""
         for metric in metrics:
             self._books.do(ev.RecordMetric(job.id, metric))
-            if metric.loss is not None and not math.isfinite(metric.loss):
-                self._books.story(
-                    job, "loss-not-finite", f"loss is {metric.loss} at step {metric.step}", step=metric.step
-                )
+            if metric.loss is not None:
+                self._notice(job, metric.step, metric.loss)
         self._books.save(job, announce=False, soon=not metrics)
+
+    def _notice(self, job: Job, step: int, loss: float) -> None:
+        """Tell once when the loss is no number any more, and once when it is one again: it may stay so for long."""
+        if math.isfinite(loss) != (job.id in self._not_finite):
+            return
+        if math.isfinite(loss):
+            self._not_finite.discard(job.id)
+            self._books.story(job, "loss-finite", f"loss is {loss:.5g} again at step {step}", step=step)
+        else:
+            self._not_finite.add(job.id)
+            self._books.story(job, "loss-not-finite", f"loss is {loss} from step {step} on", step=step)
 
     def end(self, job: Job, now: float, state: Literal["done", "failed", "cancelled"], reason: str) -> None:
         """The job is over, and its workers are free."""

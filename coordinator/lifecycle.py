@@ -8,7 +8,6 @@ whom an event concerns; the rules are in `membership` (workers), `course` (jobs)
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from random import SystemRandom
 
@@ -25,6 +24,7 @@ from coordinator.pool import Member, Pool
 from coordinator.recovery import Recovery, RecoveryMessage
 from coordinator.relays import Relays
 from coordinator.spot_checks import SpotChecks
+from coordinator.words import Words
 from fusion.messages import (
     Arrivals,
     CheckpointPart,
@@ -64,7 +64,7 @@ class Lifecycle:
         self._collecting = Collecting(self._books)
         self._link_watch = LinkWatch(self._books)
         self._membership = Membership(self._books, self)
-        self._warned: deque[tuple[str, Warned]] = deque(maxlen=200)
+        self.words = Words()
 
     @property
     def pool(self) -> Pool:
@@ -116,6 +116,7 @@ class Lifecycle:
                     self._advance(job, event.time)
             case ev.WorkerJoined():
                 self.links.forget(event.member.name)
+                self.words.forget(frozenset(member.incarnation for member in self.pool.live()))
                 self._membership.joined(event)
             case ev.WorkerUnreachable():
                 member = self.pool.of_incarnation(event.incarnation)
@@ -140,10 +141,10 @@ class Lifecycle:
                 self._preparation_failed(event)
             case ev.CheckpointWritten() | ev.CheckpointFailed():
                 self._checkpoint_over(event)
-        self._schedule()
             case ev.CheckpointCopied():
                 if (found := self.jobs.get(event.job)) is not None:
                     self._collecting.copied(found, event)
+        self._schedule()
         return self._books.taken()
 
     # What becomes of a job when its workers go (`membership.Consequences`) -----------------------------------------
@@ -177,16 +178,14 @@ class Lifecycle:
         message = event.message
         match message:
             case Heartbeat():
-                member.memory_used_bytes = message.memory_used_bytes
+                member.memory_used_bytes, member.refused = message.memory_used_bytes, message.refused
             case Leaving():
                 self._drain(member, event.time, message.reason)
             case Warned():
-                if (event.incarnation, message) in self._warned:
-                    return  # Said again after a broken connection.
-                self._warned.append((event.incarnation, message))
-                job = self.jobs.get(message.job) if message.job else None
-                self._books.do(ev.RecordLog(job.id if job else None, member.name, message.message))
-                self._books.story(job, "warning", f"worker {member.name}: {message.message}", worker=member.name)
+                if (text := self.words.take(event.time, event.incarnation, message)) is not None:
+                    job = self.jobs.get(message.job) if message.job else None
+                    self._books.do(ev.RecordLog(job.id if job else None, member.name, text))
+                    self._books.story(job, "warning", f"worker {member.name}: {text}", worker=member.name)
             case LinkMeasured() | Arrivals() | Unreached() | Reached():
                 self._link_watch.heard(member, message, event.time)
             case PeerLost() | Connected():

@@ -45,6 +45,8 @@ class Member(BaseModel):
     joined_at: float = 0.0
     last_heard: float = 0.0
     memory_used_bytes: int = 0
+    refused: int = 0
+    """Messages of its peers that it has refused."""
     moving: bool = False
     """A draining member waits until its fragments have moved; otherwise for a checkpoint of its job."""
     barred: str = ""

@@ -23,9 +23,10 @@ _JOB_STATES = ("queued", "preparing", "running", "done", "failed", "cancelled")
 class EngineCollector(Collector):
     """All of a coordinator's metrics."""
 
-    def __init__(self, engine: Engine, denied: Mapping[str, int]) -> None:
+    def __init__(self, engine: Engine, denied: Mapping[str, int], refused: Mapping[int, int]) -> None:
         self._engine = engine
         self._denied = denied
+        self._refused = refused
 
     def collect(self) -> Iterator[Metric]:
         engine = self._engine
@@ -51,6 +52,15 @@ class EngineCollector(Collector):
             if member.live:
                 memory.add_metric([member.name], member.memory_used_bytes)
         yield memory
+        turned_away = CounterMetricFamily(
+            "fusion_worker_messages_refused_total",
+            "Messages of its peers that a worker has refused.",
+            labels=["worker"],
+        )
+        for member in members:
+            if member.live:
+                turned_away.add_metric([member.name], member.refused)
+        yield turned_away
         yield from self._jobs()
         received = CounterMetricFamily(
             "fusion_coordinator_control_messages_total", "Control messages received.", labels=["type"]
@@ -69,6 +79,19 @@ class EngineCollector(Collector):
         for reason in _DENIALS:
             denied.add_metric([reason], self._denied.get(reason, 0))
         yield denied
+        refused = CounterMetricFamily(
+            "fusion_coordinator_http_refused_total",
+            "HTTP requests that were answered with an error.",
+            labels=["status"],
+        )
+        for status, number in sorted(self._refused.items()):
+            refused.add_metric([str(status)], number)
+        yield refused
+        yield CounterMetricFamily(
+            "fusion_coordinator_warnings_dropped_total",
+            "Warnings of workers that were not kept, because they said too much.",
+            value=engine.lifecycle.words.dropped,
+        )
 
     def _jobs(self) -> Iterator[Metric]:
         jobs = self._engine.lifecycle.jobs.values()
@@ -118,8 +141,8 @@ class EngineCollector(Collector):
         yield from (step, loss, seconds, epoch, sent, recoveries, restarts, commits, checks)
 
 
-def page(engine: Engine, denied: Mapping[str, int]) -> bytes:
-    """The metrics in Prometheus' text format; `denied` counts refused requests by reason."""
+def page(engine: Engine, denied: Mapping[str, int], refused: Mapping[int, int]) -> bytes:
+    """The metrics in Prometheus' text format; `denied` counts refused requests by reason, `refused` all by status."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(EngineCollector(engine, denied))
+    registry.register(EngineCollector(engine, denied, refused))
     return generate_latest(registry)

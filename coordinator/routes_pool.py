@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from coordinator import prometheus
-from coordinator.routing import ENGINE, GUARD, Answer, Route
+from coordinator.routing import ENGINE, GUARD, REFUSED, Answer, Route
 from coordinator.views import Health
 from fusion import __version__
 from fusion.wire import PROTOCOL_VERSION
@@ -26,8 +26,9 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
+    refused = request.app[REFUSED]
     return web.Response(
-        body=prometheus.page(request.app[ENGINE], request.app[GUARD].denied),
+        body=prometheus.page(request.app[ENGINE], request.app[GUARD].denied, refused),
         headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
     )
 

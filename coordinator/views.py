@@ -68,6 +68,7 @@ class WorkerView(BaseModel):
     joined_at: float
     last_heard: float
     memory_used_bytes: int
+    refused: int = Field(description="Messages of its peers that it has refused.")
 
 
 class LinkView(BaseModel):
@@ -244,4 +245,5 @@ def worker_view(member: Member, job: Job | None) -> dict[str, Any]:
         "joined_at": member.joined_at,
         "last_heard": member.last_heard,
         "memory_used_bytes": member.memory_used_bytes,
+        "refused": member.refused,
     }

@@ -63,6 +63,8 @@ class Control:
         self.lost_at: float | None = None
         """When the connection broke (monotonic seconds); None while it stands."""
         self.memory_used: Callable[[], int] = lambda: 0
+        self.refused: Callable[[], int] = lambda: 0
+        """Messages of peers that were refused."""
 
     @property
     def waiting(self) -> int:
@@ -131,8 +133,11 @@ class Control:
 
     async def _beat(self, answer: JoinResponse) -> None:
         while True:
-            self.send(Heartbeat(incarnation=answer.incarnation, memory_used_bytes=self.memory_used()))
+            self.send(self._heartbeat(answer))
             await asyncio.sleep(answer.heartbeat_seconds)
+
+    def _heartbeat(self, answer: JoinResponse) -> Heartbeat:
+        return Heartbeat(incarnation=answer.incarnation, memory_used_bytes=self.memory_used(), refused=self.refused())
 
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
         try:
@@ -163,7 +168,7 @@ class Control:
         lost_at = self.lost_at if self.lost_at is not None else monotonic()
         self.connected, self.lost_at = True, None
         # The coordinator learns our new route from the first message.
-        self.send(Heartbeat(incarnation=self._answer.incarnation, memory_used_bytes=self.memory_used()))
+        self.send(self._heartbeat(self._answer))
         repeated = [data for sent_at, data in self._recent if sent_at >= lost_at - _REPEAT_SECONDS]
         kept = list(self._kept)
         self._recent.clear()

@@ -108,6 +108,7 @@ class Service:
         )
         self._memory = MemoryGuard(device.memory_bytes, config.device)
         self._control.memory_used = self._memory.used
+        self._control.refused = self._mover.refused.total
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector(config)) as session:
             self._session = session

@@ -17,6 +17,9 @@ class Heartbeat(Message):
     type: Literal["heartbeat"] = "heartbeat"
     incarnation: str
     memory_used_bytes: int = 0
+    refused: int = Field(
+        0, ge=0, lt=2**63, description="Messages of its peers that it has refused since it was started."
+    )
 
 
 class Ready(Message):

@@ -296,6 +296,8 @@ class FakeWorker:
         self.endpoint = "tcp://127.0.0.1:1"
         self.keys = new_keys()
         self.incarnation = ""
+        self.refused = 0
+        """What it says of messages that it has turned away."""
         self.received: list[ToWorker] = []
         self.weights = b""
         """The weights blob of the last job it prepared."""
@@ -376,7 +378,7 @@ class FakeWorker:
 
     async def _beat(self, seconds: float) -> None:
         while True:
-            await self.say(Heartbeat(incarnation=self.incarnation, memory_used_bytes=5))
+            await self.say(Heartbeat(incarnation=self.incarnation, memory_used_bytes=5, refused=self.refused))
             await asyncio.sleep(seconds)
 
     async def _listen(self) -> None:

@@ -1,0 +1,89 @@
+"""What workers say for people to see: once, from whom, and not without end."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from coordinator_cases import FakeWorker, Server, serving
+from recovery_cases import Play
+
+from coordinator import events as ev
+from coordinator.words import BURST, MOST_LETTERS, Words
+from fusion.messages import FragmentTimes, StepReport, Warned
+
+
+def said(number: int, text: str = "") -> Warned:
+    return Warned(message=text or f"message {number}")
+
+
+def test_the_same_is_kept_once_and_of_one_worker_only_so_much() -> None:
+    words = Words()
+    assert words.take(0.0, "a", said(0)) == "message 0"
+    assert words.take(0.0, "a", said(0)) is None
+    kept = [words.take(0.0, "a", said(number)) for number in range(1, 10 * BURST)]
+    assert [text for text in kept if text is not None] == kept[: BURST - 1]
+    assert (kept[BURST - 2] or "").endswith("(it says too much: what follows is dropped for a while)")
+    assert words.dropped == 9 * BURST
+    assert words.take(0.0, "b", said(1)) == "message 1"
+    # Later it may say something again.
+    assert words.take(20.0, "a", said(-1)) == "message -1"
+    assert len(words.take(20.0, "b", said(0, "x" * 10 * MOST_LETTERS)) or "") == MOST_LETTERS
+    words.forget(frozenset({"b"}))
+    assert set(words._allowed) == {"b"}
+
+
+async def test_a_flood_of_one_worker_is_counted_and_others_are_heard(tmp_path: Path) -> None:
+    async with serving(tmp_path / "state") as server, FakeWorker(server, "a") as good, FakeWorker(server, "b") as bad:
+        job = await server.submit(plan={"workers": 1})
+        for number in range(3000):
+            await bad.say(said(number))
+        await server.until_state(job["id"], "done")
+        assert not good.evicted.is_set()
+        page = await counted(server, "fusion_coordinator_warnings_dropped_total")
+        assert 3000 - 3 * BURST <= page <= 3000 - BURST
+        _, told = await server.call("GET", "/api/v1/events")
+        assert sum(event["event"] == "warning" for event in told["events"]) == 3000 - page
+
+
+async def counted(server: Server, name: str) -> float:
+    """Once all of the flood has been taken in."""
+    while server.engine.control.received.get("warned", 0) < 3000:
+        await server.call("GET", "/healthz")
+    _, page = await server.call("GET", "/metrics")
+    return next(float(line.split()[1]) for line in page.decode().splitlines() if line.startswith(f"{name} "))
+
+
+def test_a_loss_that_is_no_number_is_told_once_and_when_it_is_one_again() -> None:
+    play = Play("a")
+    for step, loss in enumerate((1.0, math.nan, math.inf, math.nan, 0.5, math.nan), 1):
+        times = [FragmentTimes(fragment=0, forward=0, backward=0, update=0)]
+        play.say("a", StepReport(job="job", epoch=0, step=step, fragments=times, loss=loss, sent_bytes=0))
+    stories = [each.message for each in play.out if isinstance(each, ev.RecordEvent) and "loss" in each.event]
+    assert stories == ["loss is nan from step 2 on", "loss is 0.5 again at step 5", "loss is nan from step 6 on"]
+
+
+async def test_every_refusal_of_a_request_is_counted_by_its_status(server: Server) -> None:
+    await server.call("GET", "/nowhere")
+    await server.call("GET", "/api/v1/jobs/nope")
+    await server.call("POST", "/api/v1/jobs", json={})
+    await server.call("POST", "/api/v1/jobs", "join", json={})
+    _, page = await server.call("GET", "/metrics")
+    lines = [line for line in page.decode().splitlines() if line.startswith("fusion_coordinator_http_refused_total{")]
+    assert lines == [
+        'fusion_coordinator_http_refused_total{status="400"} 1.0',
+        'fusion_coordinator_http_refused_total{status="403"} 1.0',
+        'fusion_coordinator_http_refused_total{status="404"} 2.0',
+    ]
+
+
+async def test_what_a_worker_has_refused_is_shown(server: Server) -> None:
+    worker = FakeWorker(server, "a")
+    worker.refused = 7
+    async with worker:
+        while True:
+            _, listed = await server.call("GET", "/api/v1/workers")
+            if listed["workers"][0]["refused"] == 7:
+                break
+        _, page = await server.call("GET", "/metrics")
+    assert 'fusion_worker_messages_refused_total{worker="a"} 7.0' in page.decode()
