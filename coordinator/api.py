@@ -9,6 +9,7 @@ from collections import Counter
 from aiohttp import web
 
 from coordinator import (
+    routes_again,
     routes_blobs,
     routes_dashboard,
     routes_jobs,
@@ -39,6 +40,7 @@ def all_routes(dashboard: bool = True) -> tuple[Route, ...]:
         *routes_workers.ROUTES,
         *routes_blobs.ROUTES,
         *routes_jobs.ROUTES,
+        *routes_again.ROUTES,
         *routes_observed.ROUTES,
         *routes_tokens.ROUTES,
         *streams.ROUTES,
@@ -87,8 +89,6 @@ def _refusal(denial: DeniedError) -> web.Response:
 
 
 @web.middleware
-async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-@web.middleware
 async def _counted(request: web.Request, handler: Handler) -> web.StreamResponse:
     answer = await handler(request)
     if answer.status >= 400:
@@ -96,6 +96,8 @@ async def _counted(request: web.Request, handler: Handler) -> web.StreamResponse
     return answer
 
 
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except HttpError as error:

@@ -8,6 +8,7 @@ from coordinator import events as ev
 from coordinator.blobs import DiskFullError
 from coordinator.bodies import read_body
 from coordinator.checkpoints import MODEL_FILE, OPTIMIZER_FILE
+from coordinator.engine import Engine
 from coordinator.jobs import Job
 from coordinator.routes_blobs import file_response
 from coordinator.routing import ENGINE, Answer, HttpError, Parameter, Route, after_parameter, natural, newest_parameter
@@ -35,9 +36,13 @@ def find_job(request: web.Request) -> Job:
 
 
 async def submit(request: web.Request) -> web.Response:
-    submission = await read_body(request, Submission)
+    return await queue(request.app[ENGINE], await read_body(request, Submission))
+
+
+async def queue(engine: Engine, submission: Submission) -> web.Response:
+    """Answers with the job. Raises `HttpError` when it does not pass the checks."""
     try:
-        job = await request.app[ENGINE].submit(submission)
+        job = await engine.submit(submission)
     except DiskFullError as error:
         raise HttpError(507, str(error)) from None
     except FusionError as error:

@@ -261,10 +261,13 @@ class CheckpointSpec(_Section):
     keep: int = Field(3, gt=0, description="Checkpoints to keep.")
 
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
 class JobSpec(_Section):
     """One training job."""
 
-    name: str = Field("job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="A name for people.")
+    name: str = Field("job", pattern=NAME_PATTERN, description="A name for people.")
     model: ModelSpec = Field(description="The model.")
     loss: LossSpec = Field(
         "model", description="`cross_entropy`, `mse`, an entrypoint, or `model` when forward returns the loss."

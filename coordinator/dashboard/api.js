@@ -15,7 +15,11 @@ async function answer(response) {
 
 export const read = async (path) => answer(await fetch(`/api/v1/${path}`));
 
-export const write = async (path, token) =>
-  answer(await fetch(`/api/v1/${path}`, { method: "POST", headers: { Authorization: `Bearer ${token}` } }));
+export const write = async (path, token, body) =>
+  answer(await fetch(`/api/v1/${path}`, {
+    method: "POST",
+    headers: { Authorization: `Bearer ${token}`, ...(body && { "Content-Type": "application/json" }) },
+    body: body && JSON.stringify(body),
+  }));
 
 export const jobPath = (id, part = "") => `jobs/${encodeURIComponent(id)}${part && `/${part}`}`;

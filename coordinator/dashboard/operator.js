@@ -1,4 +1,4 @@
-// The operator's token, kept in this page's memory only, and what it lets a person do: cancel a job, drain a worker.
+// The operator's token, kept in this page's memory only, and what it lets a person do: submit and cancel jobs, drain workers.
 
 import { ApiError, write } from "./api.js";
 import { el } from "./dom.js";
@@ -53,17 +53,19 @@ async function askForToken(why) {
   return given;
 }
 
-// Asks whether to, does it, and shows in `notice` what came of it.
-export async function act(title, text, agree, path, notice) {
+// Asks whether to, does it, and shows in `notice` what came of it. Resolves to the answer, or to null.
+export async function act(title, text, agree, path, notice, body = undefined) {
   const agreed = await ask(title, agree, () => true, el("p", { text }));
-  if (!agreed) return;
-  if (!token && !(await askForToken("Changing something needs the operator's token."))) return;
+  if (!agreed) return null;
+  if (!token && !(await askForToken("Changing something needs the operator's token."))) return null;
   try {
-    await write(path, token);
+    const answer = await write(path, token, body);
     notice(`${title}: asked for.`, true);
+    return answer;
   } catch (error) {
     if (error instanceof ApiError && (error.status === 401 || error.status === 403)) forget();
     notice(`${title}: ${error.message}`, false);
+    return null;
   }
 }
 
@@ -78,6 +80,6 @@ export function noticeLine() {
 
 button.addEventListener("click", () => {
   if (token) forget();
-  else askForToken("With it this page can cancel jobs and drain workers.");
+  else askForToken("With it this page can submit and cancel jobs and drain workers.");
 });
 mark();

@@ -1,5 +1,6 @@
 // How to submit a job and add a worker: capture needs the model's code, so it is done where the model is, by a command.
 
+import { AgainForm } from "./again_form.js";
 import { el, section } from "./dom.js";
 
 const SPEC = `name: gpt-small
@@ -29,6 +30,7 @@ export function command(text, label) {
 
 export function submitPage(main) {
   const here = location.origin;
+  const again = new AgainForm();
   main.append(
     section("Submit a job",
       el("p", { text: "On the machine that has the model and its data, in the folder of the job's file:" }),
@@ -37,6 +39,7 @@ export function submitPage(main) {
       el("p", { text: "The model is captured there as an OP-DAG; weights and data are uploaded; nothing of your code comes here. On the coordinator's own machine the command needs neither address nor token." }),
       el("h3", { text: "A job's file" }),
       el("pre", { tabindex: "0" }, el("code", { text: SPEC }))),
+    section("Submit a job again, with other settings", again.element),
     section("Look before",
       command("fusion dag job.yaml --format html -o dag.html", "capture only"),
       command(`fusion workers --coordinator ${here}`, "list the workers")),
@@ -45,5 +48,10 @@ export function submitPage(main) {
       command(`fusion token create --role join --ttl 1h --coordinator ${here}`, "make a join token"),
       command(`fusion worker --join '${here}?token=…'`, "join")),
   );
-  return { title: "Submit" };
+  return {
+    title: "Submit",
+    update(changes) {
+      if (changes.has("job") || changes.has("open")) again.update();
+    },
+  };
 }

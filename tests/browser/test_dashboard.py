@@ -214,6 +214,28 @@ async def test_an_operator_cancels_a_job_with_the_token_and_nobody_else(server: 
         assert server.access.operator_token not in stored
 
 
+async def test_an_operator_submits_a_job_again_with_other_settings(server: Server, tab: Tab) -> None:
+    async with ShownWorker(server, "a") as worker:
+        job = await a_paused_job(server, worker)
+        await tab.page.goto(f"{server.url}/#/submit")
+        settings = tab.page.get_by_role("textbox", name="Settings")
+        await tab.until("() => document.getElementById('again-settings')?.value.includes('steps')")
+        await settings.fill((await settings.input_value()).replace('"steps": 40', '"steps": 0'))
+        await tab.page.get_by_role("button", name="Submit…").click()
+        await tab.page.get_by_role("button", name="Submit the job").click()
+        await tab.page.get_by_role("textbox", name="Token").fill(server.access.operator_token)
+        await tab.page.keyboard.press("Enter")
+        await tab.shows(".notice", "settings.train.steps: Input should be greater than 0")
+        await settings.fill((await settings.input_value()).replace('"steps": 0', '"steps": 7'))
+        await tab.page.get_by_role("button", name="Submit…").click()
+        await tab.page.get_by_role("button", name="Submit the job").click()
+        await tab.shows(".pill", "queued")
+        made = await server.job(await tab.text("h1"))
+        assert (made["steps"], made["name"]) == (7, (await server.job(job))["name"])
+        assert made["id"] != job
+    assert [line for line in tab.problems if "400" not in line] == []
+
+
 async def test_a_viewers_token_opens_the_page_and_does_not_stay_in_the_address(tmp_path: Path, tab: Tab) -> None:
     async with serving(tmp_path / "state", require_token=True) as server, ShownWorker(server, "a") as worker:
         job = await a_paused_job(server, worker)

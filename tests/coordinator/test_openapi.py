@@ -99,6 +99,9 @@ async def test_answers_fit_the_document(checked: Checked) -> None:
         for part in ("curves", "timeline", "plans", "links", "diagram"):
             await checked("GET", f"{home}/{part}")
         await checked("GET", "/api/v1/map")
+        _, settings = await checked("GET", f"{home}/settings")
+        await checked("POST", f"{home}/again", json={"settings": settings, "after": 4})
+        await checked("POST", f"{home}/again", json={"settings": {}})
         await checked("POST", f"{home}/cancel")
         await checked("POST", f"{home}/cancel")
         await checked("GET", f"{home}/stream")
