@@ -1,5 +1,5 @@
-"""Writes the generated pages of `docs/` (job spec from the pydantic models, commands from the typer app) and the README's
-example, which is a file that the tests run.
+"""Writes the generated pages and drawings of `docs/` (job spec from the pydantic models, commands from the typer app, the HTTP
+and Python APIs from routes and signatures) and the README's example, which is a file that the tests run.
 
 `python docs/generate_reference.py` writes them; with `--check` it only says which ones are out of date (exit code 1).
 """
@@ -12,9 +12,13 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-sys.path.insert(0, str(DOCS))
+sys.path[:0] = [str(DOCS), str(ROOT)]
 
+import draw_concepts  # noqa: E402
+import draw_overview  # noqa: E402
 import reference_cli  # noqa: E402
+import reference_http  # noqa: E402
+import reference_python  # noqa: E402
 import reference_spec  # noqa: E402
 
 EXAMPLE = "examples/train_in_15_lines.py"
@@ -31,7 +35,17 @@ def readme() -> str:
     return written
 
 
-PAGES = {"docs/job-spec.md": reference_spec.page, "docs/cli.md": reference_cli.page, "README.md": readme}
+PAGES = {
+    "docs/job-spec.md": reference_spec.page,
+    "docs/cli.md": reference_cli.page,
+    "docs/http-api.md": reference_http.page,
+    "docs/python-reference.md": reference_python.page,
+    "docs/overview.svg": draw_overview.picture,
+    "docs/images/cutting.svg": draw_concepts.cutting,
+    "docs/images/one_step.svg": draw_concepts.pipeline,
+    "docs/images/recovery.svg": draw_concepts.recovery,
+    "README.md": readme,
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -45,7 +45,7 @@ NOT_RUN = {
     r"make (demo|test|develop|check|format)": "makes an environment, or runs what runs this",
     r"\.venv/bin/pre-commit install": "changes the checkout",
     r"python3 -m venv .*": "makes an environment",
-    r"\.venv/bin/pip install .*": "installs packages",
+    r"(\.venv/bin/)?pip install .*": "installs packages",
     r"(sudo )?\.venv/bin/python benchmarks/.*": "takes minutes; some need root",
     r"\.venv/bin/fusion plan examples/paper_scale/.*": "plans for minutes; tests/fusion/test_examples.py reads its files",
     r"export FUSION_\w+=.*": "sets what the commands after it are given here",
@@ -149,7 +149,7 @@ class Pool:
     def words(self, arguments: list[str]) -> list[str]:
         """What a person puts in the place of what is shown."""
         own = {"ID": self.job, "WORKER": "lima-1", "1a2b3c4d": self.revocable}
-        return [own.get(word, word) for word in arguments]
+        return [own.get(word, word).replace("s3://", "memory://") for word in arguments]
 
 
 class Traced(FakeWorker):
@@ -214,8 +214,9 @@ def succeed(capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[st
         main(arguments)
     out, err = capsys.readouterr()
     assert not ended.value.code, err
-    written = [arguments[at + 1] for at, word in enumerate(arguments) if word in ("-o", "--timeline")]
-    assert out.strip() or written
+    named = [arguments[at + 1] for at, word in enumerate(arguments) if word in ("-o", "--timeline")]
+    written = [name for name in named if "://" not in name]
+    assert out.strip() or named
     assert all((folder / name).stat().st_size for name in written)
 
 
