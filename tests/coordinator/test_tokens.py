@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from coordinator_cases import FakeWorker, Server, ref_of, serving
 
-from coordinator import api
+from coordinator import api, guard
 from coordinator.tokens import RIGHTS, DeniedError, Role, Token, TokenBook, TokenRequest, refuse_ended
 from fusion.errors import CoordinatorError
 from fusion.messages import Device, JoinRequest
@@ -189,10 +189,14 @@ async def test_an_invitation_for_one_worker_lets_one_in_who_then_stays(
         # The one who joined reads and writes blobs, and joins again with its key when it was cut off.
         assert (await server.call("PUT", blob, text, data=b"x"))[0] == 201
         assert (await server.call("POST", "/api/v1/workers", text, json=worker.join_body()))[0] == 201
-        clock = server.engine.clock
-        monkeypatch.setattr(server.engine, "clock", lambda: clock() + 4000)
-        assert (await server.call("GET", blob, text))[0] == 200
-        monkeypatch.setattr(server.engine, "clock", clock)
+        # An hour later, for the tokens alone: the worker would count as lost.
+        with monkeypatch.context() as later:
+            later.setattr(guard, "refuse_ended", lambda token, now: refuse_ended(token, now + 4000))
+            assert (await server.call("GET", blob, text))[0] == 200
+            assert (await server.call("GET", "/api/v1/tokens", text))[0] == 403
+            body = FakeWorker(server, "c").join_body()
+            status, answer = await server.call("POST", "/api/v1/workers", text, json=body)
+            assert (status, "expired" in answer["error"]) == (401, True)
         await server.call("POST", f"/api/v1/tokens/{invitation['id']}/revoke")
         assert (await server.call("GET", blob, text))[0] == 401
         await server.call("POST", "/api/v1/workers/a/drain")
