@@ -85,6 +85,10 @@ class Storm:
             except FusionError:
                 continue  # the coordinator was asked in the middle of something
 
+    def outlive(self, step: int) -> None:
+        """Until this step is done, or nobody is left to do it."""
+        self.run.until(lambda: self.run.ended is not None or self.run.step >= step or not self.living(), 300)
+
     def heal(self, enough: int = 2) -> None:
         """What has died is started again; waits until so many are back that the next fault hits somebody."""
         for name in self.names:
@@ -223,7 +227,7 @@ def disturbed(
             kind = storm.strike()
             say(f"fault {index + 1}/{faults} at step {run.step}: {kind}")
             if storm.random.random() < 0.6:
-                run.until_step(run.step + 1, 300)
+                storm.outlive(run.step + 1)
             storm.heal()
         outcome = run.finish(_PATIENCE)
         storm.heal()  # A fault may have come to its point just after the last healing.
@@ -269,7 +273,9 @@ def main() -> None:
         folder = Path(temporary)
         job = captured(replace(LONG, steps=options.steps), folder)
         before, usual = calm(job, names, folder / "calm")
-        outcome, storm, after = disturbed(job, names, folder / "storm", options.faults, options.seed, partial(print, flush=True))
+        outcome, storm, after = disturbed(
+            job, names, folder / "storm", options.faults, options.seed, partial(print, flush=True)
+        )
     wrong = differences(before, outcome) + leaks(usual, after)
     own = psutil.Process()
     wrong += [f"process {child.pid} was left behind" for child in own.children(recursive=True)]
