@@ -24,6 +24,8 @@ _SAMPLE = 1 << 14
 _SMALL = 1 << 15
 """Tensors up to this size are sorted out exactly, without a sample."""
 _PIECE = 1 << 16
+_POSITIVE = 0x7FFFFFFF
+"""Every bit of a float32 but its sign."""
 _VALUES = Blocks(bits=8)
 
 
@@ -136,8 +138,8 @@ def _taken(flat: Tensor, positions: Tensor) -> Tensor:
 
 def _magnitudes(flat: Tensor) -> Tensor:
     if flat.dtype == torch.float32:
-        return flat.view(torch.int32) & 0x7FFFFFFF
-    return flat.view(torch.int16) & 0x7FFF
+        return flat.view(torch.int32) & _POSITIVE
+    return flat.view(torch.int16) & (_POSITIVE >> 16)
 
 
 def _largest(magnitudes: Tensor, wanted: int) -> Tensor:
@@ -146,19 +148,16 @@ def _largest(magnitudes: Tensor, wanted: int) -> Tensor:
 
 def _at_least(flat: Tensor, threshold: int) -> Tensor:
     """Positions of the magnitudes from `threshold` on, a piece at a time so that the passes stay in the cache."""
-    if flat.dtype != torch.float32:
-        return torch.from_numpy(np.flatnonzero((_magnitudes(flat) >= threshold).numpy()))
-    values = flat.numpy()
-    least = np.array(threshold, dtype=np.int32).view(np.float32)
-    size = min(_PIECE, len(values))
-    absolute, below = np.empty(size, dtype=np.float32), np.empty(size, dtype=np.bool_)
+    integer, positive = (torch.int32, _POSITIVE) if flat.dtype == torch.float32 else (torch.int16, _POSITIVE >> 16)
+    bits = flat.view(integer).numpy()
+    size = min(_PIECE, len(bits))
+    magnitudes, large = np.empty(size, dtype=bits.dtype), np.empty(size, dtype=np.bool_)
     found = []
-    with np.errstate(invalid="ignore"):
-        for start in range(0, len(values), size):
-            piece = values[start : start + size]
-            small = np.less(np.abs(piece, out=absolute[: len(piece)]), least, out=below[: len(piece)])
-            # What is not below, rather than what is above: a NaN is neither, and is kept.
-            found.append(np.flatnonzero(np.logical_not(small, out=small)) + start)
+    for start in range(0, len(bits), size):
+        piece = bits[start : start + size]
+        magnitude = np.bitwise_and(piece, positive, out=magnitudes[: len(piece)])
+        positions = np.flatnonzero(np.greater_equal(magnitude, threshold, out=large[: len(piece)]))
+        found.append(np.add(positions, start, out=positions))
     return torch.from_numpy(np.concatenate(found))
 
 
