@@ -1,7 +1,8 @@
 """How fast the codecs encode and decode on one core, and how many bytes they save.
 
 `python benchmarks/codecs.py`. Gaussian float32 values; rates are bytes of the tensor per second. Beside top-k stands a bare
-`torch.topk` over the same tensor, which only finds the values and writes nothing.
+`torch.topk` over the same tensor, which only finds the values and writes nothing; beside all of them a plain copy, which is
+about what the machine's memory lets through at that moment.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ CODECS = (
     "topk-reused:ratio=100",
 )
 BARE = "torch.topk"
+COPY = "copy"
 SIZES = (1 << 18, 1 << 20, 1 << 22)
 """Values in a tensor: activations of 1, 4 and 16 MiB."""
 SECONDS = 0.4
@@ -77,6 +79,11 @@ def child(name: str, elements: int) -> None:
     tensors = [torch.randn(elements, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
     if name == BARE:
         rate = best_rate(lambda turn: tensors[turn % 4].abs().topk(elements // 100, sorted=False), 4 * elements)
+        print(json.dumps({"encode": rate, "decode": 0.0, "payload": 0}))
+        return
+    if name == COPY:
+        out = torch.empty(elements)
+        rate = best_rate(lambda turn: out.copy_(tensors[turn % 4]), 4 * elements)
         print(json.dumps({"encode": rate, "decode": 0.0, "payload": 0}))
         return
     codec = compress.codec(name)
@@ -127,9 +134,9 @@ def main() -> None:
     rows: list[list[str]] = []
     results: list[dict[str, object]] = []
     for elements in SIZES if options.elements is None else (options.elements,):
-        variants = {name: partial(measured, name, elements) for name in (*CODECS, BARE)}
+        variants = {name: partial(measured, name, elements) for name in (COPY, *CODECS, BARE)}
         taken, disturbed = interleave(variants, options.rounds, options.repeats)
-        bare = Sample(tuple(rates.encode for rates in taken.pop(BARE)))
+        bare, copy = (Sample(tuple(rates.encode for rates in taken.pop(name))) for name in (BARE, COPY))
         for name, rates in taken.items():
             encode = Sample(tuple(one.encode for one in rates))
             decode = Sample(tuple(one.decode for one in rates))
@@ -147,6 +154,7 @@ def main() -> None:
                     f"{decode.median / 1e9:.2f}",
                     f"{4 * elements / payload:.1f}",
                     f"{times:.1f}" if name.startswith("topk") else "",
+                    f"{encode.median / copy.median:.2f}",
                 ]
             )
             results.append(
@@ -159,12 +167,23 @@ def main() -> None:
                     "wire_ratio": 4 * elements / payload,
                     "torch_topk_bytes_per_second": bare.values,
                     "times_torch_topk": times,
+                    "copy_bytes_per_second": copy.values,
+                    "share_of_copy": encode.median / copy.median,
                 }
             )
     report(
         "codecs",
         "Codecs on one core, float32",
-        ["codec, tensor", "encode GB/s", "range", "target", "decode GB/s", "wire ratio", "times torch.topk"],
+        [
+            "codec, tensor",
+            "encode GB/s",
+            "range",
+            "target",
+            "decode GB/s",
+            "wire ratio",
+            "times torch.topk",
+            "of a copy",
+        ],
         rows,
         {"machine": about, "targets": {**TARGETS, "times_torch_topk": TIMES_TOPK}, "results": results},
     )
