@@ -13,9 +13,12 @@ from random import Random
 from typing import Any
 
 import pytest
+import schemathesis
 from coordinator_cases import FakeWorker, serving
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from schemathesis import APIOperation, Case
+from schemathesis.checks import content_type_conformance, response_schema_conformance
 
 from benchmarks.fuzz_inputs import any_request
 from coordinator import api
@@ -104,6 +107,35 @@ def test_no_request_breaks_the_coordinator(target: Target, seed: int) -> None:
         assert set(error) == {"error"}
         assert "\n" not in error["error"]
     return None
+
+
+OPERATIONS = [
+    found.ok()
+    for found in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()
+    if not found.ok().path.endswith("stream")  # The pool's never ends.
+]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
+def test_every_answer_is_as_the_document_says(target: Target, operation: APIOperation) -> None:
+    """Asks what the document allows, made by schemathesis, with what is known here now and then in the place of names."""
+
+    @given(case=operation.as_strategy(), known=st.booleans())
+    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    def ask(case: Case, known: bool) -> None:
+        for name in case.path_parameters or {}:
+            if known and name in target.known:
+                case.path_parameters[name] = target.known[name][0]
+        host, port = target.address
+        authorization = {"Authorization": f"Bearer {target.tokens[0]}"}
+        answer = case.call(base_url=f"http://{host}:{port}", headers=authorization, timeout=20)
+        assert answer.status_code < 500, answer.content
+        described = {int(status) for status in operation.definition.raw["responses"]}
+        assert answer.status_code in ALWAYS | described, (case, answer.content)
+        if answer.status_code in described and case.method != "HEAD":
+            case.validate_response(answer, checks=[response_schema_conformance, content_type_conformance])
+
+    ask()
 
 
 def _still_lives(target: Target) -> None:
