@@ -69,12 +69,8 @@ def cutting() -> str:
             text(x + 14, 329, name, "title"),
             text(x + width - 14, 329, holds, "small", "end"),
         ]
-    parts.append(
-        text(20, 376, "edges that stay on one worker cost nothing; those that cross carry activations", "small")
-    )
-    parts.append(text(481, 376, "forward", "fill-forward"))
-    parts.append(text(534, 376, "and gradients", "small"))
-    parts.append(text(616, 376, "back", "fill-back"))
+    parts.append(text(20, 376, "Between two workers: activations go forward, once per micro-batch;", "fill-forward"))
+    parts.append(text(490, 376, "gradients of the same values come back", "fill-back"))
     return _page(920, 396, "An OP-DAG is cut into fragments, and the fragments are placed on workers", parts)
 
 
@@ -122,9 +118,7 @@ def pipeline() -> str:
     idle = 1 - sum(end - begin for _, _, _, begin, end in bars) / (fragments * max(free))
     y = top + fragments * (height + 12) + 16
     parts.append(text(left, y, "F forward, B backward (in micro-batch order), U update;", "small"))
-    parts.append(
-        text(left + 330, y, f"what is empty is the bubble: {idle:.0%} here, less with more micro-batches", "small")
-    )
+    parts.append(text(left + 370, y, f"what is empty is the bubble: {idle:.0%} here", "small"))
     return _page(900, y + 22, "The tasks of one step over three fragments, with the idle time between them", parts)
 
 
@@ -134,7 +128,7 @@ def recovery() -> str:
         text(24, 34, "Every few steps, snapshots go to backup workers; neighbours keep what they sent since", "title")
     ]
     columns = (("worker a", "fragment 0", 40), ("worker b", "fragment 1", 340), ("worker c", "fragment 2", 640))
-    held = ("holds a snapshot of fragment 2", "holds a snapshot of fragment 0", "holds a snapshot of fragment 1")
+    held = ("snapshot of 2 after step 50", "snapshot of 0 after step 50", "snapshot of 1 after step 50")
     for (name, fragment, x), snapshot in zip(columns, held, strict=True):
         parts += [
             box(x, 52, 220, 118),
@@ -142,8 +136,8 @@ def recovery() -> str:
             box(x + 14, 88, 192, 26, "fragment", 6),
             text(x + 110, 106, f"{fragment}, step 57", "small", "middle"),
             box(x + 14, 120, 192, 20, "held", 6),
-            text(x + 110, 134, snapshot.replace("holds a snapshot of", "snapshot of") + ", step 50", "small", "middle"),
-            text(x + 14, 160, "log: what it sent in steps 51 to 57", "small"),
+            text(x + 110, 134, snapshot, "small", "middle"),
+            text(x + 14, 160, "log: sent in steps 51 to 57", "small"),
         ]
     for x in (260, 560):
         parts += [line(f"M{x + 2} 95H{x + 76}", "forward"), line(f"M{x + 78} 107H{x + 5}", "back")]
