@@ -100,14 +100,19 @@ def write_text(folder: Path) -> Path:
     return path
 
 
-def load_gpt() -> ModuleType:
-    """The example GPT as a module."""
-    spec = importlib.util.spec_from_file_location("benchmark_gpt", GPT)
+def load_example(name: str) -> ModuleType:
+    """A model of the examples as a module."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", GPT.with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def load_gpt() -> ModuleType:
+    """The example GPT as a module."""
+    return load_example("gpt")
 
 
 def child_environment() -> dict[str, str]:
