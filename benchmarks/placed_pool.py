@@ -14,7 +14,7 @@ from fusion.local import LocalPool, LocalWorker
 class PlacedPool(LocalPool):
     """A pool whose workers are in a network namespace each, or without a `network` all on loopback.
 
-    Plans are made for the links of `topology`, which the network has.
+    Plans are made for `topology`: the network has its links, and in namespaces workers are slowed down to its speeds.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class PlacedPool(LocalPool):
             host=network.host if network is not None else "127.0.0.1",
             dashboard=False,
             topology=topology,
-            act_out=False,
+            act_out=network is not None,
             worker_module="benchmarks.placed_worker",
         )
 

@@ -17,9 +17,21 @@ from typing import Any
 
 from benchmarks import namespaces
 from fusion.cli import main
+from fusion.topology import Topology
 
 REFUSE = "refuse"
 BARE = "bare"
+
+
+def slow_down_only() -> None:
+    """Of a topology act out the speed alone: the network has its links already."""
+    from worker import service
+    from worker.surroundings import Surroundings
+
+    def speed(topology: Topology, name: str) -> Surroundings:
+        return Surroundings(slowdown=topology.slowdown(name))
+
+    service.surroundings = speed
 
 
 def install(notes: Path, name: str) -> None:
@@ -63,5 +75,6 @@ if __name__ == "__main__":
     place = NOTES / f"{NAME}.namespace"
     if place.exists():
         namespaces.enter(place.read_text(encoding="utf-8"))
+        slow_down_only()
     install(NOTES, NAME)
     main()

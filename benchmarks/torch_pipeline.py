@@ -1,10 +1,11 @@
 """Helper of `pipelining.py` and `slow_network.py`: torch.distributed.pipelining over gloo, one process a stage, equal split
 by blocks.
 
-`python torch_pipeline.py WORKLOAD_JSON TEXT STAGES SCHEDULES [PLACES_JSON]` starts the ranks, trains under each schedule
+`python torch_pipeline.py WORKLOAD_JSON DATA STAGES SCHEDULES [PLACES_JSON]` starts the ranks, trains under each schedule
 (`gpipe,1f1b`) and prints JSON by schedule: step times of the last rank, which computes the loss, the losses, and the processor
 time per step of all ranks together. PLACES puts each rank into a network namespace:
-`{"namespaces": [...], "address": of the first rank, "device": to talk over}`.
+`{"namespaces": [...], "address": of the first rank, "device": to talk over, "slowdowns": [...], "task": one of torch_tasks.py}`;
+a rank that is so many times slower rests after each forward, backward and update, as workers in local mode do.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,36 +27,37 @@ from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, SplitPoint
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import namespaces
-from benchmarks.common import Workload, load_gpt
-from benchmarks.plain_loop import batches
+from benchmarks.common import Workload
+from benchmarks.torch_tasks import TASKS, Task
+from worker.surroundings import Surroundings
 
 
-def rank_main(workload: Workload, text: Path, schedules: str) -> dict[str, object] | None:
+def rank_main(task: Task, schedules: str) -> dict[str, object] | None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    found = {name: train(workload, text, name) for name in schedules.split(",")}
+    found = {name: train(task, name) for name in schedules.split(",")}
     last = dist.get_rank() == dist.get_world_size() - 1
     dist.destroy_process_group()
     return found if last else None
 
 
-def train(workload: Workload, text: Path, schedule_name: str) -> dict[str, object]:
+def train(task: Task, schedule_name: str) -> dict[str, object]:
     rank, stages = dist.get_rank(), dist.get_world_size()
-    gpt = load_gpt()
+    workload = task.workload
     torch.manual_seed(0)
-    model = gpt.build(**workload.model_args)
-    example = torch.zeros(workload.micro_batch, workload.sequence_length, dtype=torch.int64)
-    per_stage = workload.layers // stages
-    splits = {f"blocks.{index * per_stage}": SplitPoint.BEGINNING for index in range(1, stages)}
-    pipe = pipeline(model, mb_args=(example,), split_spec=splits)
+    splits = dict.fromkeys(task.splits(stages), SplitPoint.BEGINNING)
+    pipe = pipeline(task.build(), mb_args=(task.example(),), split_spec=splits)
     stage = pipe.build_stage(rank, torch.device("cpu"))
+    optimizer = task.optimizer(stage.submod)
+    update = slowed(optimizer.step)
+    stage.forward_one_chunk = slowed(stage.forward_one_chunk)  # type: ignore[method-assign]
+    stage.backward_one_chunk = slowed(stage.backward_one_chunk)  # type: ignore[method-assign]
     make = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[schedule_name]
-    schedule = make(stage, n_microbatches=workload.micro_batches, loss_fn=gpt.loss)
-    optimizer = torch.optim.AdamW(stage.submod.parameters(), lr=3e-4)
+    schedule = make(stage, n_microbatches=workload.micro_batches, loss_fn=task.loss)
     last = rank == stages - 1
     times, losses, processor = [], [], []
     before = time.perf_counter()
-    for inputs, targets in batches(workload, text):
+    for inputs, targets in task.batches():
         step_losses: list[torch.Tensor] = []
         if rank == 0:
             schedule.step(inputs)
@@ -61,7 +65,7 @@ def train(workload: Workload, text: Path, schedule_name: str) -> dict[str, objec
             schedule.step(target=targets, losses=step_losses)
         else:
             schedule.step()
-        optimizer.step()
+        update()
         optimizer.zero_grad()
         if last:
             losses.append(sum(loss.item() for loss in step_losses) / workload.micro_batches)
@@ -74,6 +78,19 @@ def train(workload: Workload, text: Path, schedule_name: str) -> dict[str, objec
     return {"step_seconds": times, "losses": losses, "cpu_seconds": spent.item()}
 
 
+def slowed(work: Callable[..., Any]) -> Callable[..., Any]:
+    """The same on a device that is as many times slower as the environment says."""
+    surroundings = Surroundings(slowdown=float(os.environ.get("SLOWDOWN", "1")))
+
+    def work_and_rest(*args: Any, **options: Any) -> Any:
+        begin, busy_from = time.perf_counter(), time.thread_time()
+        result = work(*args, **options)
+        time.sleep(surroundings.rest(time.thread_time() - busy_from, time.perf_counter() - begin))
+        return result
+
+    return work_and_rest if surroundings.slowdown > 1 else work
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -81,22 +98,25 @@ def free_port() -> int:
 
 
 def main() -> None:
-    workload, text, stages, schedule = sys.argv[1:5]
+    workload, data, stages, schedules = sys.argv[1:5]
+    places = json.loads(sys.argv[5]) if len(sys.argv) > 5 else {}
     if "RANK" in os.environ:
         if "NAMESPACE" in os.environ:
             namespaces.enter(os.environ["NAMESPACE"])
-        result = rank_main(Workload.from_json(workload), Path(text), schedule)
+        task = TASKS[places.get("task", "gpt")](Workload.from_json(workload), Path(data))
+        result = rank_main(task, schedules)
         if result is not None:
             print(json.dumps(result))
         return
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": stages}
     own: list[dict[str, str]] = [{"RANK": str(rank)} for rank in range(int(stages))]
-    if len(sys.argv) > 5:
-        places = json.loads(sys.argv[5])
+    if "namespaces" in places:
         shared |= {"MASTER_ADDR": places["address"], "GLOO_SOCKET_IFNAME": places["device"]}
         for rank, namespace in zip(own, places["namespaces"], strict=True):
             rank["NAMESPACE"] = namespace
-    ranks = [subprocess.Popen([sys.executable, __file__, *sys.argv[1:5]], env={**shared, **rank}) for rank in own]
+    for rank, slowdown in zip(own, places.get("slowdowns", []), strict=False):
+        rank["SLOWDOWN"] = str(slowdown)
+    ranks = [subprocess.Popen([sys.executable, __file__, *sys.argv[1:]], env={**shared, **rank}) for rank in own]
     if codes := [code for rank in ranks if (code := rank.wait()) != 0]:
         raise SystemExit(codes[0])
 
