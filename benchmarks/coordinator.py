@@ -37,7 +37,7 @@ from benchmarks.load_jobs import chain
 from benchmarks.load_viewers import Meters, Told, Viewer
 from benchmarks.load_workers import Crew, LoadWorker
 from benchmarks.watched_coordinator import Daemon, stamp
-from coordinator import access
+from coordinator.entry import access
 from dag.serialize import dumps
 from fusion.errors import FusionError
 

@@ -28,10 +28,10 @@ from browser_cases import ShownWorker, Tab, a_browser, a_tab
 from coordinator_cases import Server, serving
 
 from benchmarks.common import machine, report
-from coordinator import access
-from coordinator.books import Timing
-from coordinator.jobs import Metric
-from coordinator.store import Store
+from coordinator.entry import access
+from coordinator.life.books import Timing
+from coordinator.life.jobs import Metric
+from coordinator.storage.store import Store
 
 PATIENT = Timing(failure_timeout=120.0)
 STEPS_PER_SECOND = 10

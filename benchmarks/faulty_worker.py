@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fusion.cli import main
-from worker import backups, host
-from worker.instructions import SayPaused
+from worker.jobs import backups, host
+from worker.protocol.instructions import SayPaused
 
 POINTS = ("forward", "backward", "update", "report", "snapshot", "replay", "pause", "cut")
 

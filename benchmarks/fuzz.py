@@ -35,8 +35,8 @@ from yarl import URL
 
 from benchmarks.common import report
 from benchmarks.fuzz_inputs import any_request, changed, faulty_bytes, from_schema
-from coordinator import api
-from coordinator.openapi import document
+from coordinator.http import api
+from coordinator.http.openapi import document
 from dag.cut import cut, cut_points
 from dag.graph import SCHEMA_VERSION
 from dag.serialize import MAGIC, dumps, loads
@@ -45,8 +45,8 @@ from fusion.messages import ToCoordinator, ToWorker, decode_to_coordinator, deco
 from fusion.plan import Plan
 from fusion.spec_file import load_spec, spec_from
 from fusion.wire import FrameKind, Header, decode_header, encode_header
-from worker.admission import Admission
-from worker.fetch import read_entries
+from worker.jobs.fetch import read_entries
+from worker.protocol.admission import Admission
 
 SHARES = {"frames": 0.4, "control": 0.26, "dags": 0.12, "specs": 0.1, "tensors": 0.08, "api": 0.04}
 MAX_GROWTH_BYTES = 32 * 2**20

@@ -21,7 +21,7 @@ except ImportError:
         "error: atheris is not installed; pip install -e '.[fuzz]' (Linux), or use benchmarks/fuzz.py"
     ) from None
 
-with atheris.instrument_imports(include=["dag", "fusion", "worker.fetch"]):
+with atheris.instrument_imports(include=["dag", "fusion", "worker.jobs.fetch"]):
     import msgpack
 
     from dag.serialize import MAGIC, SCHEMA_VERSION, loads

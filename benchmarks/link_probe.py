@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import topologies
 from benchmarks.common import Disturbance, machine, report
 from benchmarks.testbed import CHECKED, Testbed, inside, unavailable
-from coordinator.links import MAX_BYTES, MAX_SECONDS
+from coordinator.life.links import MAX_BYTES, MAX_SECONDS
 from fusion.messages import LinkMeasured, PeerAddress
 from fusion.sockets import new_keys
-from worker.mover import Mover
-from worker.probe_socket import measure_link
+from worker.transport.mover import Mover
+from worker.transport.probe_socket import measure_link
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ from fusion.messages import BlobRef, EvaluationReport, Prepare
 from fusion.plan import Plan
 from fusion.submit import CapturedJob, weights_file
 from fusion.wire import FrameKind, Header
-from worker.accounts import Accounts
-from worker.assembly import assemble
-from worker.fetch import Fetcher
-from worker.instructions import LendParameters, ReportStep
-from worker.memory import MemoryGuard
-from worker.parcel import Parcel
-from worker.session import Session
-from worker.task_runner import EMPTY, TaskRunner
+from worker.jobs.assembly import assemble
+from worker.jobs.fetch import Fetcher
+from worker.jobs.task_runner import EMPTY, TaskRunner
+from worker.machine.memory import MemoryGuard
+from worker.protocol.accounts import Accounts
+from worker.protocol.instructions import LendParameters, ReportStep
+from worker.protocol.session import Session
+from worker.transport.parcel import Parcel
 
 _HERE = "here"
 _PLENTY = 2**40

@@ -26,7 +26,7 @@ BARE = "bare"
 def slow_down_only() -> None:
     """Of a topology act out the speed alone: the network has its links already."""
     from worker import service
-    from worker.surroundings import Surroundings
+    from worker.transport.surroundings import Surroundings
 
     def speed(topology: Topology, name: str) -> Surroundings:
         return Surroundings(slowdown=topology.slowdown(name))
@@ -37,9 +37,9 @@ def slow_down_only() -> None:
 def install(notes: Path, name: str) -> None:
     from fusion.errors import BlobError
     from fusion.messages import Backup, Prepare
-    from worker.host import JobHost
-    from worker.job_parts import Parts
-    from worker.job_run import JobRun, Order
+    from worker.jobs.host import JobHost
+    from worker.jobs.job_parts import Parts
+    from worker.jobs.job_run import JobRun, Order
 
     report, adopt, begin, take = JobHost._report_step, Parts.install, JobRun.__init__, JobRun.take
     note = os.open(notes / f"{name}.step", os.O_WRONLY | os.O_CREAT, 0o600)

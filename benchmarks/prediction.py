@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import topologies
 from benchmarks.common import ONE_THREAD, ROOT, Disturbance, Workload, machine, report, write_text
 from benchmarks.pool_runs import train_on
-from coordinator.planning import Candidate
-from coordinator.scheduling import SchedulerPlanner
+from coordinator.plans.planning import Candidate
+from coordinator.plans.scheduling import SchedulerPlanner
 from coordinator.submission import train_config
 from fusion.local import LocalPool, LocalWorker
 from fusion.messages import Device

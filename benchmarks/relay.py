@@ -1,7 +1,7 @@
 """Helper of `testbed.py`: carries packets between network namespaces, as late and as slowly as a topology says.
 
 `python -m benchmarks.relay SPEC_JSON` makes a TUN device in each namespace, prints `ready`, and carries IPv4 packets until its
-standard input ends. Rate and delay are those of `worker.slow_links`, so a device's queues are its links to each other device;
+standard input ends. Rate and delay are those of `worker.transport.slow_links`, so a device's queues are its links to each other device;
 a packet that finds more than the queue's worth before it is dropped, as in a router.
 """
 
@@ -20,7 +20,7 @@ from time import monotonic
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import namespaces
-from worker.slow_links import SlowLink, SlowLinks
+from worker.transport.slow_links import SlowLink, SlowLinks
 
 DEVICE = "t0"
 MTU = 9000

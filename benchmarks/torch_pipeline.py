@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import namespaces
 from benchmarks.common import Workload
 from benchmarks.torch_tasks import TASKS, Task
-from worker.surroundings import Surroundings
+from worker.transport.surroundings import Surroundings
 
 
 def rank_main(task: Task, schedules: str) -> dict[str, object] | None:

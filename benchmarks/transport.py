@@ -35,10 +35,10 @@ from fusion.plan import Plan
 from fusion.sockets import Gatekeeper, KeyPair, new_keys, secure_client, secure_server
 from fusion.units import format_bytes
 from fusion.wire import FrameKind, Header
-from worker import mover as data_plane
-from worker.admission import Admission
-from worker.mover import Mover
-from worker.parcel import Parcel
+from worker.protocol.admission import Admission
+from worker.transport import mover as data_plane
+from worker.transport.mover import Mover
+from worker.transport.parcel import Parcel
 
 SIZES = (64 * 2**10, 256 * 2**10, 2**20, 4 * 2**20, 16 * 2**20)
 WINDOW = 8

@@ -1,4 +1,4 @@
-"""Which checkpoints there are and who needs which blob: the books over the files of `coordinator.checkpoints`.
+"""Which checkpoints there are and who needs which blob: the books over the files of `coordinator.storage.checkpoints`.
 
 Everything here runs on the event loop's thread, except `weights_after`, which blocks.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container, Iterable
 
-from coordinator.blobs import BlobStore
-from coordinator.checkpoints import Checkpoint, Checkpoints
-from coordinator.jobs import Job
-from coordinator.store import Store
+from coordinator.life.jobs import Job
+from coordinator.shown.views import ResumeFromBlobs, ResumeFromCheckpoint
+from coordinator.storage.blobs import BlobStore
+from coordinator.storage.checkpoints import Checkpoint, Checkpoints
+from coordinator.storage.store import Store
 from coordinator.submission import ResumePoint
-from coordinator.views import ResumeFromBlobs, ResumeFromCheckpoint
 from dag.graph import OpDag
 from fusion.errors import BlobError
 from fusion.messages import BlobRef

@@ -7,15 +7,15 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from coordinator import events as ev
 from coordinator import probing
 from coordinator.archive import Archive
-from coordinator.candidates import candidates
-from coordinator.checkpoints import Checkpoint, Checkpoints
-from coordinator.copies import Copies
-from coordinator.jobs import Job
-from coordinator.lifecycle import Lifecycle
-from coordinator.planning import Planner, anew, answer
+from coordinator.life import events as ev
+from coordinator.life.jobs import Job
+from coordinator.life.lifecycle import Lifecycle
+from coordinator.plans.candidates import candidates
+from coordinator.plans.planning import Planner, anew, answer
+from coordinator.storage.checkpoints import Checkpoint, Checkpoints
+from coordinator.storage.copies import Copies
 from dag.graph import OpDag
 from fusion.errors import BlobError, FusionError
 from fusion.messages import Prepare, Resume, ToWorker

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coordinator.books import Timing
+from coordinator.life.books import Timing
 from fusion.topology import Topology
 
 DEFAULT_PORT = 8760

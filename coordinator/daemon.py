@@ -19,18 +19,18 @@ from pathlib import Path
 
 from aiohttp import web
 
-from coordinator import access as access_module
-from coordinator.announcement import Announcement, goes_to_the_journal, warnings
-from coordinator.api import make_app
-from coordinator.blobs import BlobStore
-from coordinator.checkpoints import Checkpoints
 from coordinator.config import CoordinatorConfig
 from coordinator.control import Control
-from coordinator.copies import Copies
 from coordinator.engine import Engine
-from coordinator.planning import Planner
-from coordinator.store import Store
-from coordinator.tls import load_tls
+from coordinator.entry import access as access_module
+from coordinator.entry.announcement import Announcement, goes_to_the_journal, warnings
+from coordinator.entry.tls import load_tls
+from coordinator.http.api import make_app
+from coordinator.plans.planning import Planner
+from coordinator.storage.blobs import BlobStore
+from coordinator.storage.checkpoints import Checkpoints
+from coordinator.storage.copies import Copies
+from coordinator.storage.store import Store
 from fusion import credentials
 from fusion.errors import FusionError, ServiceError
 from fusion.logs import log_as_json
@@ -98,7 +98,7 @@ def make_engine(config: CoordinatorConfig, planner: Planner | None = None) -> En
     blobs = BlobStore(config.state / "blobs", config.max_blob_bytes)
     checkpoints = Checkpoints(config.state / "checkpoints", blobs)
     if planner is None:
-        from coordinator.scheduling import scheduler_planner
+        from coordinator.plans.scheduling import scheduler_planner
 
         planner = scheduler_planner(config.topology, relative_speeds=config.relative_speeds)
     copies = Copies(config.checkpoints_to, checkpoints) if config.checkpoints_to is not None else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-from coordinator.blobs import BlobStore
-from coordinator.jobs import Job
+from coordinator.life.jobs import Job
+from coordinator.storage.blobs import BlobStore
 from coordinator.submission import read_dag
 from dag.graph import OpDag
 

@@ -10,27 +10,27 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from coordinator import events as ev
 from coordinator.archive import Archive
 from coordinator.background import Background
-from coordinator.blobs import BlobStore
-from coordinator.checkpoints import Checkpoints
 from coordinator.clock import Clock
 from coordinator.config import CoordinatorConfig
 from coordinator.control import Control
-from coordinator.copies import Copies
 from coordinator.dags import Dags
-from coordinator.entrance import admit
-from coordinator.jobs import Job
-from coordinator.lifecycle import Lifecycle
-from coordinator.links import Links
-from coordinator.observations import Observations
-from coordinator.planning import Planner
-from coordinator.pool import Member
-from coordinator.publisher import Item, Publisher
-from coordinator.store import Store
+from coordinator.entry.entrance import admit
+from coordinator.life import events as ev
+from coordinator.life.jobs import Job
+from coordinator.life.lifecycle import Lifecycle
+from coordinator.life.links import Links
+from coordinator.life.pool import Member
+from coordinator.plans.planning import Planner
+from coordinator.shown.observations import Observations
+from coordinator.shown.publisher import Item, Publisher
+from coordinator.shown.views import Submission, job_view, worker_view
+from coordinator.storage.blobs import BlobStore
+from coordinator.storage.checkpoints import Checkpoints
+from coordinator.storage.copies import Copies
+from coordinator.storage.store import Store
 from coordinator.submission import accept
-from coordinator.views import Submission, job_view, worker_view
 from dag.graph import OpDag
 from fusion.messages import CheckpointPart, JoinRequest, StepReport, ToCoordinator, ToWorker
 from fusion.relay.child import RelayProcess

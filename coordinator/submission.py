@@ -9,11 +9,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.blobs import BlobStore
-from coordinator.checkpoints import Checkpoints
-from coordinator.jobs import Job
-from coordinator.tensorfile import StoredTensor, read_header
-from coordinator.views import Submission
+from coordinator.life.jobs import Job
+from coordinator.shown.views import Submission
+from coordinator.storage.blobs import BlobStore
+from coordinator.storage.checkpoints import Checkpoints
+from coordinator.storage.tensorfile import StoredTensor, read_header
 from dag.cut import cut_points
 from dag.graph import Op, OpDag
 from dag.serialize import loads

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from coordinator.api import all_routes
-from coordinator.openapi import document
-from coordinator.routing import Route
+from coordinator.http.api import all_routes
+from coordinator.http.openapi import document
+from coordinator.http.routing import Route
 
 HEAD = """\
 # HTTP API

@@ -52,7 +52,7 @@ def run_worker(config: WorkerConfig) -> int:
 async def _run(config: WorkerConfig) -> int:
     import torch
 
-    from worker.light_torch import leave_compiler_out
+    from worker.machine.light_torch import leave_compiler_out
 
     leave_compiler_out()
     from worker.service import Service

@@ -48,16 +48,16 @@ from fusion.units import format_bytes
 from fusion.wire import PROTOCOL_VERSION
 from worker.config import WorkerConfig
 from worker.control import Control
-from worker.device import measure
-from worker.fetch import Fetcher
-from worker.job_run import JobRun
+from worker.jobs.fetch import Fetcher
+from worker.jobs.job_run import JobRun
 from worker.joining import connector, join
-from worker.memory import MemoryGuard
-from worker.mover import Mover
-from worker.neighbours import Neighbours
-from worker.owner import Owner
-from worker.processor import reading
-from worker.surroundings import surroundings
+from worker.machine.device import measure
+from worker.machine.memory import MemoryGuard
+from worker.machine.owner import Owner
+from worker.machine.processor import reading
+from worker.transport.mover import Mover
+from worker.transport.neighbours import Neighbours
+from worker.transport.surroundings import surroundings
 from worker.whereabouts import clock_in_words, find, in_words
 
 # The coordinator lets a leaving worker wait for the next checkpoint for a minute at most.

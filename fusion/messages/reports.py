@@ -94,7 +94,7 @@ class CheckpointPart(Message):
     """Worker -> coordinator: one fragment's state after `step` steps is in this blob (safetensors).
 
     Keys: `parameter/NAME`, `buffer/NAME`, `optimizer/SLOT/NAME` for the optimiser's tensors, and `feedback/...`
-    (`worker.feedback`).
+    (`worker.jobs.feedback`).
     """
 
     type: Literal["checkpoint-part"] = "checkpoint-part"

@@ -17,16 +17,16 @@ import zmq
 import zmq.asyncio
 from aiohttp import web
 
-from coordinator import access as access_module
-from coordinator.access import Access
-from coordinator.api import make_app
-from coordinator.books import Timing
 from coordinator.config import CoordinatorConfig
 from coordinator.control import Control
 from coordinator.daemon import make_engine
 from coordinator.engine import Engine
-from coordinator.jobs import Job
-from coordinator.planning import Candidate
+from coordinator.entry import access as access_module
+from coordinator.entry.access import Access
+from coordinator.http.api import make_app
+from coordinator.life.books import Timing
+from coordinator.life.jobs import Job
+from coordinator.plans.planning import Candidate
 from coordinator.submission import train_config
 from dag.cut import cut_points
 from dag.graph import Op, OpDag, Parameter, Ref, TensorMeta

@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 from coordinator_cases import job_record, job_spec
 
-from coordinator import events as ev
-from coordinator.books import Timing
-from coordinator.jobs import FragmentSummary, Job
-from coordinator.lifecycle import Lifecycle
-from coordinator.pool import Member
-from coordinator.run import Run
+from coordinator.life import events as ev
+from coordinator.life.books import Timing
+from coordinator.life.jobs import FragmentSummary, Job
+from coordinator.life.lifecycle import Lifecycle
+from coordinator.life.pool import Member
+from coordinator.life.run import Run
 from fusion.messages import (
     Adopt,
     Adopted,

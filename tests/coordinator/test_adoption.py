@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from recovery_cases import Play
 
-from coordinator import events as ev
+from coordinator.life import events as ev
 from fusion.messages import Adopt, Adopted, Backup, CantAdopt, CaughtUp, Finished, PeerLost, Shutdown, Stop
 
 

@@ -21,8 +21,8 @@ from schemathesis import APIOperation, Case
 from schemathesis.checks import content_type_conformance, response_schema_conformance
 
 from benchmarks.fuzz_inputs import any_request
-from coordinator import api
-from coordinator.openapi import document
+from coordinator.http import api
+from coordinator.http.openapi import document
 
 DOCUMENT = document(api.all_routes())
 # What a server may answer to any request: bad encoding, no such path, wrong method, too much, expectation failed.

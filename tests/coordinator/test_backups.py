@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 from recovery_cases import Play
 
-from coordinator import events as ev
-from coordinator.backups import choose, spacing
-from coordinator.links import Links
+from coordinator.life import events as ev
+from coordinator.life.backups import choose, spacing
+from coordinator.life.links import Links
 from fusion.messages import (
     Backup,
     BackupFailed,

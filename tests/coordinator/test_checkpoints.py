@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from coordinator import checkpoints as module
 from coordinator.archive import Archive
-from coordinator.blobs import BlobStore, DiskFullError
-from coordinator.checkpoints import Checkpoint, Checkpoints
-from coordinator.store import Store
-from coordinator.tensorfile import DTYPES, StoredTensor, read_header, write
+from coordinator.storage import checkpoints as module
+from coordinator.storage.blobs import BlobStore, DiskFullError
+from coordinator.storage.checkpoints import Checkpoint, Checkpoints
+from coordinator.storage.store import Store
+from coordinator.storage.tensorfile import DTYPES, StoredTensor, read_header, write
 from fusion.errors import BlobError
 from fusion.messages import BlobRef
 

@@ -6,9 +6,9 @@ import pytest
 from coordinator_cases import job_spec, tiny_dag
 from recovery_cases import Play
 
-from coordinator import events as ev
-from coordinator.planning import Candidate, Predicting, answer
-from coordinator.scheduling import scheduler_planner
+from coordinator.life import events as ev
+from coordinator.plans.planning import Candidate, Predicting, answer
+from coordinator.plans.scheduling import scheduler_planner
 from fusion.messages import Device
 from fusion.plan import Plan
 

@@ -13,8 +13,8 @@ import pytest
 from coordinator_cases import FakeWorker, Server, data_blob, floats, ref_of, serving, tensors_file, weights_blob
 from prometheus_client.parser import text_string_to_metric_families
 
-from coordinator import api
-from coordinator.routing import Route
+from coordinator.http import api
+from coordinator.http.routing import Route
 
 GUARDED = [route for route in api.all_routes() if route.right not in (None, "viewer")]
 

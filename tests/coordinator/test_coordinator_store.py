@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from coordinator_cases import job_record, job_spec, ref_of
 
-from coordinator.jobs import Job, Metric
-from coordinator.store import MIGRATIONS, Store
+from coordinator.life.jobs import Job, Metric
+from coordinator.storage.store import MIGRATIONS, Store
 from fusion.errors import ServiceError
 from fusion.plan import CodecChoice, Plan
 

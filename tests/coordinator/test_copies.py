@@ -12,7 +12,7 @@ import fsspec
 import pytest
 from coordinator_cases import FakeWorker, Server, serving
 
-from coordinator import events as ev
+from coordinator.life import events as ev
 from fusion.errors import UserError
 
 URL = "memory://copies/pool"

@@ -7,7 +7,9 @@ from importlib import resources
 
 from coordinator_cases import Server
 
-FILES = {path.name: path.read_text() for path in resources.files("coordinator.dashboard").iterdir() if path.is_file()}
+FILES = {
+    path.name: path.read_text() for path in resources.files("coordinator.http.dashboard").iterdir() if path.is_file()
+}
 
 
 async def test_the_policy_lets_nothing_in_from_elsewhere_and_nothing_inline(server: Server) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 from coordinator_cases import FakeWorker, Server, serving
 from safetensors.numpy import load
 
-from coordinator.events import ClockTicked
-from coordinator.tensorfile import StoredTensor, read_header
+from coordinator.life.events import ClockTicked
+from coordinator.storage.tensorfile import StoredTensor, read_header
 from fusion.messages import Backup, Failure, FragmentTimes, Leaving, PeerLost, Prepare, Shutdown, StepReport
 
 

@@ -8,8 +8,8 @@ import socket
 import pytest
 from coordinator_cases import FakeWorker, Server
 
-from coordinator import knock
-from coordinator.knock import can_be_reached
+from coordinator.entry import knock
+from coordinator.entry.knock import can_be_reached
 
 
 async def test_an_open_port_and_a_closed_one_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 from played_workers import Network, PlayedWorker
 
-from coordinator import events as ev
-from coordinator.books import Timing
-from coordinator.jobs import Job
-from coordinator.lifecycle import Lifecycle
-from coordinator.membership import all_finished
-from coordinator.pool import Member
+from coordinator.life import events as ev
+from coordinator.life.books import Timing
+from coordinator.life.jobs import Job
+from coordinator.life.lifecycle import Lifecycle
+from coordinator.life.membership import all_finished
+from coordinator.life.pool import Member
 from fusion.messages import (
     BackupFailed,
     Commit,

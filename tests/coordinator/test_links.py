@@ -11,14 +11,14 @@ import pytest
 from coordinator_cases import job_spec, tiny_dag, training
 from recovery_cases import Play
 
-from coordinator import events as ev
-from coordinator import links as module
-from coordinator.candidates import candidates
-from coordinator.link_estimates import network_of, reachable
-from coordinator.links import Changed, Failed, Links
-from coordinator.planning import Candidate
-from coordinator.pool import Member
-from coordinator.scheduling import SchedulerPlanner
+from coordinator.life import events as ev
+from coordinator.life import links as module
+from coordinator.life.links import Changed, Failed, Links
+from coordinator.life.pool import Member
+from coordinator.plans.candidates import candidates
+from coordinator.plans.link_estimates import network_of, reachable
+from coordinator.plans.planning import Candidate
+from coordinator.plans.scheduling import SchedulerPlanner
 from fusion.addresses import place_of
 from fusion.messages import (
     ArrivalRate,
@@ -319,8 +319,8 @@ async def test_a_first_plan_waits_for_the_links_between_its_workers() -> None:
 
 
 async def test_a_first_plan_waits_longer_for_workers_that_are_brought_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coordinator.candidates.LINK_PATIENCE", 0.1)
-    monkeypatch.setattr("coordinator.candidates.RELAY_PATIENCE", 60.0)
+    monkeypatch.setattr("coordinator.plans.candidates.LINK_PATIENCE", 0.1)
+    monkeypatch.setattr("coordinator.plans.candidates.RELAY_PATIENCE", 60.0)
     play = Play("ab")
     play.lifecycle.relays.own_port = 8762
     probing(play, "a", "b")

@@ -6,7 +6,7 @@ import pytest
 from coordinator_cases import ref_of
 from recovery_cases import TIMING, Play
 
-from coordinator import events as ev
+from coordinator.life import events as ev
 from fusion.messages import (
     Adopt,
     Adopted,

@@ -9,11 +9,11 @@ from coordinator_cases import FakeWorker, Server, tiny_dag
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.crossings import crossings
-from coordinator.curves import Curves
-from coordinator.pool_map import pool_map
-from coordinator.timelines import Timelines
-from coordinator.traffic import Traffic
+from coordinator.shown.crossings import crossings
+from coordinator.shown.curves import Curves
+from coordinator.shown.pool_map import pool_map
+from coordinator.shown.timelines import Timelines
+from coordinator.shown.traffic import Traffic
 from dag.cut import cut, cut_points
 from fusion.messages import FragmentTimes, StepReport, StepTrace
 from fusion.plan import CodecChoice, Plan

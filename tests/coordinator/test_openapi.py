@@ -10,8 +10,8 @@ from coordinator_cases import FakeWorker, Server
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from coordinator import api
-from coordinator.openapi import document
+from coordinator.http import api
+from coordinator.http.openapi import document
 
 DOCUMENT = document(api.all_routes())
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from coordinator_cases import job_record, job_spec, tiny_dag, training
 
-from coordinator.planning import Candidate, Pricing, alike, anew, with_fewer_moves
-from coordinator.scheduling import SchedulerPlanner, scheduler_planner
+from coordinator.plans.planning import Candidate, Pricing, alike, anew, with_fewer_moves
+from coordinator.plans.scheduling import SchedulerPlanner, scheduler_planner
 from fusion.messages import Device
 from fusion.plan import Plan
 from fusion.topology import Topology

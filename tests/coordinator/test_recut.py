@@ -5,7 +5,7 @@ from __future__ import annotations
 from coordinator_cases import ref_of
 from recovery_cases import Play
 
-from coordinator import events as ev
+from coordinator.life import events as ev
 from fusion.messages import CheckpointPart
 from fusion.spec import CompressionSpec
 

@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 
-from coordinator import events as ev
-from coordinator.books import Books
-from coordinator.link_watch import LinkWatch
-from coordinator.links import Links
-from coordinator.pool import Member
-from coordinator.relays import OWN, Relays
+from coordinator.life import events as ev
+from coordinator.life.books import Books
+from coordinator.life.link_watch import LinkWatch
+from coordinator.life.links import Links
+from coordinator.life.pool import Member
+from coordinator.life.relays import OWN, Relays
 from fusion.messages import (
     Device,
     LinkFigures,

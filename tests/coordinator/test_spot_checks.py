@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recovery_cases import Play
 
-from coordinator import events as ev
-from coordinator.accusations import impartial_first, liar
-from coordinator.entrance import NameTakenError, admit
-from coordinator.inspection import TOLERANCE, SpotCheck, judge
+from coordinator.entry.entrance import NameTakenError, admit
+from coordinator.life import events as ev
+from coordinator.life.accusations import impartial_first, liar
+from coordinator.life.inspection import TOLERANCE, SpotCheck, judge
 from fusion.messages import (
     Backup,
     BlobRef,

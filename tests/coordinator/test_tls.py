@@ -20,9 +20,9 @@ import pytest
 from certificates import make_certificate
 from coordinator_cases import Server
 
-from coordinator.announcement import Announcement, goes_to_the_journal, warnings
 from coordinator.config import CoordinatorConfig
-from coordinator.tls import ServerTls, load_tls
+from coordinator.entry.announcement import Announcement, goes_to_the_journal, warnings
+from coordinator.entry.tls import ServerTls, load_tls
 from fusion.client import Client
 from fusion.errors import CoordinatorError, UnreachableError, UserError
 from fusion.messages import Device, JoinRequest

@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 from coordinator_cases import FakeWorker, Server, ref_of, serving
 
-from coordinator import api, guard
-from coordinator.tokens import RIGHTS, DeniedError, Role, Token, TokenBook, TokenRequest, refuse_ended
+from coordinator.entry.tokens import RIGHTS, DeniedError, Role, Token, TokenBook, TokenRequest, refuse_ended
+from coordinator.http import api, guard
 from fusion.errors import CoordinatorError
 from fusion.messages import Device, JoinRequest
 from fusion.sockets import key_to_hex, new_keys

@@ -8,8 +8,8 @@ from pathlib import Path
 from coordinator_cases import FakeWorker, Server, serving
 from recovery_cases import Play
 
-from coordinator import events as ev
-from coordinator.words import BURST, MOST_LETTERS, Words
+from coordinator.life import events as ev
+from coordinator.life.words import BURST, MOST_LETTERS, Words
 from fusion.messages import FragmentTimes, StepReport, Warned
 
 

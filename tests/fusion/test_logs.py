@@ -14,7 +14,7 @@ from worker.config import WorkerConfig
 
 
 def line(message: str, *args: object, **more: object) -> dict[str, object]:
-    record = logging.LogRecord("coordinator.api", logging.INFO, "f", 1, message, args, more.get("exc_info"))  # type: ignore[arg-type]
+    record = logging.LogRecord("coordinator.http.api", logging.INFO, "f", 1, message, args, more.get("exc_info"))  # type: ignore[arg-type]
     record.created = 0.25
     if "fields" in more:
         record.fields = more["fields"]
@@ -28,7 +28,7 @@ def test_a_line_holds_what_a_collector_needs():
     assert shown == {
         "time": "1970-01-01T00:00:00.250Z",
         "level": "info",
-        "logger": "coordinator.api",
+        "logger": "coordinator.http.api",
         "message": "worker a joined",
         "event": "worker-joined",
     }

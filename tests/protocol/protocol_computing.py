@@ -1,4 +1,4 @@
-"""The compute thread of one job: the real session and accounts, under the rules of `worker.host`."""
+"""The compute thread of one job: the real session and accounts, under the rules of `worker.jobs.host`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from fusion.messages import (
 )
 from fusion.plan import CodecChoice, Plan
 from fusion.wire import FrameKind, Header
-from worker import instructions as todo
-from worker.accounts import Accounts
-from worker.session import Session
-from worker.waiting import Patience
+from worker.protocol import instructions as todo
+from worker.protocol.accounts import Accounts
+from worker.protocol.session import Session
+from worker.protocol.waiting import Patience
 
 if TYPE_CHECKING:
     from protocol_worker import Process

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from protocol_values import Case, part_of, weights_of
 from pydantic import BaseModel
 
-from coordinator import events as ev
-from coordinator.books import Timing
-from coordinator.jobs import FragmentSummary, Job
-from coordinator.lifecycle import Lifecycle
-from coordinator.pool import Member
+from coordinator.life import events as ev
+from coordinator.life.books import Timing
+from coordinator.life.jobs import FragmentSummary, Job
+from coordinator.life.lifecycle import Lifecycle
+from coordinator.life.pool import Member
 from fusion.messages import CheckpointPart, DataManifest, Device, Prepare, Resume, ToCoordinator
 from fusion.plan import Plan
 from fusion.spec import JobSpec

@@ -1,4 +1,4 @@
-"""One job in a worker process, with the real admission, under the rules of `worker.job_run`."""
+"""One job in a worker process, with the real admission, under the rules of `worker.jobs.job_run`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from fusion.messages import (
 )
 from fusion.plan import Plan
 from fusion.wire import FrameKind, Header
-from worker.admission import Admission, Refused
-from worker.session import Session
+from worker.protocol.admission import Admission, Refused
+from worker.protocol.session import Session
 
 if TYPE_CHECKING:
     from protocol_worker import Process

@@ -1,4 +1,4 @@
-"""Snapshots on their way and held, under the rules of `worker.backups`: announced, asked for, sent, verified, kept."""
+"""Snapshots on their way and held, under the rules of `worker.jobs.backups`: announced, asked for, sent, verified, kept."""
 
 from __future__ import annotations
 

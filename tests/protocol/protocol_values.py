@@ -17,7 +17,7 @@ from fusion.messages import BlobRef, TrainConfig
 from fusion.plan import CodecChoice, ScheduleName
 from fusion.spec import JobSpec, LrScheduleSpec, OptimizerSpec
 from fusion.wire import FrameKind
-from worker.replay_log import Key
+from worker.protocol.replay_log import Key
 
 META = TensorMeta((2,), "float32")
 PAYLOAD_BYTES = 8

@@ -20,11 +20,11 @@ from protocol_values import CASES, Value, part_of, spec_of
 from protocol_worker import Process
 from pydantic import BaseModel
 
-from coordinator import events as ev
-from coordinator.jobs import Job
+from coordinator.life import events as ev
+from coordinator.life.jobs import Job
 from executor.ordering import Task, TaskKind
 from fusion.wire import FrameKind, Header
-from worker.session import Session
+from worker.protocol.session import Session
 
 COORDINATOR = "coordinator"
 _SECONDS = {TaskKind.FORWARD: 0.02, TaskKind.BACKWARD: 0.03, TaskKind.UPDATE: 0.02, TaskKind.EVALUATE: 0.01}

@@ -9,13 +9,13 @@ import pytest
 from protocol_values import CASES, Value
 from protocol_world import World
 
-from coordinator.backups import Backups
+from coordinator.life.backups import Backups
 from executor.ordering import Task, TaskKind
 from fusion.plan import Plan
 from fusion.wire import FrameKind
-from worker.dispatch import Dispatch
-from worker.instructions import LendParameters
-from worker.session import Session
+from worker.protocol.dispatch import Dispatch
+from worker.protocol.instructions import LendParameters
+from worker.protocol.session import Session
 
 cases = pytest.mark.parametrize("case", sorted(CASES))
 

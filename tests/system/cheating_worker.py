@@ -9,8 +9,8 @@ import sys
 
 from fusion.cli import main
 from fusion.wire import FrameKind, Header
-from worker.parcel import Parcel
-from worker.session import Session
+from worker.protocol.session import Session
+from worker.transport.parcel import Parcel
 
 FALSE = 1.001
 _LIED_OF = (FrameKind.ACTIVATION, FrameKind.GRADIENT)

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import topologies
 from benchmarks.relay import MTU, Fabric
-from worker.slow_links import SlowLink
+from worker.transport.slow_links import SlowLink
 
 
 def packet(target: int, size: int = 100) -> bytes:

@@ -13,7 +13,7 @@ from worker_cases import make_case, partition_of
 from fusion.errors import FrameError, VersionError
 from fusion.plan import CodecChoice
 from fusion.wire import FrameKind, Header, decode_header, encode_header
-from worker.admission import Admission, Refused
+from worker.protocol.admission import Admission, Refused
 
 CASE = make_case(clip=1.0, eval_every=2)
 

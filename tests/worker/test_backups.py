@@ -12,7 +12,7 @@ import torch
 from fusion.errors import BlobError
 from fusion.messages import Holding
 from fusion.wire import Header
-from worker.backups import Backups
+from worker.jobs.backups import Backups
 
 FRAGMENT = SimpleNamespace(parameters=(), written_buffers=(), inputs=(), outputs=())
 MEMORY = SimpleNamespace(limit=2**30, used=lambda: 0)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 
 from fusion.wire import FrameKind, Header
-from worker.inbox import Inbox
-from worker.replay_log import Key, ReplayLog
-from worker.waiting import Patience
+from worker.protocol.inbox import Inbox
+from worker.protocol.replay_log import Key, ReplayLog
+from worker.protocol.waiting import Patience
 
 
 def key(step: int, micro_batch: int = 0, kind: FrameKind = FrameKind.ACTIVATION) -> Key:

@@ -11,7 +11,7 @@ from worker_cases import make_case
 from fusion.errors import DataError
 from fusion.messages import DataManifest
 from fusion.sampling import SampleOrder
-from worker.feed import Feed, Source, sources
+from worker.jobs.feed import Feed, Source, sources
 
 CASE = make_case(eval_every=2)
 PLACEHOLDERS = tuple(op.id for op in CASE.dag.placeholders)

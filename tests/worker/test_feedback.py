@@ -8,8 +8,8 @@ import torch
 from compress import ErrorFeedback, codec
 from dag.graph import TensorMeta
 from fusion.errors import BlobError
-from worker.feedback import Feedback
-from worker.ways import Way
+from worker.jobs.feedback import Feedback
+from worker.transport.ways import Way
 
 SHAPE = (4, 48)
 WAY = Way(TensorMeta(SHAPE, "float32"), torch.float32, "int4", {}, feedback=True, reuses=False)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from fusion.errors import BlobError, CoordinatorError, UnreachableError
 from fusion.messages import BlobRef
-from worker.fetch import Fetcher, TensorEntry, coalesce, read_entries
-from worker.state_blob import StateBlob
+from worker.jobs.fetch import Fetcher, TensorEntry, coalesce, read_entries
+from worker.jobs.state_blob import StateBlob
 
 TOKEN = "secret"
 

@@ -35,15 +35,15 @@ from fusion.plan import CodecChoice
 from fusion.sampling import SampleOrder
 from fusion.sockets import new_keys
 from fusion.wire import Header
-from worker.admission import Admission
-from worker.assembly import assemble
-from worker.explain import explain
-from worker.fetch import Fetcher
-from worker.host import JobHost
-from worker.memory import MemoryGuard
-from worker.mover import Mover
-from worker.route import Route
-from worker.surroundings import Surroundings
+from worker.jobs.assembly import assemble
+from worker.jobs.explain import explain
+from worker.jobs.fetch import Fetcher
+from worker.jobs.host import JobHost
+from worker.machine.memory import MemoryGuard
+from worker.protocol.admission import Admission
+from worker.transport.mover import Mover
+from worker.transport.route import Route
+from worker.transport.surroundings import Surroundings
 
 ROOM = MemoryGuard(2**50)
 

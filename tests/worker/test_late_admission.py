@@ -11,8 +11,8 @@ import zmq
 from fusion.errors import UnreachableError
 from fusion.messages import PeerAddress
 from fusion.sockets import Gatekeeper, bind_tcp, keep_alive, new_keys, secure_client, secure_server
-from worker.handshakes import HANDSHAKE_EVENTS, await_handshakes
-from worker.route import Peer
+from worker.transport.handshakes import HANDSHAKE_EVENTS, await_handshakes
+from worker.transport.route import Peer
 
 
 @pytest.mark.parametrize("admitted_after", [1, 3])

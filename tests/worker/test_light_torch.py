@@ -8,7 +8,7 @@ import sys
 PROGRAM = """
 import sys
 import torch
-from worker.light_torch import leave_compiler_out
+from worker.machine.light_torch import leave_compiler_out
 leave_compiler_out()
 for name in ("SGD", "Adam", "AdamW", "Adagrad", "Muon"):
     parameter = torch.nn.Parameter(torch.zeros(3, 3))

@@ -20,12 +20,12 @@ from fusion.messages import PeerAddress
 from fusion.plan import CodecChoice
 from fusion.sockets import KeyPair, new_keys, secure_client
 from fusion.wire import FrameKind, Header, encode_header
-from worker import probe_marks
-from worker.admission import Admission
-from worker.mover import Mover
-from worker.parcel import Parcel
-from worker.route import Route
-from worker.slow_links import SlowLink
+from worker.protocol.admission import Admission
+from worker.transport import probe_marks
+from worker.transport.mover import Mover
+from worker.transport.parcel import Parcel
+from worker.transport.route import Route
+from worker.transport.slow_links import SlowLink
 
 CASE = make_case()
 MAX_FRAME = 10_000

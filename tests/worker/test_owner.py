@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.owner import BUSY_SECONDS, QUIET_SECONDS, Owner, Reading
+from worker.machine.owner import BUSY_SECONDS, QUIET_SECONDS, Owner, Reading
 
 
 class Machine:

@@ -21,10 +21,10 @@ from fusion.relay.child import RelayProcess
 from fusion.relay.port import listen
 from fusion.relay.server import RelayServer
 from fusion.wire import FrameKind, Header
-from worker import handshakes, peer_watch
-from worker.parcel import Parcel
-from worker.probe_socket import measure_link, why_out_of_reach
-from worker.route import Route
+from worker.transport import handshakes, peer_watch
+from worker.transport.parcel import Parcel
+from worker.transport.probe_socket import measure_link, why_out_of_reach
+from worker.transport.route import Route
 
 TICKETS = {name: (letter * 32, letter * 64) for name, letter in (("a", "1"), ("b", "2"))}
 """Who calls -> ticket and secret."""
@@ -207,11 +207,11 @@ def test_a_relay_that_changes_a_byte_gets_nothing_through(
 
 def test_links_are_measured_over_the_relay(ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = ends
-    monkeypatch.setattr("worker.probe_socket.HANDSHAKE_SECONDS", 0.5)
+    monkeypatch.setattr("worker.transport.probe_socket.HANDSHAKE_SECONDS", 0.5)
     assert "127.0.0.9" in why_out_of_reach(a.keys, b.address)
     failed = measure_link(a.keys, b.address, 2**18, 1.0)
     assert not failed.reached
-    monkeypatch.setattr("worker.probe_socket.HANDSHAKE_SECONDS", 20.0)
+    monkeypatch.setattr("worker.transport.probe_socket.HANDSHAKE_SECONDS", 20.0)
     relay = Tapped(monkeypatch)
     use_both(relay.port, a, b)
     b.mover.expect_probe(a.address, 2**18, 60.0)

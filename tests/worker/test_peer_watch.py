@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from worker.peer_watch import PeerWatch
+from worker.transport.peer_watch import PeerWatch
 
 
 def test_it_sleeps_while_there_is_nothing_to_watch():

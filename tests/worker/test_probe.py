@@ -13,13 +13,13 @@ from pool_cases import addresses, pool
 from fusion.messages import ExpectProbe, LinkMeasured, PeerAddress, ProbeLink
 from fusion.sockets import KeyPair, new_keys
 from fusion.wire import FrameKind, Header
-from worker import probe_marks, probe_socket
-from worker.admission import Refused
-from worker.mover import Mover
-from worker.probe_answers import ProbeAnswers
-from worker.probe_course import Course, Exchange
-from worker.probe_marks import ArrivalTimes, Marks
-from worker.probe_socket import measure_link
+from worker.protocol.admission import Refused
+from worker.transport import probe_marks, probe_socket
+from worker.transport.mover import Mover
+from worker.transport.probe_answers import ProbeAnswers
+from worker.transport.probe_course import Course, Exchange
+from worker.transport.probe_marks import ArrivalTimes, Marks
+from worker.transport.probe_socket import measure_link
 
 MAX_BYTES, SECONDS = 2**20, 2.0
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fusion.errors import UserError
-from worker.device import measure
-from worker.profile import profile
-from worker.profile_line import fit
+from worker.machine.device import measure
+from worker.machine.profile import profile
+from worker.machine.profile_line import fit
 
 
 def test_the_line_through_exact_timings_is_found() -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from fusion.errors import PlanError
 from fusion.wire import FrameKind
-from worker.refusals import MOST, Refusals
-from worker.replay_log import Key
+from worker.protocol.refusals import MOST, Refusals
+from worker.protocol.replay_log import Key
 
 KEY: Key = (FrameKind.GRADIENT, 4, 7, 1)
 OTHER: Key = (FrameKind.GRADIENT, 4, 7, 2)

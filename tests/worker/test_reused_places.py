@@ -14,11 +14,11 @@ from fusion.errors import PlanError
 from fusion.messages import Warned
 from fusion.plan import CodecChoice
 from fusion.wire import FrameKind, Header
-from worker.admission import Layout, Refused
-from worker.arrival import Thinned, kept, received, tensor_of
-from worker.parcel import Parcel
-from worker.sent_places import SentPlaces
-from worker.ways import ways
+from worker.protocol.admission import Layout, Refused
+from worker.transport.arrival import Thinned, kept, received, tensor_of
+from worker.transport.parcel import Parcel
+from worker.transport.sent_places import SentPlaces
+from worker.transport.ways import ways
 
 CASE = make_case(steps=3)
 EDGE = next(edge.index for edge in partition_in_two(CASE).edges)

@@ -27,7 +27,7 @@ from fusion.messages import (
 from fusion.sockets import key_to_hex, new_keys
 from worker import service
 from worker.config import WorkerConfig
-from worker.owner import Owner, Reading
+from worker.machine.owner import Owner, Reading
 from worker.service import default_name
 
 

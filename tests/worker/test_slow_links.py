@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.delay_line import DelayLine
-from worker.slow_links import SlowLink, SlowLinks
+from worker.transport.delay_line import DelayLine
+from worker.transport.slow_links import SlowLink, SlowLinks
 
 CITY, SEA = SlowLink(1e6, 0.02), SlowLink(500.0, 0.5)
 

@@ -13,9 +13,9 @@ from worker_cases import Case, Stack, make_case, partition_of
 from fusion.messages import Check, CheckpointPart, CheckVoid, Digest, Finished, Prepare, Receipts, Replayed, StepReport
 from fusion.plan import CodecChoice
 from fusion.wire import FrameKind, Header
-from worker.host import JobHost
-from worker.parcel import Parcel
-from worker.session import Session
+from worker.jobs.host import JobHost
+from worker.protocol.session import Session
+from worker.transport.parcel import Parcel
 
 STEPS = 4
 PLACEMENT = ("a", "b", "c", "a")

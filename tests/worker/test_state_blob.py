@@ -9,7 +9,7 @@ import zlib
 import safetensors.torch
 import torch
 
-from worker.state_blob import StateBlob
+from worker.jobs.state_blob import StateBlob
 
 
 def test_safetensors_reads_it_back() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fusion.topology import Topology
-from worker.slow_links import SlowLink
-from worker.surroundings import Surroundings, surroundings
+from worker.transport.slow_links import SlowLink
+from worker.transport.surroundings import Surroundings, surroundings
 
 POOL = Topology.model_validate(
     {

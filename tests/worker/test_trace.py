@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from executor.ordering import Task, TaskKind
-from worker.trace import EVERY, Trace
+from worker.protocol.trace import EVERY, Trace
 
 
 def run(trace: Trace, step: int, at: float, seconds: float = 0.1) -> None:

@@ -1,0 +1,288 @@
+"""Backup rounds: every so often the snapshots of one common step go to backup workers, and then older ones are forgotten.
+
+A round is ordered for a step that nobody has reached yet, so that the snapshots of all fragments are of the same step. It
+is complete when every snapshot is held and everybody is through with the step. Only then is the step recorded as the
+common one, and only after that are workers told that they may forget what came before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from coordinator.life import progress
+from coordinator.life.accusations import impartial_first
+from coordinator.life.books import Books
+from coordinator.life.jobs import Job
+from coordinator.life.links import Links
+from coordinator.life.pool import Member
+from coordinator.life.run import PATIENCE, SMALLEST_MARGIN, Round, Run
+from fusion.messages import Backup, BackupFailed, Commit, Holding, Paused
+from fusion.plan import Plan
+from fusion.units import format_bytes
+from scheduler.cost import optimizer_slots
+
+_LARGEST_MARGIN = 256
+_MOST_STEPS = 3
+"""Steps between rounds where these cost little ..."""
+_MOST_SECONDS = 5.0
+"""... or fewer, where steps take long."""
+_FEWEST_SECONDS = 0.25
+"""Rounds closer together than this gain nothing that a person could notice."""
+_PROBE_BYTES = 2**20
+"""Links are compared by the time of a message of so many bytes,"""
+_NEAR_SECONDS = 0.05
+"""... of which so much is near for all purposes;"""
+_FARTHER = 3.0
+"""... a worker is farther than another when it takes so many times as long."""
+_SHARE = 10.0
+"""Snapshots are under way for at most one part in so many of the time."""
+_GROWTH = 2
+"""The steps between two rounds grow by this factor at most."""
+
+
+def choose(
+    job: Job,
+    plan: Plan,
+    members: Sequence[Member],
+    previous: Mapping[int, str] | None = None,
+    links: Links | None = None,
+) -> tuple[dict[int, str], str]:
+    """Fragment -> backup worker, and why some fragments have none, in words.
+
+    A near one before a far one: snapshots should not cross slow links. Of those that are alike the worker half way round the
+    plan's ring, or the next after it that has room: never a neighbour while there are four, so that neighbours may be lost
+    together. The `previous` one while it can be, because it has built the fragment already. A worker that leaves takes no
+    backups.
+    """
+    live = {member.name: member for member in members if member.state != "draining" and member.name in plan.workers}
+    ring = [name for name in plan.workers if name in live]
+    if len(plan.workers) < 2:
+        return {}, "one worker only"
+    slots = optimizer_slots(job.train.optimizer)
+    sizes = {summary.index: summary.parameter_bytes for summary in job.fragments}
+    room = {name: float(member.device.memory_bytes or math.inf) for name, member in live.items()}
+    for fragment, host in enumerate(plan.placement):
+        if host in room:
+            room[host] -= sizes.get(fragment, 0) * (2 + slots)
+    refused = job.run.refused if job.run is not None else {}
+    chosen: dict[int, str] = {}
+    lacking: dict[int, int] = {}
+    for fragment, host in enumerate(plan.placement):
+        need = 2 * sizes.get(fragment, 0) * (1 + slots)  # The last snapshot stays until the next one is whole.
+        at = (ring.index(host) + len(ring) // 2) % len(ring) if host in ring else 0
+        candidates = [name for name in (*ring[at:], *ring[:at]) if name != host]
+        if links is not None:
+            candidates = _near_first(host, candidates, links)
+        candidates = impartial_first(job.accusations, host, candidates)
+        before = (previous or {}).get(fragment)
+        if before in candidates:
+            candidates = [before, *candidates]
+        found = next(
+            (name for name in candidates if room[name] >= need and name not in refused.get(fragment, ())), None
+        )
+        if found is None:
+            lacking[fragment] = need
+        else:
+            chosen[fragment] = found
+            room[found] -= need
+    return chosen, _without(lacking)
+
+
+def _near_first(host: str, candidates: Sequence[str], links: Links) -> list[str]:
+    """The candidates in their order, but those after which a snapshot takes clearly longer come later."""
+    seconds = {name: links.transfer(host, name, _PROBE_BYTES) for name in candidates}
+    known = [each for each in seconds.values() if each is not None]
+    if not known:
+        return list(candidates)
+    nearest = max(min(known), _NEAR_SECONDS)
+
+    def distance(name: str) -> int:
+        # Nobody has measured it: not the first choice, but not one that is known to be bad either.
+        found = seconds[name]
+        return 1 if found is None else max(0, math.floor(math.log(found / nearest, _FARTHER)))
+
+    return sorted(candidates, key=distance)
+
+
+def _without(lacking: dict[int, int]) -> str:
+    if not lacking:
+        return ""
+    which = ", ".join(map(str, lacking))
+    return (
+        f"no other worker has room for the snapshot{'s' if len(lacking) > 1 else ''} of fragment"
+        f"{'s' if len(lacking) > 1 else ''} {which} ({format_bytes(sum(lacking.values()))})"
+    )
+
+
+def spacing(every: int | Literal["auto"], pace: float, cost: float) -> int:
+    """Steps from one common step to the next; `pace` in seconds per step, `cost` in seconds per round."""
+    if every != "auto":
+        return every
+    if pace <= 0:
+        return _MOST_STEPS
+    wanted = min(_MOST_STEPS, math.ceil(_MOST_SECONDS / pace))
+    affordable = math.ceil(max(_SHARE * cost, _FEWEST_SECONDS) / pace)
+    return max(1, wanted, affordable)
+
+
+class Backups:
+    """The rounds of running jobs."""
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+
+    def assign(self, job: Job, plan: Plan) -> dict[int, str]:
+        """Choose backup workers for `plan`, note them in the job's run, and tell people who has none."""
+        run = job.run
+        assert run is not None
+        run.backups, why = choose(job, plan, self._books.hosts(job), run.backups, self._books.links)
+        if why != run.alone:
+            run.alone = why
+            if why:
+                self._books.story(job, "no-backup", f"job {job.id} runs without a backup: {why}")
+        return run.backups
+
+    def order_when_due(self, job: Job, now: float) -> None:
+        """Order the next round when it is time, for a step that nobody has reached."""
+        run = job.run
+        assert run is not None
+        if job.plan is None or len(job.plan.workers) < 2:
+            return
+        hurried = run.urgent or self._logs_fill(job, run)
+        wanted = spacing(job.spec.fault_tolerance.backup_every, run.pace, run.cost)
+        if job.spec.fault_tolerance.backup_every == "auto":
+            # One round that took long, as the first ones do, must not put the next one off for long.
+            wanted = min(wanted, _GROWTH * run.spacing)
+        due = run.common_step + (1 if hurried else wanted)
+        if run.highest + run.margin >= due:
+            run.spacing = max(wanted, _MOST_STEPS)
+            self.order(job, now, max(due, run.highest + run.margin), run.backups)
+
+    def order(self, job: Job, now: float, step: int, backups: dict[int, str], *, hold: bool = False) -> bool:
+        """Order the snapshots of `step`, or of an earlier one if the job ends before; False when there is none.
+
+        The last step is left out: whoever adopts a fragment then still has its last state to bring in.
+        """
+        run = job.run
+        assert run is not None
+        last = job.train.steps - 1
+        if run.highest + SMALLEST_MARGIN <= last:
+            step = min(step, last)
+        if step > last:
+            return False
+        run.round = Round(step=step, epoch=job.epoch, backups=dict(backups), hold=hold, ordered_at=now)
+        if run.common_step > run.start:
+            # Said again, in case that it was lost: who holds a snapshot keeps it only while it may be the common one.
+            self._books.tell(job, Commit(job=job.id, epoch=job.epoch, step=run.common_step))
+        if backups or hold:
+            order = Backup(job=job.id, epoch=job.epoch, step=step, backups=run.round.backups, hold=hold)
+            self._books.tell(job, order)
+        self._books.save(job, announce=False)
+        return True
+
+    def held(self, job: Job, member: Member, message: Holding) -> None:
+        """A snapshot is whole at its backup worker."""
+        found = self._of_round(job, message.epoch, message.step)
+        if found is None or found.backups.get(message.fragment) != member.name or message.fragment in found.held:
+            return
+        found.held.append(message.fragment)
+        # A worker says it again to a coordinator that was away, and there is one of these for each fragment of a round.
+        self._books.save(job, announce=False, soon=True)
+
+    def paused(self, job: Job, member: Member, message: Paused) -> None:
+        found = self._of_round(job, message.epoch, message.step)
+        if found is None or not found.hold or member.name in found.paused:
+            return
+        found.paused.append(member.name)
+        self._books.save(job, announce=False)
+
+    def failed(self, job: Job, member: Member, message: BackupFailed) -> bool:
+        """A snapshot can't be taken or kept; True when that is the end of the round."""
+        run, found = job.run, self._of_round(job, message.epoch, message.step)
+        if run is None or found is None:
+            return False
+        where = found.backups.get(message.fragment, member.name)
+        match message.cause:
+            case "passed":
+                run.margin = min(2 * run.margin, _LARGEST_MARGIN)
+            case "corrupt":
+                self._books.story(
+                    job,
+                    "snapshot-damaged",
+                    f"the snapshot of fragment {message.fragment} arrived damaged at {where} (step {found.step}); "
+                    "it is taken again",
+                )
+            case "memory":
+                # Its own host can't make a copy for anybody.
+                full = [where] if member.name == where else list(job.hosts)
+                refused = run.refused.setdefault(message.fragment, [])
+                refused.extend(name for name in full if name not in refused)
+                self._books.story(
+                    job,
+                    "snapshot-refused",
+                    f"worker {member.name} has no room for the snapshot of fragment {message.fragment}"
+                    + (f": {message.message}" if message.message else ""),
+                )
+        return True
+
+    def _of_round(self, job: Job, epoch: int, step: int) -> Round | None:
+        found = job.run.round if job.run is not None else None
+        return found if found is not None and (found.epoch, found.step) == (epoch, step) else None
+
+    def complete(self, job: Job, now: float) -> bool:
+        """Whether every snapshot of the round is held and everybody is through with its step."""
+        run = job.run
+        assert run is not None
+        assert run.round is not None
+        assert job.plan is not None
+        found = run.round
+        if found.taken_at is None and run.highest >= found.step:
+            found.taken_at = now
+        if len(found.held) < len(found.backups):
+            return False
+        if found.taken_at is not None and found.cost is None:
+            found.cost = now - found.taken_at
+        if found.hold:
+            return set(found.paused) >= set(job.plan.workers)
+        through = found.step + progress.evaluation_due(job, found.step)
+        return all(run.reached.get(fragment, run.start) >= through for fragment in range(len(job.plan.placement)))
+
+    def stuck(self, job: Job, now: float) -> bool:
+        """Whether the round has taken so long that an order or an answer must have been lost."""
+        run = job.run
+        assert run is not None
+        found = run.round
+        if found is None or now - max(found.ordered_at, found.taken_at or 0.0) < run.patience:
+            return False
+        # Before the step itself is done nothing can be late.
+        if run.highest < found.step and not found.paused:
+            return False
+        run.patience *= 2
+        return True
+
+    def settle(self, job: Job) -> int:
+        """The round is complete: its step is the common one from now on. Returns it."""
+        run = job.run
+        assert run is not None
+        assert run.round is not None
+        found, run.round = run.round, None
+        run.common_step, run.holders = found.step, dict(found.backups)
+        run.since_epoch = job.epoch + found.hold  # With a hold, a new placement follows at once.
+        run.cost = found.cost or 0.0
+        run.margin = max(SMALLEST_MARGIN, run.margin - 1)
+        run.patience = PATIENCE
+        run.urgent = False
+        run.log_bytes = {}
+        job.commits += 1
+        return found.step
+
+    def commit(self, job: Job) -> None:
+        """Record the round's step as the common one, then let workers forget what came before."""
+        step = self.settle(job)
+        self._books.save(job)
+        self._books.tell(job, Commit(job=job.id, epoch=job.epoch, step=step))
+
+    def _logs_fill(self, job: Job, run: Run) -> bool:
+        return max(run.log_bytes.values(), default=0) > job.spec.fault_tolerance.log_memory / 2

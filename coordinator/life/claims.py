@@ -1,0 +1,97 @@
+"""Holds what workers say of their speed against what their tasks take: where both are far apart, the tasks are right. Sans I/O.
+
+The cost model is wrong by some factor for everybody (other operators, cores that are shared), so workers are compared with each
+other: the middle one, or the claim itself, stands for what is as it was said.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from statistics import median, median_low
+
+from coordinator.life.books import Books
+from coordinator.life.events import SaveWorker
+from coordinator.life.jobs import Job
+from fusion.units import format_seconds
+
+_STEPS = 5
+"""Of each fragment; the first ones of a run may be slower than the others, so their median counts."""
+_LIE = 3.0
+_LEAST_SECONDS = 0.05
+"""Of work in a step: shorter tasks are mostly overhead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """A worker that is so many times slower than it said (below 1: faster)."""
+
+    worker: str
+    slower: float
+    seconds: float
+    """What its fragments take in a step,"""
+    expected: float
+    """... and what was expected by its own figures."""
+
+
+def check(books: Books, job: Job) -> None:
+    """Count on the real speed of a worker from here on; tell people, and have the job look for a better placement."""
+    for found in corrections(job, {member.name: member.slower for member in books.hosts(job)}):
+        member = books.pool.get(found.worker)
+        assert member is not None
+        member.slower = found.slower
+        books.do(SaveWorker(member.name))
+        words = f"worker {member.name} is {_how(found.slower)} it said"
+        speed = f" ({member.device.flops_per_second:.2g} FLOP/s)" if member.device.flops_per_second else ""
+        books.story(
+            job,
+            "speed-corrected",
+            f"{words}{speed}: its work takes {format_seconds(found.seconds)} a step, {format_seconds(found.expected)} "
+            "was expected; plans count on that from here on",
+            worker=member.name,
+            slower=found.slower,
+        )
+        if job.run is not None:
+            job.run.reconsider = words
+
+
+def corrections(job: Job, known: dict[str, float]) -> list[Correction]:
+    """The workers of a running job whose steps show another speed than the one that is `known` so far."""
+    measured, expected = _work(job)
+    if len(measured) < 2:
+        return []  # There is nobody to compare with, and nowhere to move to.
+    ratios = {worker: measured[worker] / expected[worker] for worker in measured}
+    usual = median_low([1.0, *ratios.values()])
+    found = []
+    for worker, ratio in ratios.items():
+        slower = ratio / usual
+        if 1 / _LIE < slower < _LIE or max(measured[worker], expected[worker]) < _LEAST_SECONDS:
+            slower = 1.0
+        before = known.get(worker, slower)
+        if max(slower / before, before / slower) >= _LIE:
+            found.append(Correction(worker, slower, measured[worker], expected[worker]))
+    return found
+
+
+def _work(job: Job) -> tuple[dict[str, float], dict[str, float]]:
+    """Worker -> seconds of a step, as measured and as expected; empty until enough steps of all of them are known."""
+    times = job.run.times if job.run is not None else {}
+    measured: dict[str, float] = defaultdict(float)
+    expected: dict[str, float] = defaultdict(float)
+    for fragment in job.fragments:
+        if fragment.seconds is None:
+            continue
+        known = times.get(fragment.index)
+        if known is None or known.worker != fragment.worker or len(known.first) < _STEPS:
+            return {}, {}
+        measured[fragment.worker] += median(known.first)
+        expected[fragment.worker] += fragment.seconds
+    return measured, expected
+
+
+def _how(slower: float) -> str:
+    if slower == 1:
+        return "as fast as"
+    factor = max(slower, 1 / slower)
+    times = f"{factor:.1f}" if factor < 10 else f"{factor:.0f}"
+    return f"{times} times {'slower' if slower > 1 else 'faster'} than"

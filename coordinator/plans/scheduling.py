@@ -1,0 +1,138 @@
+"""The real planner: the scheduler's `plan_job` over what the candidates said of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import scheduler
+from coordinator.plans.link_estimates import network_of, reachable
+from coordinator.plans.planning import Candidate, Planner
+from dag.graph import OpDag
+from dag.workload import workload
+from fusion.errors import PlanError
+from fusion.messages import TrainConfig
+from fusion.plan import Plan
+from fusion.spec import JobSpec
+from fusion.topology import Topology
+
+
+def scheduler_planner(topology: Topology | None = None, *, relative_speeds: bool = False) -> Planner:
+    """A planner for a pool; `topology` names the links between its workers (all alike without it).
+
+    With `relative_speeds` its speeds are those of the workers to each other, as in local mode, where each is slowed down to
+    its share of what this machine measures.
+    """
+    return SchedulerPlanner(topology, relative_speeds=relative_speeds)
+
+
+class SchedulerPlanner:
+    """Makes plans, and prices them."""
+
+    def __init__(self, topology: Topology | None = None, *, relative_speeds: bool = False) -> None:
+        self._relative = relative_speeds
+        known, self._network = scheduler.from_topology(topology) if topology is not None else ((), scheduler.Network())
+        self._described = {device.name: device for device in known}
+
+    def __call__(
+        self,
+        dag: OpDag,
+        candidates: Sequence[Candidate],
+        spec: JobSpec,
+        train: TrainConfig,
+        previous: Plan | None,
+    ) -> Plan:
+        candidates = reachable(candidates)
+        return scheduler.plan_job(
+            dag,
+            self._devices(candidates),
+            self._links(candidates),
+            policy=spec.plan.policy,
+            schedule=spec.plan.schedule,
+            micro_batches=train.micro_batches,
+            fragments=spec.plan.fragments,
+            optimizer=train.optimizer,
+            recompute=train.recompute,
+            compression=spec.compression,
+            cuts=None if previous is None else previous.cuts,
+            codecs=None if previous is None else previous.codecs,
+            # Asked for by number, so all of them are to take part; otherwise the policy may leave slow ones out.
+            use_all=spec.plan.workers is not None and previous is None,
+            seed=train.seed,
+        )
+
+    def price(
+        self, dag: OpDag, candidates: Sequence[Candidate], spec: JobSpec, train: TrainConfig, plan: Plan
+    ) -> float | None:
+        """The simulated step time of `plan`; None when one of its workers is not a candidate, or lacks memory."""
+        devices = self._devices(candidates)
+        training = scheduler.Training(
+            micro_batches=train.micro_batches,
+            schedule=plan.schedule,
+            optimizer=train.optimizer,
+            recompute=train.recompute,
+            clip=train.clip_grad_norm is not None,
+        )
+        try:
+            played = scheduler.simulate_plan(dag, plan, devices, self._links(candidates), training)
+        except PlanError:
+            return None
+        limits = {device.name: device.memory_bytes for device in devices}
+        if any(used > (limits[name] or used) for name, used in played.memory_per_worker.items()):
+            return None
+        return played.step_seconds
+
+    def work_seconds(
+        self, dag: OpDag, candidates: Sequence[Candidate], train: TrainConfig, plan: Plan
+    ) -> tuple[float, ...]:
+        """Of one step, by fragment: forward and backward of every micro-batch, and the update."""
+        devices = {device.name: device for device in self._devices(candidates)}
+        costs = scheduler.Costs(
+            workload(dag),
+            tuple(devices.values()),
+            self._network,
+            plan.schedule,
+            train.micro_batches,
+            train.optimizer,
+            train.recompute,
+        )
+        return tuple(
+            costs.step_seconds(devices[worker], first, last)
+            for worker, (first, last) in zip(
+                plan.placement, pairwise((0, *plan.cuts, costs.workload.size)), strict=True
+            )
+        )
+
+    def _devices(self, candidates: Sequence[Candidate]) -> list[scheduler.Device]:
+        # Workers of local mode measure the same processor, each with its own error.
+        fastest = max(candidates, key=lambda each: each.device.flops_per_second, default=None)
+        return [self._device(candidate, fastest or candidate) for candidate in candidates]
+
+    def _device(self, candidate: Candidate, fastest: Candidate) -> scheduler.Device:
+        device = self._described.get(candidate.name) or _measured(candidate)
+        if self._relative and candidate.name in self._described:
+            times = max(each.flops_per_second for each in self._described.values()) / device.flops_per_second
+            # A slowed down worker rests after each task, so all of it takes longer.
+            here = _measured(fastest).slowed(times)
+            device = replace(here, name=device.name, region=device.region, memory_bytes=device.memory_bytes)
+        return device.slowed(candidate.slower) if candidate.slower != 1 else device
+
+    def _links(self, candidates: Sequence[Candidate]) -> scheduler.Network:
+        return network_of(candidates, self._network, self._described)
+
+
+def _measured(candidate: Candidate) -> scheduler.Device:
+    """What the worker measured, or was declared to do; 0 means neither, and then the scheduler's default or no limit holds."""
+    said, memory = candidate.device, candidate.device.memory_bytes or None
+    if said.declared and said.flops_per_second > 0:
+        return scheduler.Device(candidate.name, flops_per_second=said.flops_per_second, memory_bytes=memory)
+    return scheduler.measured(
+        candidate.name,
+        said.flops_per_second,
+        memory,
+        convolution_speed=said.convolution_flops_per_second,
+        bytes_per_second=said.bytes_per_second,
+        training_share=said.training_share,
+        seconds_per_call=said.seconds_per_call,
+    )

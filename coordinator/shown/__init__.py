@@ -1,0 +1,1 @@
+"""What people and programs see of the pool and its jobs, and how live news reach them."""

@@ -1,0 +1,211 @@
+"""What survives a restart, in SQLite (WAL): jobs, plans, metrics, events, logs, checkpoints, workers, blob pins, tokens.
+
+One connection, used from the event loop's thread only. Writes between two `commit`s are one transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from coordinator.entry.tokens import Token
+from coordinator.life.jobs import Job, Metric
+from coordinator.life.pool import Member
+from fusion.errors import ServiceError
+from fusion.plan import Plan
+
+# One script per schema version; a released script is never edited, a new one is appended.
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE jobs (id TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, record TEXT NOT NULL);
+    CREATE TABLE plans (job TEXT NOT NULL, epoch INTEGER NOT NULL, plan TEXT NOT NULL, PRIMARY KEY (job, epoch));
+    CREATE TABLE metrics (job TEXT NOT NULL, step INTEGER NOT NULL, data TEXT NOT NULL, PRIMARY KEY (job, step))
+        WITHOUT ROWID;
+    CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, job TEXT, data TEXT NOT NULL);
+    CREATE INDEX events_by_job ON events (job, seq);
+    CREATE TABLE logs (seq INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, job TEXT, data TEXT NOT NULL);
+    CREATE INDEX logs_by_job ON logs (job, seq);
+    CREATE TABLE checkpoints (job TEXT NOT NULL, step INTEGER NOT NULL, data TEXT NOT NULL, PRIMARY KEY (job, step));
+    CREATE TABLE workers (name TEXT PRIMARY KEY, record TEXT NOT NULL);
+    CREATE TABLE pins (digest TEXT NOT NULL, owner TEXT NOT NULL, PRIMARY KEY (digest, owner)) WITHOUT ROWID;
+    CREATE INDEX pins_by_owner ON pins (owner);
+    """,
+    "CREATE TABLE tokens (id TEXT PRIMARY KEY, record TEXT NOT NULL);",
+)
+
+
+class Store:
+    """The database in `path`.
+
+    Raises `ServiceError` when it can't be opened, or was written by a newer version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # SQLite gives its side files the mode of the database.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            path.chmod(0o600)
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            # WAL with NORMAL survives a crash of the process; only a power cut may lose the last commits.
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA busy_timeout=5000")
+            self._migrate()
+        except (sqlite3.Error, OSError) as error:
+            raise ServiceError(f"can't open the coordinator's store {path}: {error}") from None
+        self._open = False
+
+    def _migrate(self) -> None:
+        self._db.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
+        row = self._db.execute("SELECT max(version) FROM schema_version").fetchone()
+        version = row[0] or 0
+        if version > len(MIGRATIONS):
+            raise ServiceError(
+                f"the store {self.path} has schema version {version}, this Fusion knows {len(MIGRATIONS)}; "
+                "update Fusion or use another --state folder"
+            )
+        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+            self._db.executescript(f"BEGIN; {script} INSERT INTO schema_version VALUES ({number}); COMMIT;")
+
+    def close(self) -> None:
+        self.commit()
+        self._db.close()
+
+    def commit(self) -> None:
+        """End the transaction that the first write since the last commit began."""
+        if self._open:
+            self._db.execute("COMMIT")
+            self._open = False
+
+    def _write(self, sql: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
+        if not self._open:
+            self._db.execute("BEGIN")
+            self._open = True
+        return self._db.execute(sql, values)
+
+    # Jobs and plans -----------------------------------------------------------------------------------------------
+
+    def save_job(self, job: Job) -> None:
+        self._write(
+            "INSERT INTO jobs VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET record = excluded.record",
+            (job.id, job.number, job.model_dump_json()),
+        )
+
+    def jobs(self) -> list[Job]:
+        rows = self._db.execute("SELECT record FROM jobs ORDER BY number")
+        return [Job.model_validate_json(record) for (record,) in rows]
+
+    def save_plan(self, job: str, plan: Plan) -> None:
+        self._write("INSERT OR REPLACE INTO plans VALUES (?, ?, ?)", (job, plan.epoch, plan.model_dump_json()))
+
+    def plans(self, job: str) -> list[Plan]:
+        """Every plan the job has had, by epoch."""
+        rows = self._db.execute("SELECT plan FROM plans WHERE job = ? ORDER BY epoch", (job,))
+        return [Plan.model_validate_json(plan) for (plan,) in rows]
+
+    # Metrics, events, logs ----------------------------------------------------------------------------------------
+
+    def add_metric(self, job: str, metric: Metric) -> dict[str, Any]:
+        """Record one step and return it as it is shown; a step that is there already stays as it is."""
+        text = metric.model_dump_json(exclude_none=True)
+        shown: dict[str, Any] = {"loss": None, **json.loads(text)}
+        self._write("INSERT OR IGNORE INTO metrics VALUES (?, ?, ?)", (job, metric.step, json.dumps(shown)))
+        return shown
+
+    def metrics(self, job: str, after: int = 0, limit: int = 10_000) -> list[dict[str, Any]]:
+        """Metrics of the steps after `after`, in order."""
+        rows = self._db.execute(
+            "SELECT data FROM metrics WHERE job = ? AND step > ? ORDER BY step LIMIT ?", (job, after, limit)
+        )
+        return [json.loads(data) for (data,) in rows]
+
+    def add_event(
+        self, time: float, job: str | None, event: str, message: str, fields: dict[str, Any]
+    ) -> dict[str, Any]:
+        return self._append("events", time, job, {**fields, "event": event, "message": message})
+
+    def events(
+        self, job: str | None = None, after: int = 0, limit: int = 10_000, *, newest: bool = False
+    ) -> list[dict[str, Any]]:
+        """Events after sequence number `after`: of one job, or of the whole pool; at most the first or `newest` `limit`."""
+        return self._sequence("events", job, after, limit, newest)
+
+    def latest_event(self) -> int:
+        row = self._db.execute("SELECT max(seq) FROM events").fetchone()
+        return int(row[0] or 0)
+
+    def add_log(self, time: float, job: str | None, worker: str, message: str) -> dict[str, Any]:
+        return self._append("logs", time, job, {"worker": worker, "message": message})
+
+    def logs(self, job: str, after: int = 0, limit: int = 10_000, *, newest: bool = False) -> list[dict[str, Any]]:
+        return self._sequence("logs", job, after, limit, newest)
+
+    def _append(self, table: str, time: float, job: str | None, data: dict[str, Any]) -> dict[str, Any]:
+        cursor = self._write(f"INSERT INTO {table} (time, job, data) VALUES (?, ?, ?)", (time, job, json.dumps(data)))
+        return {"seq": cursor.lastrowid, "time": time, "job": job, **data}
+
+    def _sequence(
+        self, table: str, job: str | None, after: int, limit: int, newest: bool = False
+    ) -> list[dict[str, Any]]:
+        where, values = ("job = ? AND", (job,)) if job is not None else ("", ())
+        rows = self._db.execute(
+            f"SELECT seq, time, job, data FROM {table} WHERE {where} seq > ? ORDER BY seq {'DESC' if newest else ''} LIMIT ?",
+            (*values, after, limit),
+        ).fetchall()
+        ordered = reversed(rows) if newest else rows
+        return [{"seq": seq, "time": time, "job": owner, **json.loads(data)} for seq, time, owner, data in ordered]
+
+    # Checkpoints --------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, job: str, step: int, data: dict[str, Any]) -> None:
+        self._write("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?)", (job, step, json.dumps(data)))
+
+    def delete_checkpoint(self, job: str, step: int) -> None:
+        self._write("DELETE FROM checkpoints WHERE job = ? AND step = ?", (job, step))
+
+    def checkpoints(self, job: str) -> list[dict[str, Any]]:
+        """The job's checkpoints by step."""
+        rows = self._db.execute("SELECT data FROM checkpoints WHERE job = ? ORDER BY step", (job,))
+        return [json.loads(data) for (data,) in rows]
+
+    # Workers ------------------------------------------------------------------------------------------------------
+
+    def save_worker(self, member: Member) -> None:
+        self._write("INSERT OR REPLACE INTO workers VALUES (?, ?)", (member.name, member.model_dump_json()))
+
+    def workers(self) -> list[Member]:
+        """The last incarnation of every worker that was ever seen, in order of joining."""
+        rows = self._db.execute("SELECT record FROM workers")
+        members = [Member.model_validate_json(record) for (record,) in rows]
+        return sorted(members, key=lambda member: member.joined_at)
+
+    # Tokens -------------------------------------------------------------------------------------------------------
+
+    def save_token(self, token: Token) -> None:
+        """Write a token's record, which holds its hash, and commit."""
+        self._write("INSERT OR REPLACE INTO tokens VALUES (?, ?)", (token.id, token.model_dump_json()))
+        self.commit()
+
+    def tokens(self) -> list[Token]:
+        rows = self._db.execute("SELECT record FROM tokens")
+        return [Token.model_validate_json(record) for (record,) in rows]
+
+    # Pins: who needs a blob ---------------------------------------------------------------------------------------
+
+    def pin(self, owner: str, digests: Iterator[str] | list[str]) -> None:
+        for digest in digests:
+            self._write("INSERT OR IGNORE INTO pins VALUES (?, ?)", (digest, owner))
+
+    def unpin(self, owner: str) -> list[str]:
+        """Drop an owner's pins; return the digests that nobody needs any more."""
+        digests = [digest for (digest,) in self._db.execute("SELECT digest FROM pins WHERE owner = ?", (owner,))]
+        self._write("DELETE FROM pins WHERE owner = ?", (owner,))
+        return [digest for digest in digests if not self.pinned(digest)]
+
+    def pinned(self, digest: str) -> bool:
+        return self._db.execute("SELECT 1 FROM pins WHERE digest = ? LIMIT 1", (digest,)).fetchone() is not None

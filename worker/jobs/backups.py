@@ -1,0 +1,323 @@
+"""Snapshots between workers: those of our fragments on their way to backup workers, those of others that we hold.
+
+A host announces a snapshot (piece 0: size and checksum); its backup worker asks for one piece after the other, so that a
+snapshot never puts more between the messages of the training than the link carries in a moment. Once whole and verified it is held until
+a newer one is the common snapshot. A fragment's former host keeps the snapshot with which the fragment moved, so that two have
+it until then. Called from the data plane's thread, the compute thread and the event loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Literal
+
+import msgpack
+import safetensors.torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from dag.cut import Fragment
+from dag.graph import OpDag
+from fusion.errors import BlobError
+from fusion.messages import BackupFailed, Holding
+from fusion.units import format_bytes
+from fusion.wire import FrameKind, Header
+from worker.jobs.state_blob import StateBlob
+from worker.machine.memory import MemoryGuard
+
+PIECE_BYTES = 256 * 1024
+_LEAST_WINDOW, _LARGEST_WINDOW = 2, 16
+"""Pieces that are asked for before the first of them is here: more and more while they come at once."""
+_AT_ONCE = 0.03
+"""Seconds from asking for a piece to its arrival in which nothing of the training can have been held up for long."""
+_PATIENCE = 2.0
+"""Seconds after which a piece, or an answer to an announcement, is asked for again."""
+# Parameters and what optimizers keep of them, at most; beside them come buffers and a header.
+_COPIES = 4
+
+Transmit = Callable[[str, Header, memoryview | None], None]
+
+
+@dataclass
+class _Offer:
+    """A snapshot of ours that its backup worker has not got yet."""
+
+    to: str
+    size: int
+    checksum: int
+    blob: StateBlob
+    heard_at: float
+
+
+@dataclass
+class _Held:
+    """A snapshot of another worker's fragment, whole or on its way."""
+
+    source: str
+    size: int
+    checksum: int
+    data: bytearray
+    missing: set[int]
+    asked: int = 0
+    asked_at: dict[int, float] = field(default_factory=dict)
+    """Of the pieces that have not come yet."""
+    window: int = _LEAST_WINDOW
+    heard_at: float = field(default_factory=monotonic)
+    verified: bool = False
+
+    @property
+    def pieces(self) -> int:
+        return -(-self.size // PIECE_BYTES)
+
+    def next_pieces(self) -> range:
+        """Those to be asked for now."""
+        first = self.asked + 1
+        self.asked = max(self.asked, min(self.pieces, self.pieces - len(self.missing) + self.window))
+        self.asked_at.update(dict.fromkeys(range(first, self.asked + 1), monotonic()))
+        return range(first, self.asked + 1)
+
+    def came(self, number: int) -> None:
+        """A piece is here."""
+        self.missing.discard(number)
+        self.heard_at = monotonic()
+        if self.heard_at - self.asked_at.pop(number, 0.0) < _AT_ONCE:
+            self.window = min(self.window + 1, _LARGEST_WINDOW)
+        else:
+            self.window = max(self.window // 2, _LEAST_WINDOW)
+
+
+class Backups:
+    """The snapshots of one worker in one job.
+
+    `transmit(to, header, payload)` sends a message; `report` tells the coordinator; `epoch` is the plan epoch of the moment.
+    """
+
+    def __init__(
+        self,
+        job: str,
+        dag: OpDag,
+        fragments: tuple[Fragment, ...],
+        memory: MemoryGuard,
+        transmit: Transmit,
+        report: Callable[[BaseModel], None],
+        epoch: Callable[[], int],
+    ) -> None:
+        self._job = job
+        self._limits = [_state_limit(dag, fragment) for fragment in fragments]
+        self._memory = memory
+        self._transmit = transmit
+        self._report = report
+        self._epoch = epoch
+        self._lock = threading.RLock()
+        self._offers: dict[int, tuple[int, _Offer]] = {}
+        self._held: dict[tuple[int, int], _Held] = {}
+        self._kept: dict[tuple[int, int], StateBlob] = {}
+        self._common = -1
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="snapshots")
+
+    def offer(self, fragment: int, step: int, to: str, state: Mapping[str, Tensor]) -> None:
+        """Send this state to a backup worker, in the background; it takes the place of an older one under way."""
+        self._hasher.submit(self._announce, fragment, step, to, state)
+
+    def handle(self, header: Header, sender: str, value: Tensor | None) -> None:
+        """A SNAPSHOT or SNAPSHOT_WANT that was admitted."""
+        with self._lock:
+            if header.kind is FrameKind.SNAPSHOT_WANT:
+                self._send_piece(header, sender)
+            elif value is not None and header.micro_batch == 0:
+                self._announced(header, sender, bytes(value.numpy().data))
+            elif value is not None:
+                self._piece(header, value)
+
+    def poke(self) -> None:
+        """Call about once a second: what was lost on the way is asked for, or announced, again."""
+        with self._lock:
+            late = monotonic() - _PATIENCE
+            for (fragment, step), held in self._held.items():
+                if held.missing and held.heard_at < late:
+                    held.heard_at = monotonic()
+                    for number in sorted(held.missing)[:_LEAST_WINDOW]:
+                        self._want(held.source, fragment, step, number)
+            for fragment, (step, offer) in self._offers.items():
+                if offer.heard_at < late:
+                    offer.heard_at = monotonic()
+                    self._send_announcement(fragment, step, offer)
+
+    def commit(self, step: int) -> None:
+        """`step` is the common snapshot: what is older is of no use, and ours of that step have arrived."""
+        with self._lock:
+            self._common = max(self._common, step)
+            self._held = {key: held for key, held in self._held.items() if key[1] >= step}
+            self._kept = {key: blob for key, blob in self._kept.items() if key[1] >= step}
+            self._offers = {fragment: offer for fragment, offer in self._offers.items() if offer[0] > step}
+
+    def keep(self, fragment: int, step: int) -> None:
+        """The fragment moves away with the snapshot of `step`, which we sent: hold it for its new host. Before `commit`."""
+        with self._lock:
+            at, offer = self._offers.get(fragment, (-1, None))
+            if offer is not None and at == step:
+                self._kept[fragment, step] = offer.blob
+
+    def state(self, fragment: int, step: int) -> dict[str, Tensor]:
+        """The state that is held of a fragment after `step`. Raises `BlobError` when it is not here."""
+        with self._lock:
+            held, kept = self._held.get((fragment, step)), self._kept.get((fragment, step))
+            if held is not None and held.verified:
+                data = bytes(held.data)
+            elif kept is not None:
+                data = b"".join(kept.pieces())
+            else:
+                raise BlobError(f"no snapshot of fragment {fragment} after step {step} is held here")
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+        return tensors
+
+    def digest(self, fragment: int, step: int) -> str:
+        """Half of the SHA-256 of the snapshot that is held; empty when it is not here."""
+        with self._lock:
+            held = self._held.get((fragment, step))
+        return hashlib.sha256(held.data).hexdigest()[:32] if held is not None and held.verified else ""
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._hasher.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            self._offers.clear()
+            self._held.clear()
+            self._kept.clear()
+
+    # Ours, on their way out ----------------------------------------------------------------------------------------
+
+    def _announce(self, fragment: int, step: int, to: str, state: Mapping[str, Tensor]) -> None:
+        blob = StateBlob(state)
+        offer = _Offer(to, blob.size, blob.checksum(), blob, monotonic())
+        with self._lock:
+            if step > self._common:
+                self._offers[fragment] = (step, offer)
+                self._send_announcement(fragment, step, offer)
+
+    def _send_announcement(self, fragment: int, step: int, offer: _Offer) -> None:
+        announcement = memoryview(msgpack.packb([offer.size, offer.checksum, self._common]))
+        self._transmit(offer.to, self._header(fragment, step, 0, len(announcement)), announcement)
+
+    def _send_piece(self, header: Header, sender: str) -> None:
+        step, offer = self._offers.get(header.edge, (0, None))
+        begin = (header.micro_batch - 1) * PIECE_BYTES
+        if offer is None or step != header.step or offer.to != sender or not 0 <= begin < offer.size:
+            return
+        offer.heard_at = monotonic()
+        piece = memoryview(offer.blob.read(begin, begin + PIECE_BYTES))
+        self._transmit(sender, self._header(header.edge, step, header.micro_batch, len(piece)), piece)
+
+    # Those of others, on their way in ------------------------------------------------------------------------------
+
+    def _announced(self, header: Header, sender: str, announcement: bytes) -> None:
+        fragment, step = header.edge, header.step
+        known = self._held.get((fragment, step))
+        size, checksum, common = _read(announcement)
+        if known is not None and (known.checksum, known.source) == (checksum, sender):
+            if known.verified:
+                self._report(self._holding(fragment, step, known))
+            return
+        if step <= self._common:
+            return
+        if size > self._limits[fragment]:
+            limit = format_bytes(self._limits[fragment])
+            self._fail(
+                fragment, step, "corrupt", f"a snapshot of {format_bytes(size)}; this fragment has {limit} at most"
+            )
+            return
+        room = self._memory.limit - self._memory.used()
+        if size > room:
+            self._fail(
+                fragment,
+                step,
+                "memory",
+                f"the snapshot of fragment {fragment} takes {format_bytes(size)}, {format_bytes(max(0, room))} are free "
+                f"of the {format_bytes(self._memory.limit)} that this worker may use",
+            )
+            return
+        # The host had heard of the common snapshot when this one was ordered; we may not have. Others came to nothing.
+        kept = (common, self._common)
+        for stale in [at for at in self._held if at[0] == fragment and at[1] < step and at[1] not in kept]:
+            del self._held[stale]
+        held = self._held[fragment, step] = _Held(sender, size, checksum, bytearray(size), set())
+        held.missing.update(range(1, held.pieces + 1))
+        for number in held.next_pieces():
+            self._want(sender, fragment, step, number)
+
+    def _piece(self, header: Header, value: Tensor) -> None:
+        fragment, step, number = header.edge, header.step, header.micro_batch
+        held = self._held.get((fragment, step))
+        if held is None or number not in held.missing:
+            return
+        begin = (number - 1) * PIECE_BYTES
+        if len(value) != min(PIECE_BYTES, held.size - begin):
+            return
+        held.data[begin : begin + len(value)] = value.numpy().data
+        held.came(number)
+        for another in held.next_pieces():
+            self._want(held.source, fragment, step, another)
+        if not held.missing:
+            self._hasher.submit(self._verify, fragment, step, held)
+
+    def _verify(self, fragment: int, step: int, held: _Held) -> None:
+        checksum = zlib.crc32(held.data)
+        with self._lock:
+            if self._held.get((fragment, step)) is not held:
+                return
+            if checksum != held.checksum:
+                del self._held[fragment, step]
+                self._fail(
+                    fragment,
+                    step,
+                    "corrupt",
+                    f"the snapshot of fragment {fragment} after step {step} has another checksum",
+                )
+                return
+            held.verified = True
+            self._report(self._holding(fragment, step, held))
+
+    def _want(self, to: str, fragment: int, step: int, number: int) -> None:
+        self._transmit(to, Header(self._job, self._epoch(), FrameKind.SNAPSHOT_WANT, fragment, step, number), None)
+
+    def _holding(self, fragment: int, step: int, held: _Held) -> Holding:
+        return Holding(job=self._job, epoch=self._epoch(), step=step, fragment=fragment, bytes=held.size)
+
+    def _fail(self, fragment: int, step: int, cause: Literal["corrupt", "memory"], message: str) -> None:
+        self._report(
+            BackupFailed(job=self._job, epoch=self._epoch(), step=step, fragment=fragment, cause=cause, message=message)
+        )
+
+    def _header(self, fragment: int, step: int, number: int, size: int) -> Header:
+        return Header(self._job, self._epoch(), FrameKind.SNAPSHOT, fragment, step, number, "none", "uint8", (size,))
+
+
+def _state_limit(dag: OpDag, fragment: Fragment) -> int:
+    """More bytes than any state of this fragment has."""
+    parameters = sum(dag.ops[op].output_bytes for op in fragment.parameters)
+    buffers = sum(dag.ops[op].output_bytes for op in fragment.written_buffers)
+    # What error feedback keeps: float32, whatever the value's dtype.
+    crossings = (*fragment.inputs, *fragment.outputs)
+    residuals = sum(4 * math.prod(edge.meta.shape) for edge in crossings)
+    entries = 1 + len(fragment.parameters) + len(fragment.written_buffers) + len(crossings)
+    # Moments may be kept in float32 for parameters of half the size.
+    return 2 * _COPIES * parameters + buffers + residuals + 4096 * entries
+
+
+def _read(announcement: bytes) -> tuple[int, int, int]:
+    """Size, checksum and common step; an announcement that is none counts as one that nothing fits."""
+    try:
+        read = msgpack.unpackb(announcement, max_array_len=3, max_str_len=0, max_map_len=0, max_bin_len=0)
+        size, checksum, common = read
+    except Exception:
+        return 2**62, 0, -1
+    if type(size) is int and size >= 0 and type(checksum) is int and type(common) is int:
+        return size, checksum, common
+    return 2**62, 0, -1

@@ -1,0 +1,365 @@
+"""One job on this worker, from `Prepare` until it is dropped: fragments, connections, snapshots, what stands by.
+
+Belongs to the event loop; computing, moving tensors and hashing snapshots have threads of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+import traceback
+from collections.abc import Callable
+from time import monotonic
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from executor.staging import Stager
+from fusion.errors import FusionError
+from fusion.messages import (
+    Adopt,
+    Backup,
+    BackupFailed,
+    CantAdopt,
+    Check,
+    CheckVoid,
+    Commit,
+    Connect,
+    Connected,
+    Failure,
+    PeerAddress,
+    PeerLost,
+    Prepare,
+    Ready,
+    Start,
+    Warned,
+)
+from fusion.units import format_bytes, format_seconds
+from fusion.wire import FrameKind, Header
+from worker.jobs.assembly import assemble
+from worker.jobs.backups import Backups
+from worker.jobs.events import Switch
+from worker.jobs.explain import explain
+from worker.jobs.fetch import Fetcher
+from worker.jobs.host import JobHost
+from worker.jobs.job_parts import Parts
+from worker.jobs.part_uploads import PartUploads
+from worker.jobs.standby import Standby
+from worker.machine.memory import MemoryGuard
+from worker.transport.arrival import Received, tensor_of
+from worker.transport.mover import Mover
+from worker.transport.route import Route
+from worker.transport.surroundings import Surroundings
+
+_HANDSHAKE_PATIENCE = 30.0
+_READY_AGAIN = 5.0
+_CHECK = "spot check"
+_SNAPSHOTS = frozenset({FrameKind.SNAPSHOT, FrameKind.SNAPSHOT_WANT})
+
+log = logging.getLogger("fusion.worker")
+
+Order = Start | Backup | Commit | Adopt | Check | Connect
+
+
+class JobRun:
+    """`prepare` first, then `take` for each order of the coordinator, `drop` at the end.
+
+    `send` passes a report on to the coordinator and `say` a line to the person at this machine; both in the event loop.
+    """
+
+    def __init__(
+        self,
+        prepare: Prepare,
+        worker: str,
+        *,
+        device: str,
+        threads: int,
+        fetcher: Fetcher,
+        mover: Mover,
+        memory: MemoryGuard,
+        send: Callable[[BaseModel], None],
+        say: Callable[[str], None],
+        surroundings: Surroundings | None = None,
+    ) -> None:
+        self.job = prepare.job
+        self._prepare = prepare
+        self._worker = worker
+        self._device = device
+        self._threads = threads
+        self._fetcher = fetcher
+        self._mover = mover
+        self._memory = memory
+        self._surroundings = surroundings
+        self._send = send
+        self._say = say
+        self._loop = asyncio.get_running_loop()
+        self._orders: asyncio.Queue[Order] = asyncio.Queue()
+        self._newest = prepare.plan.epoch
+        """The newest plan epoch that we have orders for."""
+        self._abandoned = threading.Event()
+        self._started = False
+        self._parts: Parts | None = None
+        self._tasks = [asyncio.create_task(self._make_ready(), name=f"prepare {self.job}")]
+
+    @property
+    def training(self) -> bool:
+        """Whether there is something to lose."""
+        return self._parts is not None
+
+    def take(self, order: Order) -> None:
+        """An order of the coordinator for this job; they are followed one after the other."""
+        if isinstance(order, Adopt):
+            self._newest = max(self._newest, order.plan.epoch)
+        self._orders.put_nowait(order)
+
+    async def drop(self, why: str) -> None:
+        """Stop computing, close the job's connections, free its memory."""
+        self._abandoned.set()
+        # A thread that waits for handshakes sees the event; cancelling would leave its connections behind.
+        preparing, *others = self._tasks
+        for task in others:
+            task.cancel()
+        await asyncio.gather(preparing, *others, return_exceptions=True)
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            await parts.close()
+            await asyncio.to_thread(self._mover.close_route, parts.route)
+            log.info("dropped job %s: %s", self.job, why)
+            del parts
+            gc.collect()
+
+    # Getting ready -------------------------------------------------------------------------------------------------
+
+    async def _make_ready(self) -> None:
+        prepare = self._prepare
+        begin = monotonic()
+        before = self._fetcher.fetched_bytes
+        peers = self._others(prepare.peers)
+        self._mover.admit(peers)
+        try:
+            parts = self._parts = await self._build(peers)
+        except Exception as error:
+            detail = "" if isinstance(error, FusionError) else traceback.format_exc()
+            failure = Failure(job=prepare.job, epoch=prepare.plan.epoch, message=explain(error), detail=detail)
+            self._say(f"job {prepare.job}: {failure.message}")
+            self._send(failure)
+            return
+        if self._abandoned.is_set():
+            return
+        if not parts.host.hosted:
+            # A newcomer to a job that is running: it takes part in pauses before it gets its first fragments.
+            parts.host.start(parts.route)
+            self._started = True
+        fetched = self._fetcher.fetched_bytes - before
+        ready = Ready(job=prepare.job, epoch=prepare.plan.epoch, fetched_bytes=fetched)
+        self._send(ready)
+        self._tasks.append(asyncio.create_task(self._follow(parts), name=f"orders {self.job}"))
+        self._tasks.append(asyncio.create_task(self._poke(parts.backups, ready), name=f"poke {self.job}"))
+        hosted = prepare.plan.fragments_of(self._worker)
+        self._say(
+            f"job {prepare.job}: fragment{'s' if len(hosted) != 1 else ''} {', '.join(map(str, hosted)) or 'none'} of "
+            f"{len(prepare.plan.placement)} ready in {format_seconds(monotonic() - begin)} ({format_bytes(fetched)} fetched)"
+        )
+
+    async def _build(self, peers: list[PeerAddress]) -> Parts:
+        prepare = self._prepare
+        assembly = await assemble(prepare, self._worker, self._device, self._fetcher, self._memory)
+        open_route: Route | None = None
+
+        def transmit(to: str, header: Header, payload: memoryview | None) -> None:
+            if open_route is not None:
+                open_route.send_bytes(to, header, payload)
+
+        def deliver(header: Header, sender: str, value: Received) -> None:
+            if header.kind in _SNAPSHOTS:
+                backups.handle(header, sender, tensor_of(value))
+            else:
+                host.deliver(header, sender, value)
+
+        def ship(fragment: int, step: int, to: str, state: dict[str, Tensor]) -> None:
+            backups.offer(fragment, step, to, state)
+
+        host = JobHost(
+            assembly,
+            threads=self._threads,
+            memory=self._memory,
+            report=self._report_from_thread,
+            upload=PartUploads(self.job, self._fetcher, self._send, lambda: host.epoch).begin,
+            ship=ship,
+            stager=Stager(torch.device(self._device)) if self._device != "cpu" else None,
+            surroundings=self._surroundings,
+        )
+        fragments = assembly.partition.fragments
+        backups = Backups(
+            self.job,
+            assembly.dag,
+            fragments,
+            self._memory,
+            transmit,
+            self._report_from_thread,
+            lambda: host.epoch,
+        )
+        standby = Standby(assembly, self._device, self._fetcher, self._memory, self._not_standing_by)
+        open_route = await asyncio.to_thread(
+            self._mover.open,
+            assembly.admission(),
+            peers,
+            deliver,
+            places=host.places,
+            on_error=host.fail,
+            on_spoilt=host.spoilt,
+            on_peer_lost=self._peer_lost,
+            silence=prepare.failure_timeout,
+            patience=_HANDSHAKE_PATIENCE,
+            cancelled=self._abandoned.is_set,
+        )
+        return Parts(host, open_route, backups, standby)
+
+    def _others(self, peers: list[PeerAddress]) -> list[PeerAddress]:
+        return [peer for peer in peers if peer.worker != self._worker]
+
+    # Orders --------------------------------------------------------------------------------------------------------
+
+    async def _follow(self, parts: Parts) -> None:
+        while True:
+            order = await self._orders.get()
+            match order:
+                case Start():
+                    # It comes again when it may have been lost.
+                    if order.epoch == parts.host.epoch and not self._started:
+                        self._started = True
+                        self._say(f"job {self.job}: training starts")
+                        parts.host.start(parts.route)
+                        parts.stand_by(self._prepare.backups)
+                case Backup():
+                    parts.host.post(order)
+                    parts.stand_by(order.backups)
+                case Commit():
+                    parts.host.post(order)
+                    parts.backups.commit(order.step)
+                case Check():
+                    # Beside the orders to come: a snapshot takes a while to read, a fragment to build.
+                    self._tasks = [task for task in self._tasks if task.get_name() != _CHECK or not task.done()]
+                    self._tasks.append(asyncio.create_task(self._check(parts, order), name=_CHECK))
+                case Connect():
+                    await self._connect(parts.route, order.peers)
+                case Adopt():
+                    await self._adopt(parts, order)
+
+    async def _connect(self, route: Route, peers: list[PeerAddress], epoch: int | None = None) -> None:
+        """Admit and connect to workers that have fragments, or may get some soon.
+
+        With the `epoch` of a plan this waits for handshakes no longer than the plan holds: a worker that it names may have
+        died since, and then the next one, which says so, is here already.
+        """
+        new = []
+        for peer in self._others(peers):
+            known = route.connections.get(peer.worker)
+            if known is not None and known.address.public_key != peer.public_key:
+                await asyncio.to_thread(self._mover.disconnect, route, peer.worker)  # its name has a new owner
+                known = None
+            if known is None:
+                new.append(peer)
+
+        def cancelled() -> bool:
+            return self._abandoned.is_set() or (epoch is not None and self._newest > epoch)
+
+        try:
+            await asyncio.to_thread(self._mover.connect, route, new, patience=_HANDSHAKE_PATIENCE, cancelled=cancelled)
+        except FusionError as error:
+            self._send(Warned(job=self.job, message=explain(error)))
+            return
+        self._send(Connected(job=self.job, peers=[peer.worker for peer in peers]))
+
+    async def _adopt(self, parts: Parts, order: Adopt) -> None:
+        """Follow another plan; what is new here is put in place first."""
+        host, route = parts.host, parts.route
+        if order.plan.epoch <= host.epoch:
+            return
+        hosted = order.plan.fragments_of(self._worker)
+        try:
+            added = [fragment for fragment in hosted if fragment not in host.hosted]
+            admission = host.assembly.admission(order.plan)
+            self._mover.require_room(admission)
+            pieces = {fragment: await parts.install(fragment, order.step) for fragment in added}
+        except Exception as error:
+            if not isinstance(error, FusionError):
+                log.exception("could not adopt a fragment of job %s", self.job)
+            self._send(CantAdopt(job=self.job, epoch=order.plan.epoch, message=explain(error)))
+            return
+        wanted = {peer.worker: peer.public_key for peer in order.peers}
+        for name, peer in route.connections.items():
+            if wanted.get(name) != peer.address.public_key:
+                await asyncio.to_thread(self._mover.disconnect, route, name)
+        if any(peer.worker not in route.connections for peer in self._others(order.peers)):
+            await self._connect(route, order.peers, order.plan.epoch)
+        route.admission = admission
+        for fragment in set(host.hosted) - set(hosted):
+            parts.backups.keep(fragment, order.step)
+        host.hosted = hosted
+        host.post(Switch(order.plan, order.step, pieces))
+        if order.step > host.assembly.first_step - 1:
+            parts.backups.commit(order.step)
+        if pieces:
+            names = ", ".join(map(str, pieces))
+            self._say(
+                f"job {self.job}: took over fragment{'s' if len(pieces) > 1 else ''} {names} after step {order.step}"
+            )
+        parts.stand_by(order.backups)
+
+    async def _check(self, parts: Parts, order: Check) -> None:
+        """Take part in a spot check."""
+        held = await parts.testify(order)
+        if order.checker != self._worker:
+            return
+        try:
+            await parts.examine(order, held)
+        except Exception as error:
+            if not isinstance(error, FusionError):
+                log.exception("could not check a fragment of job %s", self.job)
+            self._send(
+                CheckVoid(
+                    job=self.job,
+                    epoch=order.epoch,
+                    fragment=order.fragment,
+                    through=order.through,
+                    message=explain(error),
+                )
+            )
+
+    def _not_standing_by(self, fragment: int, error: BaseException) -> None:
+        if not isinstance(error, FusionError):
+            log.error("could not build fragment %d of job %s ahead of need", fragment, self.job, exc_info=error)
+        if self._parts is not None:
+            host = self._parts.host
+            self._send(
+                BackupFailed(
+                    job=self.job,
+                    epoch=host.epoch,
+                    step=host.assembly.first_step,
+                    fragment=fragment,
+                    cause="memory",
+                    message=explain(error),
+                )
+            )
+
+    async def _poke(self, backups: Backups, ready: Ready) -> None:
+        said_at = monotonic()
+        while True:
+            await asyncio.sleep(1.0)
+            backups.poke()
+            if not self._started and monotonic() - said_at >= _READY_AGAIN:
+                # The answer may have been lost with a connection that broke.
+                said_at = monotonic()
+                self._send(ready)
+
+    # From other threads --------------------------------------------------------------------------------------------
+
+    def _report_from_thread(self, message: BaseModel) -> None:
+        self._loop.call_soon_threadsafe(self._send, message)
+
+    def _peer_lost(self, peer: str) -> None:
+        self._report_from_thread(PeerLost(job=self.job, peer=peer))

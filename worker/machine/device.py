@@ -1,0 +1,75 @@
+"""What this machine can do: cores, memory, and how fast it computes (`worker.machine.profile`)."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import psutil
+import torch
+
+from fusion.errors import UserError
+from fusion.messages import Device
+from worker.machine.profile import profile
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def measure(
+    device: str, threads: int, memory_limit: int | None, seconds: float = 0.1, speed: float | None = None
+) -> Device:
+    """Describe the device, its rates measured in about `seconds`, or its `speed` as somebody declares it (FLOP/s).
+
+    Raises `UserError` when there is no such device.
+    """
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"--device {device!r} is no device; use cpu, cuda or cuda:N") from None
+    if target.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: this torch sees no GPU; use --device cpu")
+        if target.index is not None and target.index >= torch.cuda.device_count():
+            raise UserError(f"--device {device}: this machine has {torch.cuda.device_count()} GPU(s)")
+        properties = torch.cuda.get_device_properties(target)
+        memory, description = int(properties.total_memory), str(properties.name)
+    elif target.type == "cpu":
+        memory, description = _machine_memory(), platform.processor() or platform.machine()
+    else:
+        raise UserError(f"--device {device!r} is not supported; use cpu, cuda or cuda:N")
+    described = Device(
+        kind="cuda" if target.type == "cuda" else "cpu",
+        description=description,
+        cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
+        threads=threads,
+        capability=_capability(target),
+        memory_bytes=min(memory, memory_limit) if memory_limit else memory,
+    )
+    if speed is not None:
+        return described.model_copy(update={"flops_per_second": speed, "declared": True})
+    found = profile(target, threads, seconds)
+    return described.model_copy(
+        update={
+            "flops_per_second": found.matrix_products,
+            "convolution_flops_per_second": found.convolutions,
+            "bytes_per_second": found.memory,
+            "training_share": found.training_share,
+            "seconds_per_call": found.seconds_per_call,
+        }
+    )
+
+
+def _capability(target: torch.device) -> str:
+    """What torch chooses kernels by: two devices with the same one compute the same bits."""
+    if target.type == "cuda":
+        return ".".join(map(str, torch.cuda.get_device_capability(target)))
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
+def _machine_memory() -> int:
+    total = int(psutil.virtual_memory().total)
+    try:
+        limit = _CGROUP_LIMIT.read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total

@@ -1,0 +1,190 @@
+"""How fast this device is in the classes of operators that matter: short runs, and a line through their times.
+
+The cost model (`scheduler.cost`) counts an operator as the larger of FLOPs / speed and bytes / memory rate, and a fixed time
+per call. The speed that training reaches is a share of that of a large matrix product, FusionLLM's lambda; a transformer
+layer, forward and back, in several sizes gives that share and the time per call by regression.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter, thread_time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worker.machine.profile_line import fit
+
+_FLOAT = 4
+_MATRICES = (512, 1024, 2048, 4096)
+_LAYERS = ((64, 64), (128, 128), (128, 256), (512, 512), (512, 1024), (1024, 2048))
+"""Tokens and width of the transformer layers."""
+_HEAD = 32
+_LAYER_CALLS = 13 * 3
+"""Operator calls that compute: 13 forward, and two for each of them back."""
+_CONVOLUTIONS = (1, 4, 16, 64)
+"""Images of 32 channels, 32 x 32."""
+_ELEMENTS = 2**18
+_LEAST_SHARE = 0.05
+_LONGEST_CALL = 1e-3
+_REPEATS = 2
+_LEAST_FOR_TRAINING = 0.5
+"""Seconds: in less, noise would decide what the line is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Rates of the classes of operators; figures per second."""
+
+    matrix_products: float
+    """FLOP/s of large matrix products."""
+    convolutions: float
+    """FLOP/s of 3 x 3 convolutions."""
+    memory: float
+    """Bytes that element-wise operators and normalisations read and write."""
+    training_share: float
+    """Of the speed of matrix products and convolutions, what training reaches; 0: there was no time to find out."""
+    seconds_per_call: float
+    """0: there was no time to find out."""
+
+
+def profile(device: torch.device, threads: int, seconds: float) -> Profile:
+    """Measure in about `seconds`, a little more on a device that is slow or cold."""
+    watch = _Stopwatch(device, threads)
+    # The first product loads the libraries.
+    watch.best(_matrix_product(device, 64), 0.0)
+    long = seconds >= _LEAST_FOR_TRAINING
+    each = seconds / 3 if long else seconds / 2
+    matrix = max(_rates(watch, each, [(2.0 * n**3, _matrix_product(device, n)) for n in _MATRICES]))
+    memory = _memory_rate(watch, each / 3, device)
+    convolution = max(_rates(watch, each / 2, [_convolution(device, images) for images in _CONVOLUTIONS]))
+    share, call = _training(watch, each, device, matrix, memory) if long else (0.0, 0.0)
+    return Profile(matrix, convolution, memory, share, call)
+
+
+class _Stopwatch:
+    """Times work on a device.
+
+    One thread's speed is counted in the processor time that it got: several workers that start at the same time on one
+    machine would otherwise see each other, each differently, and a plan would take equal workers for unequal ones.
+    """
+
+    def __init__(self, device: torch.device, threads: int) -> None:
+        self._device = device
+        self._clock = thread_time if device.type == "cpu" and threads == 1 else perf_counter
+
+    def best(self, work: Callable[[], object], seconds: float) -> float:
+        """The least time of several runs within about `seconds`; the first is not counted, it makes ready."""
+        work()
+        deadline, best, runs = perf_counter() + seconds, math.inf, 0
+        while runs < _REPEATS or perf_counter() < deadline:
+            self._settle()
+            begin = self._clock()
+            work()
+            self._settle()
+            best = min(best, self._clock() - begin)
+            runs += 1
+        return max(best, 1e-6)
+
+    def _settle(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def _rates(watch: _Stopwatch, seconds: float, works: list[tuple[float, Callable[[], object]]]) -> list[float]:
+    """Amount per second of each work, smallest first, for as long as the next one fits into what is left of `seconds`."""
+    deadline = perf_counter() + seconds
+    rates: list[float] = []
+    for amount, work in works:
+        left = deadline - perf_counter()
+        if rates and (_REPEATS + 1) * amount / rates[-1] > left:
+            break
+        rates.append(amount / watch.best(work, left / 2))
+    return rates
+
+
+def _matrix_product(device: torch.device, size: int) -> Callable[[], object]:
+    held: list[Tensor] = []
+
+    def work() -> None:
+        if not held:
+            held.extend((torch.randn(size, size, device=device), torch.empty(size, size, device=device)))
+        torch.mm(held[0], held[0], out=held[1])
+
+    return work
+
+
+def _convolution(device: torch.device, images: int) -> tuple[float, Callable[[], object]]:
+    held: list[Tensor] = []
+
+    def work() -> None:
+        if not held:
+            held.extend(
+                (torch.randn(images, 32, 32, 32, device=device), torch.randn(32, 32, 3, 3, device=device)),
+            )
+        with torch.no_grad():
+            F.conv2d(held[0], held[1], padding=1)
+
+    return 2.0 * 9 * 32 * 32 * 32 * 32 * images, work
+
+
+def _memory_rate(watch: _Stopwatch, seconds: float, device: torch.device) -> float:
+    """Bytes per second of an addition, a GELU and a layer norm, which read and write seven tensors together."""
+    elements = _ELEMENTS if device.type == "cpu" else 64 * _ELEMENTS
+    first, second = torch.randn(elements // 256, 256, device=device), torch.randn(elements // 256, 256, device=device)
+
+    def work() -> None:
+        with torch.no_grad():
+            torch.add(first, second)
+            F.gelu(first)
+            F.layer_norm(first, (256,))
+
+    return 7 * _FLOAT * elements / watch.best(work, seconds)
+
+
+def _training(
+    watch: _Stopwatch, seconds: float, device: torch.device, matrix: float, memory: float
+) -> tuple[float, float]:
+    """The share of the speed of matrix products that training reaches, and the seconds per call."""
+    deadline = perf_counter() + seconds
+    points: list[tuple[float, float]] = []
+    rate = matrix
+    for tokens, width in _LAYERS:
+        flops = 3.0 * (24 * tokens * width**2 + 4 * tokens**2 * width)
+        left = deadline - perf_counter()
+        if len(points) > 1 and (_REPEATS + 1) * flops / rate > left:
+            break
+        spent = watch.best(_layer(device, tokens, width), left / 3)
+        rate = flops / spent
+        traffic = 3.0 * _FLOAT * (18 * tokens * width + 4 * tokens**2 * (width // _HEAD))
+        # What moves memory is counted by its bytes. It can't be all: a wrong memory rate must not turn the line over.
+        points.append((flops, max(spent - traffic / memory, 0.2 * spent)))
+    line = fit(points)
+    share = min(1.0, max(_LEAST_SHARE, line.rate / matrix))
+    return share, min(_LONGEST_CALL, line.seconds / _LAYER_CALLS)
+
+
+def _layer(device: torch.device, tokens: int, width: int) -> Callable[[], object]:
+    """A transformer layer, forward and back."""
+
+    def parameter(*shape: int) -> Tensor:
+        return (0.02 * torch.randn(*shape, device=device)).requires_grad_()
+
+    value = torch.randn(tokens, width, device=device).requires_grad_()
+    joined, out = parameter(3 * width, width), parameter(width, width)
+    up, down = parameter(4 * width, width), parameter(width, 4 * width)
+
+    def work() -> None:
+        query, key, there = (
+            F.linear(F.layer_norm(value, (width,)), joined).view(tokens, -1, 3, _HEAD).permute(2, 1, 0, 3)
+        )
+        scores = torch.softmax((query @ key.transpose(1, 2)) * _HEAD**-0.5, dim=-1)
+        mixed = value + F.linear((scores @ there).transpose(0, 1).reshape(tokens, width), out)
+        result = mixed + F.linear(F.gelu(F.linear(F.layer_norm(mixed, (width,)), up)), down)
+        # From a scalar: with gradients of its own, torch loads a library of symbols, which takes longer than all else here.
+        torch.autograd.grad(result.sum(), (value, joined, out, up, down))
+
+    return work
