@@ -18,8 +18,9 @@ ADATOPK_FACTOR = 3.0
 """FusionLLM's factor on the ratio (a value and its index cost about three times a value). Its place in the formula is
 recalled from the paper with medium certainty, so the wire ratio is reported beside the nominal one."""
 
-MOST_HARM = 0.005
-"""`auto` and `adaint` use codecs that cost at most this share of the loss in our measurement (`scheduler.harm`)."""
+MOST_HARM = 0.01
+"""`auto` and `adaint` use codecs that together cost at most this share of the loss, if what our measurement says of one
+boundary (`scheduler.harm`) adds up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ def choose_codecs(
     r_l = max(1, f r T_l / max T), where f is 3 for top-k, whose every value brings its place along, and 1 for integers.
     Top-k keeps one value in r_l; integers take the mildest width that saves r_l times, or the narrowest. Ratio 1 means `none`.
     `auto` gives each pair of workers the least harmful codec whose messages of one micro-batch take no longer than
-    `busy_seconds`, the compute of the busiest worker, so that they hide behind it.
+    `busy_seconds`, the compute of the busiest worker, so that they hide behind it. The more pairs need a lossy codec, the
+    milder theirs have to be: what they cost adds up.
     """
     edges = [edge for edge in range(len(crossings)) if _compressible(workload, crossings, edge)]
     chosen = _by_rule(compression, workload, crossings, edges, placement, network, busy_seconds)
@@ -103,7 +105,11 @@ def _by_rule(
     if compression.codec in ("adatopk", "adaint"):
         chosen = _adaptive(compression, workload, crossings, pairs, network)
     else:
-        chosen = [_hidden(workload, crossings, pair, network, busy_seconds) for pair in pairs]
+        chosen = [_hidden(workload, crossings, pair, network, busy_seconds, MOST_HARM) for pair in pairs]
+        lossy = sum(choice.forward != "none" for choice in chosen)
+        if lossy > 1:
+            share = MOST_HARM / lossy
+            chosen = [_hidden(workload, crossings, pair, network, busy_seconds, share) for pair in pairs]
     return {
         edge: choice
         for pair, choice in zip(pairs, chosen, strict=True)
@@ -124,12 +130,12 @@ def _pairs(crossings: Crossings, edges: Sequence[int], placement: Sequence[str])
 
 
 def _hidden(
-    workload: Workload, crossings: Crossings, pair: _Pair, network: Network, busy_seconds: float
+    workload: Workload, crossings: Crossings, pair: _Pair, network: Network, busy_seconds: float, most_harm: float
 ) -> CodecChoice:
     """`auto`: the first rung of the ladder of harm that hides; where none does, the one that comes nearest."""
     rates = [network.link(*ends).bytes_per_second for ends in ((pair.source, pair.target), (pair.target, pair.source))]
     chosen, least = CodecChoice(), math.inf
-    for row in ladder(MOST_HARM):
+    for row in ladder(most_harm):
         # Link, encoder and decoder work at the same time on different micro-batches, so each has to keep up for itself.
         slowest = 0.0
         for codec, rate, moving in zip(
@@ -164,15 +170,16 @@ def _adaptive(
     seconds = [_plain_seconds(workload, crossings, pair, network) for pair in pairs]
     slowest = max(seconds, default=0.0)
     factor = ADATOPK_FACTOR if compression.codec == "adatopk" else 1.0
+    ratios = [max(1.0, factor * compression.ratio * needed / slowest) if slowest else 1.0 for needed in seconds]
+    lossy = sum(ratio > 1 for ratio in ratios)
     found = []
-    for needed in seconds:
-        ratio = max(1.0, factor * compression.ratio * needed / slowest) if slowest else 1.0
+    for ratio in ratios:
         if ratio == 1:
             found.append(CodecChoice())
         elif compression.codec == "adatopk":
             found.append(_topk(ratio))
         else:
-            found.append(_width(ratio))
+            found.append(_width(ratio, MOST_HARM / lossy))
     return found
 
 
@@ -186,9 +193,9 @@ def _plain_seconds(workload: Workload, crossings: Crossings, pair: _Pair, networ
     return max(out.transfer(forward), back.transfer(backward) if backward else 0.0)
 
 
-def _width(ratio: float) -> CodecChoice:
+def _width(ratio: float, most_harm: float = MOST_HARM) -> CodecChoice:
     """The mildest integers that save `ratio` times of float32 bytes, or the narrowest that are harmless enough."""
-    rungs = ladder(MOST_HARM)
+    rungs = ladder(most_harm)
     return next((row.choice for row in rungs if _saved(row.choice) >= ratio), rungs[-1].choice)
 
 
