@@ -134,7 +134,7 @@ class Storm:
             return True
         self.pool.fail_at(victim, point)
         at = self.run.step
-        self.run.until(lambda: not self.pool.pending(victim) or self.run.step > at + 25 or self.run.ended is not None)
+        self.run.until(lambda: not self.pool.pending(victim) or self.run.step > at + 10 or self.run.ended is not None)
         return not self.pool.pending(victim)
 
     def two(self) -> bool:
@@ -179,7 +179,8 @@ class Storm:
             return False
         victim = self.random.choice(living)
         ask(victim)
-        assert self.pool.forget(victim) == 0, f"{victim} was asked by {ask.__name__} and did not leave well"
+        code = self.pool.forget(victim)
+        assert code == 0, f"{victim} was asked by {ask.__name__} and ended with {code}\n{self.pool.last_words(victim)}"
         return True
 
     def drain(self, victim: str) -> None:

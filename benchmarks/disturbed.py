@@ -82,6 +82,10 @@ class FaultyPool(LocalPool):
         with suppress(ProcessLookupError, KeyError):
             self.signal(worker, signal.SIGCONT)
 
+    def last_words(self, worker: str) -> str:
+        """The end of its log."""
+        return "\n".join((self.folder / "logs" / f"{worker}.log").read_text(encoding="utf-8").splitlines()[-20:])
+
     def start_again(self, worker: str) -> None:
         """Start a worker that has died."""
         if worker in self.process_ids():

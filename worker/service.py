@@ -298,14 +298,14 @@ class Service:
                         self._say(f"job {message.job}: {message.reason}")
                         await self._drop_job(message.reason)
                 case Shutdown():
-                    if message.evicted:
-                        await self._join_again(message.reason)
-                    elif self._paused:
-                        await self._rest()
-                    else:
+                    if self._leaving or not (message.evicted or self._paused):
                         self._say(f"leaving the pool: {message.reason}")
                         self._over.set()
                         return
+                    if self._paused:
+                        await self._rest()
+                    else:
+                        await self._join_again(message.reason)
 
     def _new_run(self, prepare: Prepare) -> JobRun:
         return JobRun(

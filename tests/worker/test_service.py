@@ -160,6 +160,15 @@ async def test_leaving_is_said_and_waits_for_the_word(coordinator: FakeCoordinat
         assert len(coordinator.of("a", Leaving)) == 1
 
 
+async def test_who_leaves_and_is_given_up_meanwhile_does_not_join_anew(coordinator: FakeCoordinator) -> None:
+    async with pool(coordinator, "a") as (a,):
+        a.service.leave("SIGTERM")
+        await coordinator.message("a", Leaving)
+        coordinator.send("a", Shutdown(reason="declared lost; join again", evicted=True))
+        assert await asyncio.wait_for(a.task, 20) == 0
+        assert len(coordinator.joined) == 1
+
+
 @pytest.mark.parametrize(
     ("refuse", "error", "message"),
     [
