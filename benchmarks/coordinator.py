@@ -296,10 +296,13 @@ def main() -> None:
     parser.add_argument("--viewers", type=int, default=50)
     parser.add_argument("--jobs", type=int, default=10, help="running at the same time")
     parser.add_argument("--crew", type=int, default=40, help="workers of one job")
+    parser.add_argument(
+        "--step-seconds", type=float, default=1.0, help="a job's step; short ones show what is kept of each"
+    )
     asked = parser.parse_args()
     if asked.jobs * asked.crew > asked.workers:
         parser.error(f"{asked.jobs} jobs of {asked.crew} workers need more than {asked.workers} workers")
-    load = Load(asked.workers, asked.viewers, asked.crew, asked.jobs, seconds=60 * asked.minutes)
+    load = Load(asked.workers, asked.viewers, asked.crew, asked.jobs, asked.step_seconds, seconds=60 * asked.minutes)
     before = machine()
     found = asyncio.run(measure(load))
     report(
