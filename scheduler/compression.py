@@ -105,11 +105,14 @@ def _by_rule(
     if compression.codec in ("adatopk", "adaint"):
         chosen = _adaptive(compression, workload, crossings, pairs, network)
     else:
-        chosen = [_hidden(workload, crossings, pair, network, busy_seconds, MOST_HARM) for pair in pairs]
+
+        def hidden(most_harm: float) -> list[CodecChoice]:
+            return [_hidden(workload, crossings, pair, network, busy_seconds, most_harm) for pair in pairs]
+
+        chosen = hidden(MOST_HARM)
         lossy = sum(choice.forward != "none" for choice in chosen)
         if lossy > 1:
-            share = MOST_HARM / lossy
-            chosen = [_hidden(workload, crossings, pair, network, busy_seconds, share) for pair in pairs]
+            chosen = hidden(MOST_HARM / lossy)
     return {
         edge: choice
         for pair, choice in zip(pairs, chosen, strict=True)
