@@ -94,6 +94,11 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+def plural(word: str, count: int) -> str:
+    """`worker` of one, `workers` of none or several."""
+    return word if count == 1 else f"{word}s"
+
+
 ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
 BytesPerSecond = Annotated[float, BeforeValidator(parse_rate)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds)]

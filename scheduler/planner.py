@@ -9,7 +9,7 @@ from dag.workload import Crossings, workload
 from fusion.errors import PlanError
 from fusion.plan import CodecChoice, Plan, ScheduleName
 from fusion.spec import CompressionSpec, OptimizerSpec
-from fusion.units import format_bytes
+from fusion.units import format_bytes, plural
 from scheduler.compression import choose_codecs, device_names, expected_factors
 from scheduler.cost import Costs
 from scheduler.devices import Device, Network
@@ -58,7 +58,7 @@ def plan_job(
     pieces = len(work.cut_points) + 1
     if fragments is not None and cuts is None and fragments > pieces:
         raise PlanError(
-            f"asked for {fragments} fragments but the model has only {pieces} legal {_plural('piece', pieces)}; "
+            f"asked for {fragments} fragments but the model has only {pieces} legal {plural('piece', pieces)}; "
             f"set plan.fragments to {pieces} or less"
         )
     if cuts is not None:
@@ -143,7 +143,3 @@ def _too_large(costs: Costs, placed: Placed, estimate: Estimate) -> str:
         f"{what} {format_bytes(need)}, {device.name} has {format_bytes(limit)}: {format_bytes(need - limit)} missing; "
         "add workers or memory, use a smaller micro_batch, or set train.recompute"
     )
-
-
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else f"{word}s"

@@ -44,7 +44,7 @@ from fusion.messages import (
     Warned,
 )
 from fusion.sockets import new_keys
-from fusion.units import format_bytes
+from fusion.units import format_bytes, plural
 from fusion.wire import PROTOCOL_VERSION
 from worker.config import WorkerConfig
 from worker.control import Control
@@ -214,7 +214,7 @@ class Service:
         device = self._request.device
         self._say(
             f"worker {answer.worker} joined {self._url} ({device.kind}, {device.threads} "
-            f"thread{'s' if device.threads != 1 else ''}, {format_bytes(device.memory_bytes)}, "
+            f"{plural('thread', device.threads)}, {format_bytes(device.memory_bytes)}, "
             f"{device.flops_per_second / 1e9:.0f} GFLOP/s)"
         )
         self._say(in_words(self._request.data_endpoint, self._why, answer))

@@ -16,7 +16,7 @@ from coordinator.life.jobs import Job
 from coordinator.life.pool import Member
 from coordinator.life.run import Run, Switch
 from fusion.messages import Adopt, Adopted, CaughtUp
-from fusion.units import format_seconds
+from fusion.units import format_seconds, plural
 
 
 def heirs(job: Job, live: Sequence[Member]) -> tuple[str, ...] | str:
@@ -111,7 +111,7 @@ class Adoption:
             self._books.story(
                 job,
                 "replayed",
-                f"{member.name} replayed {_counted(message.steps, 'step')} in {format_seconds(message.seconds)}",
+                f"{member.name} replayed {message.steps} {plural('step', message.steps)} in {format_seconds(message.seconds)}",
                 worker=member.name,
                 steps=message.steps,
                 seconds=message.seconds,
@@ -153,7 +153,3 @@ class Adoption:
             backups=backups,
         )
         self._books.tell(job, message, workers)
-
-
-def _counted(count: int, word: str) -> str:
-    return f"{count} {word}{'s' if count != 1 else ''}"

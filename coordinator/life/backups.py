@@ -20,7 +20,7 @@ from coordinator.life.pool import Member
 from coordinator.life.run import PATIENCE, SMALLEST_MARGIN, Round, Run
 from fusion.messages import Backup, BackupFailed, Commit, Holding, Paused
 from fusion.plan import Plan
-from fusion.units import format_bytes
+from fusion.units import format_bytes, plural
 from scheduler.cost import optimizer_slots
 
 _LARGEST_MARGIN = 256
@@ -110,10 +110,9 @@ def _without(lacking: dict[int, int]) -> str:
     if not lacking:
         return ""
     which = ", ".join(map(str, lacking))
-    return (
-        f"no other worker has room for the snapshot{'s' if len(lacking) > 1 else ''} of fragment"
-        f"{'s' if len(lacking) > 1 else ''} {which} ({format_bytes(sum(lacking.values()))})"
-    )
+    snapshots, fragments = (plural(word, len(lacking)) for word in ("snapshot", "fragment"))
+    size = format_bytes(sum(lacking.values()))
+    return f"no other worker has room for the {snapshots} of {fragments} {which} ({size})"
 
 
 def spacing(every: int | Literal["auto"], pace: float, cost: float) -> int:

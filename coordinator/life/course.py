@@ -14,7 +14,7 @@ from coordinator.life.jobs import Job, Metric
 from coordinator.life.membership import all_finished
 from coordinator.life.run import Run
 from fusion.messages import Start, Stop
-from fusion.units import format_seconds
+from fusion.units import format_seconds, plural
 
 
 class Course:
@@ -55,7 +55,7 @@ class Course:
         self._books.story(
             job,
             "planned",
-            f"plan {plan.id}: {len(plan.placement)} fragments on {count} worker{'s' if count > 1 else ''} "
+            f"plan {plan.id}: {len(plan.placement)} fragments on {count} {plural('worker', count)} "
             f"({', '.join(plan.workers)})",
             plan=plan.id,
         )
@@ -96,7 +96,7 @@ class Course:
             job,
             "started",
             f"training starts {f'after step {job.restart_step} ' if job.restart_step else ''}on "
-            f"{count} worker{'s' if count > 1 else ''} ({len(job.fragments)} fragments)",
+            f"{count} {plural('worker', count)} ({len(job.fragments)} fragments)",
             step=job.restart_step,
         )
         self._books.save(job)
@@ -119,7 +119,7 @@ class Course:
             job,
             "restarted",
             f"job {job.id} goes on from {source} at step {job.restart_step} because {cause}"
-            + (f"; {lost_steps} step{'s' if lost_steps != 1 else ''} run again" if lost_steps else ""),
+            + (f"; {lost_steps} {plural('step', lost_steps)} run again" if lost_steps else ""),
             step=job.restart_step,
         )
         self._books.save(job)

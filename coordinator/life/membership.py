@@ -13,7 +13,7 @@ from coordinator.life.books import Books
 from coordinator.life.jobs import Job
 from coordinator.life.pool import Member
 from fusion.messages import Shutdown
-from fusion.units import format_bytes, format_seconds
+from fusion.units import format_bytes, format_seconds, plural
 
 
 class Consequences(Protocol):
@@ -69,7 +69,7 @@ class Membership:
         self._books.story(
             None,
             "worker-joined",
-            f"worker {member.name} joined ({device.kind}, {device.threads} thread{'s' if device.threads != 1 else ''}, "
+            f"worker {member.name} joined ({device.kind}, {device.threads} {plural('thread', device.threads)}, "
             f"{format_bytes(device.memory_bytes)})",
             worker=member.name,
         )

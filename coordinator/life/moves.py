@@ -16,6 +16,7 @@ from coordinator.life.pool import Member
 from coordinator.life.run import Move
 from fusion.messages import Connect, Connected, PeerAddress, Ready, Stop
 from fusion.plan import Plan
+from fusion.units import plural
 
 _GAIN = 0.9
 """A move that only makes a job faster must bring the predicted step time down to this share."""
@@ -255,7 +256,7 @@ class Moves:
                 index for index, host in enumerate(move.placement) if host == worker and plan.placement[index] != worker
             ]
             if taken:
-                which = f"fragment{'s' if len(taken) > 1 else ''} {', '.join(map(str, taken))}"
+                which = f"{plural('fragment', len(taken))} {', '.join(map(str, taken))}"
                 self._books.story(
                     job, "moved", f"{which} -> {worker} at step {step} ({move.cause})", worker=worker, step=step
                 )

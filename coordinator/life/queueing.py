@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from coordinator.life.jobs import Job
 from coordinator.life.pool import Member
+from fusion.units import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def _prefix(job: Job) -> str:
 
 
 def _shortage(needed: int, idle: int, usable: int, prefix: str) -> str:
-    workers = f"{needed} worker{'s' if needed > 1 else ''}"
+    workers = f"{needed} {plural('worker', needed)}"
     if usable == 0:
         return f"{prefix}waits for {workers}: the pool is empty; start one with `fusion worker --join URL`"
     if usable < needed:

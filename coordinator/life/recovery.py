@@ -20,6 +20,7 @@ from coordinator.life.moves import Moves
 from coordinator.life.pool import Member
 from coordinator.life.spot_checks import CheckMessage, SpotChecks
 from fusion.messages import Adopted, BackupFailed, CantAdopt, CaughtUp, Holding, Paused, PeerLost
+from fusion.units import plural
 
 PROBE_SECONDS = 0.3
 """Between two probes of one worker."""
@@ -166,7 +167,7 @@ class Recovery:
         if all_finished(job):
             return
         names = [member.name for member in members]
-        cause = f"worker{'s' if len(names) > 1 else ''} {', '.join(names)} {'were' if len(names) > 1 else 'was'} lost"
+        cause = f"{plural('worker', len(names))} {', '.join(names)} {'were' if len(names) > 1 else 'was'} lost"
         run, plan = job.run, job.plan
         if job.state != "running" or run is None or plan is None:
             self._restart(job, now, cause)
@@ -200,7 +201,7 @@ class Recovery:
             self._books.story(
                 job,
                 "adoption",
-                f"{worker} adopts fragment{'s' if len(mine) > 1 else ''} {', '.join(map(str, mine))} {source}",
+                f"{worker} adopts {plural('fragment', len(mine))} {', '.join(map(str, mine))} {source}",
                 worker=worker,
                 step=step,
             )

@@ -37,7 +37,7 @@ from fusion.messages import (
     Start,
     Warned,
 )
-from fusion.units import format_bytes, format_seconds
+from fusion.units import format_bytes, format_seconds, plural
 from fusion.wire import FrameKind, Header
 from worker.jobs.assembly import assemble
 from worker.jobs.backups import Backups
@@ -160,7 +160,7 @@ class JobRun:
         self._tasks.append(asyncio.create_task(self._poke(parts.backups, ready), name=f"poke {self.job}"))
         hosted = prepare.plan.fragments_of(self._worker)
         self._say(
-            f"job {prepare.job}: fragment{'s' if len(hosted) != 1 else ''} {', '.join(map(str, hosted)) or 'none'} of "
+            f"job {prepare.job}: {plural('fragment', len(hosted))} {', '.join(map(str, hosted)) or 'none'} of "
             f"{len(prepare.plan.placement)} ready in {format_seconds(monotonic() - begin)} ({format_bytes(fetched)} fetched)"
         )
 
@@ -305,9 +305,7 @@ class JobRun:
             parts.backups.commit(order.step)
         if pieces:
             names = ", ".join(map(str, pieces))
-            self._say(
-                f"job {self.job}: took over fragment{'s' if len(pieces) > 1 else ''} {names} after step {order.step}"
-            )
+            self._say(f"job {self.job}: took over {plural('fragment', len(pieces))} {names} after step {order.step}")
         parts.stand_by(order.backups)
 
     async def _check(self, parts: Parts, order: Check) -> None:
