@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from compress.settings import TopK, parse, reuses, with_options
@@ -11,7 +11,7 @@ from dag.workload import Crossings, Workload
 from fusion.plan import CodecChoice
 from fusion.spec import CompressionSpec
 from scheduler.devices import Device, Network
-from scheduler.harm import ladder
+from scheduler.harm import Measured, ladder
 from scheduler.messages import price
 
 ADATOPK_FACTOR = 3.0
@@ -47,8 +47,8 @@ def choose_codecs(
     r_l = max(1, f r T_l / max T), where f is 3 for top-k, whose every value brings its place along, and 1 for integers.
     Top-k keeps one value in r_l; integers take the mildest width that saves r_l times, or the narrowest. Ratio 1 means `none`.
     `auto` gives each pair of workers the least harmful codec whose messages of one micro-batch take no longer than
-    `busy_seconds`, the compute of the busiest worker, so that they hide behind it. The more pairs need a lossy codec, the
-    milder theirs have to be: what they cost adds up.
+    `busy_seconds`, the compute of the busiest worker, so that they hide behind it. What they cost adds up: the more pairs need
+    one that does harm, the milder it has to be.
     """
     edges = [edge for edge in range(len(crossings)) if _compressible(workload, crossings, edge)]
     chosen = _by_rule(compression, workload, crossings, edges, placement, network, busy_seconds)
@@ -105,14 +105,12 @@ def _by_rule(
     if compression.codec in ("adatopk", "adaint"):
         chosen = _adaptive(compression, workload, crossings, pairs, network)
     else:
-
-        def hidden(most_harm: float) -> list[CodecChoice]:
-            return [_hidden(workload, crossings, pair, network, busy_seconds, most_harm) for pair in pairs]
-
-        chosen = hidden(MOST_HARM)
-        lossy = sum(choice.forward != "none" for choice in chosen)
-        if lossy > 1:
-            chosen = hidden(MOST_HARM / lossy)
+        rows = _within_reason(
+            lambda most_harm: [
+                _hidden(workload, crossings, pair, network, busy_seconds, ladder(most_harm)) for pair in pairs
+            ]
+        )
+        chosen = [row.choice for row in rows]
     return {
         edge: choice
         for pair, choice in zip(pairs, chosen, strict=True)
@@ -132,13 +130,25 @@ def _pairs(crossings: Crossings, edges: Sequence[int], placement: Sequence[str])
         yield _Pair(source, target, tuple(mine))
 
 
+def _within_reason(rows_for: Callable[[float], list[Measured]]) -> list[Measured]:
+    """A row for each pair, by the most harm that one may do, so that together they do `MOST_HARM` at most."""
+    rows = rows_for(MOST_HARM)
+    harmful = sum(row.harm > 0 for row in rows)
+    return rows_for(MOST_HARM / harmful) if harmful > 1 else rows
+
+
 def _hidden(
-    workload: Workload, crossings: Crossings, pair: _Pair, network: Network, busy_seconds: float, most_harm: float
-) -> CodecChoice:
+    workload: Workload,
+    crossings: Crossings,
+    pair: _Pair,
+    network: Network,
+    busy_seconds: float,
+    rungs: Sequence[Measured],
+) -> Measured:
     """`auto`: the first rung of the ladder of harm that hides; where none does, the one that comes nearest."""
     rates = [network.link(*ends).bytes_per_second for ends in ((pair.source, pair.target), (pair.target, pair.source))]
-    chosen, least = CodecChoice(), math.inf
-    for row in ladder(most_harm):
+    chosen, least = rungs[0], math.inf
+    for row in rungs:
         # Link, encoder and decoder work at the same time on different micro-batches, so each has to keep up for itself.
         slowest = 0.0
         for codec, rate, moving in zip(
@@ -152,9 +162,9 @@ def _hidden(
                 sum(seconds for _, _, seconds in parts),
             )
         if slowest < least:
-            chosen, least = row.choice, slowest
+            chosen, least = row, slowest
         if slowest <= busy_seconds:
-            return row.choice
+            return row
     return chosen
 
 
@@ -174,16 +184,9 @@ def _adaptive(
     slowest = max(seconds, default=0.0)
     factor = ADATOPK_FACTOR if compression.codec == "adatopk" else 1.0
     ratios = [max(1.0, factor * compression.ratio * needed / slowest) if slowest else 1.0 for needed in seconds]
-    lossy = sum(ratio > 1 for ratio in ratios)
-    found = []
-    for ratio in ratios:
-        if ratio == 1:
-            found.append(CodecChoice())
-        elif compression.codec == "adatopk":
-            found.append(_topk(ratio))
-        else:
-            found.append(_width(ratio, MOST_HARM / lossy))
-    return found
+    if compression.codec == "adatopk":
+        return [_topk(ratio) if ratio > 1 else CodecChoice() for ratio in ratios]
+    return [row.choice for row in _within_reason(lambda most_harm: [_width(ratio, most_harm) for ratio in ratios])]
 
 
 def _plain_seconds(workload: Workload, crossings: Crossings, pair: _Pair, network: Network) -> float:
@@ -196,10 +199,10 @@ def _plain_seconds(workload: Workload, crossings: Crossings, pair: _Pair, networ
     return max(out.transfer(forward), back.transfer(backward) if backward else 0.0)
 
 
-def _width(ratio: float, most_harm: float = MOST_HARM) -> CodecChoice:
+def _width(ratio: float, most_harm: float = MOST_HARM) -> Measured:
     """The mildest integers that save `ratio` times of float32 bytes, or the narrowest that are harmless enough."""
     rungs = ladder(most_harm)
-    return next((row.choice for row in rungs if _saved(row.choice) >= ratio), rungs[-1].choice)
+    return next((row for row in rungs if _saved(row.choice) >= ratio), rungs[-1])
 
 
 def _saved(choice: CodecChoice) -> float:
@@ -233,7 +236,7 @@ def expected_factors(compression: CompressionSpec) -> tuple[float, float]:
         case "auto":
             choice = ladder(MOST_HARM)[-1].choice
         case "adaint":
-            choice = _width(compression.ratio)
+            choice = _width(compression.ratio).choice
         case "topk" | "adatopk" | "topk-sampled":
             choice = _topk(compression.ratio)
         case name:

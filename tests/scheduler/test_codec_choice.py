@@ -158,7 +158,7 @@ def test_adaint_follows_the_same_rule_in_its_width() -> None:
     assert found[2.0] == {"b -> c": ("int8", "int8")}
     assert found[7.0] == {"b -> c": ("int4", "int3:stochastic=1")}
     assert found[8.0] == {"b -> c": ("int4", "int3:stochastic=1")}
-    assert found[300.0] == {"a -> b": ("int8", "int8"), "b -> c": ("int4", "int3:stochastic=1")}
+    assert found[300.0] == {"a -> b": ("int8", "int8"), "b -> c": ("int4", "int2:stochastic=1")}
 
 
 def test_auto_leaves_fast_links_alone_and_takes_the_mildest_codec_that_hides() -> None:
