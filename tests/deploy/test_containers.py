@@ -9,6 +9,7 @@ import subprocess
 import pytest
 import yaml
 from command_lines import DEPLOY, ROOT, known_variables, parsed, variables_in
+from compose_spec import PyCompose
 
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 COMPOSE_TEXT = (DEPLOY / "compose.yaml").read_text()
@@ -69,6 +70,38 @@ def test_three_workers_are_given_the_join_token_only_and_time_to_leave() -> None
         assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
         # Required variables: compose refuses to start without them.
         assert all(":?" in value for name, value in service["environment"].items() if "TOKEN" in name)
+
+
+def interpolated(text: str) -> str:
+    """The compose file as compose sees it: variables have their default, and required ones some value."""
+    return re.sub(r"\$\{\w+:([-?])([^}]*)\}", lambda found: found[2] if found[1] == "-" else "given", text)
+
+
+def validate(text: str) -> None:
+    """Raises `ValueError` for what the Compose specification does not allow."""
+    # Merge keys are YAML's: written out before the specification is asked.
+    whole = PyCompose.from_yaml(yaml.safe_dump(yaml.safe_load(interpolated(text))))
+    whole.validate()
+    whole.validate_networks()
+
+
+def test_the_compose_file_is_of_the_specification() -> None:
+    validate(COMPOSE_TEXT)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("restart: unless-stopped", "restart: sometimes"),
+        ("read_only:", "readonly:"),
+        ("stop_grace_period: 20s", "stop_grace_period: soon"),
+        ("networks: [pool]", "networks: [elsewhere]"),
+    ],
+)
+def test_the_specification_would_notice_a_mistake(right: str, wrong: str) -> None:
+    assert right in COMPOSE_TEXT
+    with pytest.raises(ValueError, match=r"\S"):
+        validate(COMPOSE_TEXT.replace(right, wrong))
 
 
 def test_compose_takes_the_file() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 import subprocess
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from command_lines import DEPLOY, known_variables, parsed
 
+KUBERNETES = kubernetes_validate.latest_version()
 FOLDER = DEPLOY / "kubernetes"
 FILES = {file.name: list(yaml.safe_load_all(file.read_text())) for file in FOLDER.glob("*.yaml")}
 KUSTOMIZATION = FILES["kustomization.yaml"][0]
@@ -43,6 +46,18 @@ def test_every_file_is_listed_and_every_object_is_whole() -> None:
     assert len(keys) == len(set(keys))
     # The secret of the example is never applied.
     assert "Secret" not in {kind for kind, _ in keys}
+
+
+@pytest.mark.parametrize("item", [*OBJECTS, SECRET], ids=lambda item: f"{item['kind']}-{item['metadata']['name']}")
+def test_every_object_fits_the_schema_of_kubernetes(item: dict[str, Any]) -> None:
+    kubernetes_validate.validate(item, KUBERNETES, strict=True)
+
+
+def test_the_schema_would_notice_a_mistake() -> None:
+    wrong = copy.deepcopy(WORKERS)
+    container(wrong)["livenessprobe"] = container(wrong).pop("livenessProbe")
+    with pytest.raises(kubernetes_validate.ValidationError, match="livenessprobe"):
+        kubernetes_validate.validate(wrong, KUBERNETES, strict=True)
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
