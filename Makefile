@@ -55,7 +55,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The stamps are newer than what they were installed from, so nothing is installed twice.
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed: pyproject.toml constraints.txt compress/kernels.c | $(BIN)/python
 	@$(BIN)/python deploy/check_torch.py $(INDEX)
 	$(INSTALL) -e .
 	@touch $@

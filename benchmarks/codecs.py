@@ -19,6 +19,7 @@ from time import perf_counter, thread_time
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import Sample, arguments, child_environment, interleave, machine, report
+from compress.kernels import KERNELS
 
 CODECS = (
     "bf16",
@@ -185,7 +186,12 @@ def main() -> None:
             "of a copy",
         ],
         rows,
-        {"machine": about, "targets": {**TARGETS, "times_torch_topk": TIMES_TOPK}, "results": results},
+        {
+            "machine": about,
+            "kernels_in_c": KERNELS is not None,
+            "targets": {**TARGETS, "times_torch_topk": TIMES_TOPK},
+            "results": results,
+        },
     )
 
 

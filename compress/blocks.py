@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.buffers import Payload, borrow, bytes_of, flatten
+from compress.kernels import KERNELS, MOST_BLOCK, Kernels
 from compress.rounding import random_int16
 from compress.settings import Blocks
 
@@ -29,6 +30,22 @@ _CHUNK = 1 << 17
 def encode(settings: Blocks, tensor: Tensor, seed: int) -> memoryview:
     """The payload of a floating tensor that is not empty."""
     flat = flatten(tensor).to(torch.float32)
+    if KERNELS is not None and settings.block <= MOST_BLOCK:
+        return _in_one_pass(KERNELS, settings, flat.numpy(), seed)
+    return in_passes(settings, flat, seed)
+
+
+def _in_one_pass(kernels: Kernels, settings: Blocks, values: NDArray[np.float32], seed: int) -> memoryview:
+    elements, blocks = len(values), settings.blocks(len(values))
+    noise = random_int16(blocks * settings.block, seed) if settings.stochastic else None
+    out = np.empty(2 * blocks + blocks * settings.block * settings.bits // 8, dtype=np.uint8)
+    scales = out[: 2 * blocks].view(np.int16)
+    kernels.encode_blocks(values, settings.block, settings.bits, noise, scales, out[2 * blocks :])
+    return out.data[: 2 * blocks + -(-elements * settings.bits // 8)]
+
+
+def in_passes(settings: Blocks, flat: Tensor, seed: int) -> memoryview:
+    """The same payload of contiguous float32 values by torch's and numpy's operations, each of which passes over them."""
     elements, bits = flat.numel(), settings.bits
     blocks = settings.blocks(elements)
     padded = (

@@ -10,6 +10,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from compress.kernels import KERNELS
 from compress.settings import BITMAP_BLOCK
 from fusion.errors import FrameError
 
@@ -38,11 +39,10 @@ def encode(positions: Positions, elements: int) -> tuple[IndexEncoding, Bytes]:
     blocked_bytes = 2 * blocks + 2 * len(positions)
     best = min(bitmap_bytes, blocked_bytes)
     if len(positions) < best:  # a varint takes at least one byte
-        gaps = np.diff(positions, prepend=-1)
-        gaps -= 1
-        sizes = _varint_sizes(gaps)
-        if (len(gaps) if sizes is None else int(sizes.sum())) < best:
-            return IndexEncoding.VARINT, _write_varints(gaps, sizes)
+        write = write_varints if KERNELS is None else KERNELS.write_varints
+        varints = write(positions, best - 1)
+        if varints is not None:
+            return IndexEncoding.VARINT, varints
     if blocked_bytes < bitmap_bytes:
         counts = np.bincount(positions >> 16, minlength=blocks)
         if counts.max(initial=0) < BITMAP_BLOCK:  # else its count does not fit
@@ -89,6 +89,14 @@ def _read_blocked(data: Bytes, count: int, elements: int) -> Positions:
     if np.any(np.diff(positions) <= 0):
         raise FrameError("positions do not ascend")
     return positions
+
+
+def write_varints(positions: Positions, most: int) -> Bytes | None:
+    """As `Kernels.write_varints` by numpy's operations."""
+    gaps = np.diff(positions, prepend=-1)
+    gaps -= 1
+    sizes = _varint_sizes(gaps)
+    return _write_varints(gaps, sizes) if (len(gaps) if sizes is None else int(sizes.sum())) <= most else None
 
 
 def _varint_sizes(gaps: Positions) -> NDArray[np.int64] | None:

@@ -12,10 +12,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compress import blocks, indices
 from compress.buffers import Payload, borrow, bytes_of, flatten
+from compress.kernels import KERNELS
 from compress.places import Places
 from compress.settings import MAX_TOPK_ELEMENTS, TOPK_PREFIX, TOPK_PREFIX_BYTES, Blocks, TopK, dtype_name
 from fusion.errors import FrameError, PlanError
@@ -147,9 +149,14 @@ def _largest(magnitudes: Tensor, wanted: int) -> Tensor:
 
 
 def _at_least(flat: Tensor, threshold: int) -> Tensor:
-    """Positions of the magnitudes from `threshold` on, a piece at a time so that the passes stay in the cache."""
-    integer, positive = (torch.int32, _POSITIVE) if flat.dtype == torch.float32 else (torch.int16, _POSITIVE >> 16)
-    bits = flat.view(integer).numpy()
+    """Positions of the magnitudes from `threshold` on."""
+    bits = flat.view(torch.int32 if flat.dtype == torch.float32 else torch.int16).numpy()
+    return torch.from_numpy(KERNELS.at_least(bits, threshold) if KERNELS is not None else at_least(bits, threshold))
+
+
+def at_least(bits: NDArray[np.int32] | NDArray[np.int16], threshold: int) -> NDArray[np.int64]:
+    """As `Kernels.at_least` by numpy's operations, a piece at a time so that the passes stay in the cache."""
+    positive = _POSITIVE if bits.itemsize == 4 else _POSITIVE >> 16
     size = min(_PIECE, len(bits))
     magnitudes, large = np.empty(size, dtype=bits.dtype), np.empty(size, dtype=np.bool_)
     found = []
@@ -158,7 +165,7 @@ def _at_least(flat: Tensor, threshold: int) -> Tensor:
         magnitude = np.bitwise_and(piece, positive, out=magnitudes[: len(piece)])
         positions = np.flatnonzero(np.greater_equal(magnitude, threshold, out=large[: len(piece)]))
         found.append(np.add(positions, start, out=positions))
-    return torch.from_numpy(np.concatenate(found))
+    return np.concatenate(found)
 
 
 @lru_cache(maxsize=16)
