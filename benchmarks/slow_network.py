@@ -13,7 +13,8 @@ trains 300 steps of every plan that a row had, without a network (`one_process.p
   split that torch has, too; in *free to leave workers out* they may stay idle. Workers join in the order of the topology, which is the
   one that the equal policies follow. No snapshots are taken.
 
-A step counts with the median over the counted steps.
+A step counts with the median over the counted steps of its round, and a row with the median over rounds. What is compared is
+compared round by round, and each round goes through all settings that were asked for: a machine's speed drifts.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -119,19 +121,18 @@ def train(pool: PlacedPool, setting: Setting, job: CapturedJob, warm_up: int, va
 
 def measure(
     setting: Setting, model: str, steps: int, torch_steps: int, warm_up: int, variants: Sequence[Variant]
-) -> None:
-    """Every row of one setting, each into the setting's file."""
-    about = machine()
+) -> Iterator[Row]:
+    """Every row of one setting, once."""
     with tempfile.TemporaryDirectory() as name, Testbed(setting.topology()) as bed:
         data = slow_jobs.data_of(model, Path(name))
         if torch_steps:
-            for row in theirs(bed, setting, model, Path(next(iter(data.values()))), torch_steps, warm_up):
-                slow_rows.put(row, about)
-        spec = slow_jobs.job_spec(model, data, steps)
-        spec["fault_tolerance"] = {"backup_every": 10**6, "log_memory": "2GiB"}
-        for row in ours(bed, setting, slow_jobs.captured_from(spec), warm_up, variants):
-            _say(row)
-            slow_rows.put(row, about)
+            yield from theirs(bed, setting, model, Path(next(iter(data.values()))), torch_steps, warm_up)
+        if variants:
+            spec = slow_jobs.job_spec(model, data, steps)
+            spec["fault_tolerance"] = {"backup_every": 10**6, "log_memory": "2GiB"}
+            for row in ours(bed, setting, slow_jobs.captured_from(spec), warm_up, variants):
+                _say(row)
+                yield row
 
 
 def _say(row: Row) -> None:
@@ -143,9 +144,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setting", "--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--model", nargs="+", choices=slow_jobs.MODELS, default=["gpt"])
-    parser.add_argument("--steps", type=int, default=20, help="of each of our jobs")
-    parser.add_argument("--torch-steps", type=int, default=5, help="of each of torch's; 0 leaves torch out")
+    parser.add_argument("--steps", type=int, default=8, help="of each of our jobs")
+    parser.add_argument("--torch-steps", type=int, default=4, help="of each of torch's; 0 leaves torch out")
     parser.add_argument("--warm-up", type=int, default=2, help="steps that are not counted")
+    parser.add_argument("--rounds", type=int, default=3, help="of everything, every other one in the opposite order")
     parser.add_argument(
         "--only", nargs="+", metavar="TEXT", default=[""], help="only our rows with one of these in their name"
     )
@@ -166,9 +168,16 @@ def main() -> None:
     # Ended from outside, it still stops its processes and removes its networks.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     variants = [variant for variant in VARIANTS if any(text in variant.name for text in options.only)]
-    for model in options.model:
-        for setting in options.setting:
-            measure(SETTINGS[setting], model, options.steps, options.torch_steps, options.warm_up, variants)
+    about, of_rows = machine(), defaultdict[tuple[str, str, str], list[Row]](list)
+    for number in range(options.rounds):
+        order = 1 if number % 2 == 0 else -1
+        for model in options.model:
+            for setting in options.setting:
+                steps = options.steps, options.torch_steps, options.warm_up
+                for row in measure(SETTINGS[setting], model, *steps, variants[::order]):
+                    taken = of_rows[row.model, row.setting, row.name]
+                    taken.append(row)
+                    slow_rows.put(slow_rows.of_rounds(taken), about)
     print(slow_report.report(options.setting, options.model))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from statistics import median
 
 from benchmarks import loss_curves, slow_jobs
 from benchmarks.common import RESULTS
@@ -43,12 +44,12 @@ def report(settings: Sequence[str], models: Sequence[str]) -> str:
     if judged:
         lines += ["| goal | measured | wanted | met |", "|---|---|---|---|"]
         lines += [
-            f"| {goal.what} | {goal.value:.2f} | {'at least' if goal.at_least else 'at most'} {goal.bound:g} "
+            f"| {goal.what} | {_with_spread(goal.values)} | {'at least' if goal.at_least else 'at most'} {goal.bound:g} "
             f"| {'yes' if goal.met else '**no**'} |"
             for goal in judged
         ]
     merged = {
-        "goals": [asdict(goal) | {"met": goal.met} for goal in judged],
+        "goals": [asdict(goal) | {"value": goal.value, "met": goal.met} for goal in judged],
         "rows": [
             asdict(row) | {"over_bound": row.over_bound, "pool_has_the_losses_of_one_process": agrees(row, curves)}
             for row in rows
@@ -56,6 +57,11 @@ def report(settings: Sequence[str], models: Sequence[str]) -> str:
     }
     (RESULTS / "slow_network.json").write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
     return "\n".join(lines)
+
+
+def _with_spread(values: Sequence[float]) -> str:
+    spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    return f"{median(values):.2f}{spread}"
 
 
 def _table(model: str, setting: str, rows: Sequence[Row], curves: RowsFile) -> Iterator[str]:

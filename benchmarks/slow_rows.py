@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import median
 from typing import Any
 
 from benchmarks.common import RESULTS
@@ -16,7 +17,7 @@ from scheduler import Training, from_topology, simulate_plan
 
 @dataclass(frozen=True)
 class Row:
-    """One side in one setting; seconds per step."""
+    """One side in one setting; seconds per step. Of several rounds it holds medians, but extremes and losses of all or the last."""
 
     model: str
     setting: str
@@ -40,6 +41,8 @@ class Row:
     predicted: float | None = None
     plan: Mapping[str, Any] = field(default_factory=dict)
     uniform: bool = False
+    rounds: tuple[float, ...] = ()
+    """The median of each round's counted steps: compared with those of another row of the same rounds, as a machine's speed drifts."""
 
     @property
     def bound(self) -> float | None:
@@ -64,6 +67,33 @@ def rows_file(setting: str, model: str) -> RowsFile:
     return RowsFile(RESULTS / f"slow_network_{setting}{of}.json", {"model": model, "setting": setting})
 
 
+def of_rounds(rows: Sequence[Row]) -> Row:
+    """One row of what was measured of it in every round."""
+
+    def middle(values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return median(known) if known else None
+
+    return replace(
+        rows[-1],
+        seconds=median(row.seconds for row in rows),
+        fastest=min(row.fastest for row in rows),
+        slowest=max(row.slowest for row in rows),
+        disturbed=max(row.disturbed for row in rows),
+        link_seconds=middle(row.link_seconds for row in rows),
+        stage_seconds=middle(row.stage_seconds for row in rows),
+        predicted=middle(row.predicted for row in rows),
+        rounds=tuple(row.seconds for row in rows),
+    )
+
+
+def over(one: Row, other: Row) -> tuple[float, ...]:
+    """How many times as long `one` takes as `other`, round by round where both have the same rounds."""
+    if one.rounds and len(one.rounds) == len(other.rounds):
+        return tuple(mine / theirs for mine, theirs in zip(one.rounds, other.rounds, strict=True))
+    return (one.seconds / other.seconds,)
+
+
 def put(row: Row, machine: Mapping[str, Any]) -> None:
     """Into its setting's file, in place of an older measurement."""
     rows_file(row.setting, row.model).add(row.name, asdict(row) | {"machine": dict(machine)})
@@ -77,7 +107,8 @@ def measured(settings: Iterable[str], models: Iterable[str]) -> list[Row]:
             rows = rows_file(setting, model)
             for name in rows:
                 held = {key: value for key, value in rows[name].items() if key != "machine"}
-                found.append(Row(**held | {"losses": tuple(held["losses"])}))
+                rounds = tuple(held.get("rounds", ()))
+                found.append(Row(**held | {"losses": tuple(held["losses"]), "rounds": rounds}))
     return found
 
 

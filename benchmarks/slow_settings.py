@@ -75,7 +75,9 @@ class Variant:
 
 
 DENSE = Variant("op-fence")
-HEADLINE = Variant("op-fence", "auto")
+HEADLINE = Variant("op-fence", "auto", all_workers=False)
+"""What a job gets that says nothing of workers: a device may be left out where it would hurt."""
+ALL_TAKE_PART = Variant("op-fence", "auto")
 VARIANTS = (
     Variant("equal-ops"),
     Variant("equal-compute"),
@@ -88,6 +90,6 @@ VARIANTS = (
     Variant("op-fence", "int8"),
     Variant("op-fence", "int4"),
     Variant("equal-ops", "auto"),
+    ALL_TAKE_PART,
     HEADLINE,
-    Variant("op-fence", "auto", all_workers=False),
 )
