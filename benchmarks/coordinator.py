@@ -54,8 +54,8 @@ class Load:
     """Workers of one job."""
     jobs: int = 10
     step_seconds: float = 1.0
-    warm_up: float = 30.0
-    """Until what is kept of the last steps is full."""
+    warm_up: float = 120.0
+    """Until what is kept of the last steps and links is full."""
     seconds: float = 600.0
     """That are measured, after the warm-up."""
     pin: bool = True

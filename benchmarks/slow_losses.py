@@ -35,15 +35,16 @@ def losses_file() -> RowsFile:
     )
 
 
-def train_all(settings: Iterable[str], models: Iterable[str]) -> None:
-    """Run every plan that the rows have and that has not been run yet."""
+def train_all(settings: Iterable[str], models: Iterable[str], only: Iterable[str] = ("",)) -> None:
+    """Run every plan that the rows have and that has not been run yet; only of rows with one of these texts in their name."""
+    texts = tuple(only)
     rows = losses_file()
     with tempfile.TemporaryDirectory() as name:
         for model in models:
             job = slow_jobs.captured(model, slow_jobs.data_of(model, Path(name)), STEPS)
             for row in measured(settings, [model]):
                 key = key_of(row)
-                if not row.ours or key in rows:
+                if not row.ours or key in rows or not any(text in row.name for text in texts):
                     continue
                 began, steps = time.perf_counter(), list[Step]()
                 OneProcess(job, Plan.model_validate(row.plan)).train(steps.append)

@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="measure nothing, print what is there")
     options = parser.parse_args()
     if options.losses:
-        slow_losses.train_all(options.setting, options.model)
+        slow_losses.train_all(options.setting, options.model, options.only)
     if options.losses or options.report:
         print(slow_report.report(options.setting, options.model))
         return
