@@ -46,6 +46,7 @@ site: $(VENV)/.installed-site ## Build the documentation as a site into build/si
 	$(BIN)/mkdocs build --quiet
 
 clean: ## Remove the virtual environment and every cache
+	rm -f compress/_kernels*.so
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
