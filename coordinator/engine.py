@@ -32,14 +32,12 @@ from coordinator.storage.copies import Copies
 from coordinator.storage.store import Store
 from coordinator.submission import accept
 from dag.graph import OpDag
-from fusion.errors import ServiceError
 from fusion.messages import CheckpointPart, JoinRequest, StepReport, ToCoordinator, ToWorker
 from fusion.relay.child import RelayProcess
 
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1
-FOLD_SECONDS = 5.0
 
 
 class Engine:
@@ -72,7 +70,7 @@ class Engine:
         self._background = Background(
             self.lifecycle, planner, self.archive, checkpoints, self.dag, self.clock, self.post, self._send, copies
         )
-        self._beating: list[asyncio.Task[None]] = []
+        self._ticking: asyncio.Task[None] | None = None
         self._submitting = asyncio.Lock()
 
     # Start and end ------------------------------------------------------------------------------------------------
@@ -89,10 +87,7 @@ class Engine:
         self._carry_out(self.lifecycle.restore(self.store.jobs(), self.store.workers(), self.clock()))
         self.archive.sweep()
         self._background.copy_what_is_missing()
-        self._beating = [
-            self._background.spawn(self._tick(), "tick"),
-            self._background.spawn(self._fold(), "fold the store's log"),
-        ]
+        self._ticking = self._background.spawn(self._tick(), "tick")
         control.receive()
 
     def offer_relay(self, relay: RelayProcess) -> None:
@@ -103,8 +98,8 @@ class Engine:
     async def close(self) -> None:
         """Stop in order: no more ticks, slow work ends, what workers have already said is taken in, the store closes."""
         self.publisher.close()
-        for task in self._beating:
-            task.cancel()
+        if self._ticking is not None:
+            self._ticking.cancel()
         await self._background.settle()
         if self._relay is not None:
             await asyncio.to_thread(self._relay.close)
@@ -122,14 +117,6 @@ class Engine:
             self._save_what_waits()
             self.archive.collect()
             self.observations.beat(self.lifecycle.pool, self.publisher, self.clock())
-
-    async def _fold(self) -> None:
-        while True:
-            await asyncio.sleep(FOLD_SECONDS)
-            try:
-                await asyncio.to_thread(self.store.fold)
-            except ServiceError as error:
-                logger.warning("%s; trying again in %d s", error, FOLD_SECONDS)
 
     def _awaited(self, digest: str) -> bool:
         """Whether the blob is a part of a checkpoint that is being collected or written."""

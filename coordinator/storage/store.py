@@ -1,11 +1,10 @@
 """What survives a restart, in SQLite (WAL): jobs, plans, metrics, events, logs, checkpoints, workers, blob pins, tokens.
 
-One connection, used from the event loop's thread only (`fold` has its own). Writes between two `commit`s are one transaction.
+One connection, used from the event loop's thread only. Writes between two `commit`s are one transaction.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sqlite3
@@ -56,8 +55,6 @@ class Store:
             # WAL with NORMAL survives a crash of the process; only a power cut may lose the last commits.
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA busy_timeout=5000")
-            # Done by `fold`, off the event loop's thread: it waits for the disk.
-            self._db.execute("PRAGMA wal_autocheckpoint=0")
             self._migrate()
         except (sqlite3.Error, OSError) as error:
             raise ServiceError(f"can't open the coordinator's store {path}: {error}") from None
@@ -84,17 +81,6 @@ class Store:
         if self._open:
             self._db.execute("COMMIT")
             self._open = False
-
-    def fold(self) -> None:
-        """Move what the write-ahead log holds into the database's file, so that the log begins anew.
-
-        Waits for the disk, so it runs on a thread of its own, beside the writing one. Raises `ServiceError`.
-        """
-        try:
-            with contextlib.closing(sqlite3.connect(self.path)) as beside:
-                beside.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        except sqlite3.Error as error:
-            raise ServiceError(f"can't write to the coordinator's store {self.path}: {error}") from None
 
     def _write(self, sql: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
         if not self._open:

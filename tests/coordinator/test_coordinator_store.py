@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from pathlib import Path
 
 import pytest
@@ -76,35 +75,3 @@ def test_a_blob_is_needed_until_its_last_owner_lets_go(tmp_path: Path) -> None:
     assert store.pinned("b")
     assert store.unpin("job/2") == ["b"]
     assert not store.pinned("b")
-
-
-def test_writing_never_waits_for_the_log_to_be_folded_and_folding_lets_it_begin_anew(tmp_path: Path) -> None:
-    store, log = Store(tmp_path / "db"), tmp_path / "db-wal"
-    for _ in range(3):
-        for number in range(1000):
-            store.add_log(float(number), "j", "a", 2000 * "x")
-        store.commit()
-    # Far beyond the size at which SQLite would have folded it in the middle of a commit.
-    assert log.stat().st_size > 6_000_000
-    assert (tmp_path / "db").stat().st_size < 1_000_000
-    folding = threading.Thread(target=store.fold)
-    folding.start()
-    folding.join()
-    assert (tmp_path / "db").stat().st_size > 5_000_000
-    before = log.stat().st_size
-    for number in range(1000):
-        store.add_log(float(number), "j", "a", 2000 * "x")
-    store.commit()
-    assert log.stat().st_size == before
-    assert len(store.logs("j")) == 4000
-    store.close()
-    assert len(Store(tmp_path / "db").logs("j")) == 4000
-
-
-def test_a_log_that_cannot_be_folded_is_a_clear_error(tmp_path: Path) -> None:
-    store = Store(tmp_path / "db")
-    store.close()
-    (tmp_path / "db").unlink()
-    (tmp_path / "db").mkdir()
-    with pytest.raises(ServiceError, match="can't write to the coordinator's store"):
-        store.fold()
