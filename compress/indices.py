@@ -39,10 +39,9 @@ def encode(positions: Positions, elements: int) -> tuple[IndexEncoding, Bytes]:
     blocked_bytes = 2 * blocks + 2 * len(positions)
     best = min(bitmap_bytes, blocked_bytes)
     if len(positions) < best:  # a varint takes at least one byte
-        write = write_varints if KERNELS is None else KERNELS.write_varints
-        varints = write(positions, best - 1)
-        if varints is not None:
-            return IndexEncoding.VARINT, varints
+        written = varints(positions, best - 1)
+        if written is not None:
+            return IndexEncoding.VARINT, written
     if blocked_bytes < bitmap_bytes:
         counts = np.bincount(positions >> 16, minlength=blocks)
         if counts.max(initial=0) < BITMAP_BLOCK:  # else its count does not fit
@@ -89,6 +88,11 @@ def _read_blocked(data: Bytes, count: int, elements: int) -> Positions:
     if np.any(np.diff(positions) <= 0):
         raise FrameError("positions do not ascend")
     return positions
+
+
+def varints(positions: Positions, most: int) -> Bytes | None:
+    """The gaps between the positions; None when they take more than `most` bytes."""
+    return write_varints(positions, most) if KERNELS is None else KERNELS.write_varints(positions, most)
 
 
 def write_varints(positions: Positions, most: int) -> Bytes | None:

@@ -151,11 +151,16 @@ def _largest(magnitudes: Tensor, wanted: int) -> Tensor:
 def _at_least(flat: Tensor, threshold: int) -> Tensor:
     """Positions of the magnitudes from `threshold` on."""
     bits = flat.view(torch.int32 if flat.dtype == torch.float32 else torch.int16).numpy()
-    return torch.from_numpy(KERNELS.at_least(bits, threshold) if KERNELS is not None else at_least(bits, threshold))
+    return torch.from_numpy(find_at_least(bits, threshold))
+
+
+def find_at_least(bits: NDArray[np.int32] | NDArray[np.int16], threshold: int) -> NDArray[np.int64]:
+    """Positions of the floats, given as their bits, whose bits without the sign are at least `threshold` (over 0)."""
+    return at_least(bits, threshold) if KERNELS is None else KERNELS.at_least(bits, threshold)
 
 
 def at_least(bits: NDArray[np.int32] | NDArray[np.int16], threshold: int) -> NDArray[np.int64]:
-    """As `Kernels.at_least` by numpy's operations, a piece at a time so that the passes stay in the cache."""
+    """As `find_at_least` by numpy's operations, a piece at a time so that the passes stay in the cache."""
     positive = _POSITIVE if bits.itemsize == 4 else _POSITIVE >> 16
     size = min(_PIECE, len(bits))
     magnitudes, large = np.empty(size, dtype=bits.dtype), np.empty(size, dtype=np.bool_)
