@@ -285,6 +285,8 @@ class Service:
         while True:
             message = await self._messages.get()
             match message:
+                case Prepare() if self._run is not None and self._run.is_about(message):
+                    pass  # Said again, in case that it was lost.
                 case Prepare():
                     await self._drop_job("another plan comes")
                     self._run = self._new_run(message)

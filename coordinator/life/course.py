@@ -49,6 +49,8 @@ class Course:
             settled=job.restart_step,
             since_epoch=job.epoch,
             highest=job.restart_step,
+            prepared_at=event.time,
+            prepare_patience=job.spec.fault_tolerance.failure_timeout,
         )
         self._books.do(ev.SavePlan(job.id, plan))
         count = len(plan.workers)
@@ -59,10 +61,25 @@ class Course:
             f"({', '.join(plan.workers)})",
             plan=plan.id,
         )
-        backups = self._backups.assign(job, plan)
+        self._backups.assign(job, plan)
         self._books.save(job)
-        peers, hosts = tuple(self._books.addresses(job)), tuple(job.hosts.values())
-        self._books.do(ev.PrepareWorkers(job.id, job.epoch, plan, peers, hosts, job.checkpoint, dict(backups)))
+        self._prepare(job, job.hosts)
+
+    def prepare_again(self, job: Job, now: float) -> None:
+        """Tell hosts that are not ready yet again, now and then: a connection that broke may have lost it."""
+        run = job.run
+        if job.state != "preparing" or job.planning or run is None or now - run.prepared_at < run.prepare_patience:
+            return
+        run.prepared_at = now
+        run.prepare_patience *= 2
+        self._prepare(job, [name for name in job.hosts if name not in job.ready])
+
+    def _prepare(self, job: Job, workers: Iterable[str]) -> None:
+        assert job.plan is not None
+        assert job.run is not None
+        peers, hosts = tuple(self._books.addresses(job)), tuple(job.hosts[name] for name in workers)
+        backups = dict(job.run.backups)
+        self._books.do(ev.PrepareWorkers(job.id, job.epoch, job.plan, peers, hosts, job.checkpoint, backups))
 
     def _refused(self, job: Job, event: ev.PlanRefused) -> None:
         if event.final:

@@ -113,6 +113,7 @@ class Lifecycle:
                 self._recovery.knock(event.time)
                 self._link_watch.tick(event.time)
                 for job in self.jobs.values():
+                    self._course.prepare_again(job, event.time)
                     self._advance(job, event.time)
             case ev.WorkerJoined():
                 self.links.forget(event.member.name)

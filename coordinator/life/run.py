@@ -93,6 +93,10 @@ class Run(BaseModel):
 
     round: Round | None = None
     margin: int = SMALLEST_MARGIN
+    prepared_at: float = Field(default=0.0, exclude=True)
+    """When hosts were last told to build their fragments; not kept, as a restart of the coordinator begins anew then."""
+    prepare_patience: float = Field(default=0.0, exclude=True)
+    """Seconds after that in which they may do so before they are told again: doubles each time."""
     patience: float = PATIENCE
     """Doubles each time that a round is stuck: the snapshots may be large and the links slow."""
     spacing: int = 3

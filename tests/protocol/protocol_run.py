@@ -78,6 +78,9 @@ class JobRun:
     def session(self) -> Session[Value]:
         return self.computing.session
 
+    def is_about(self, prepare: Prepare) -> bool:
+        return not self.computing.started and prepare == self.prepare
+
     def close(self) -> None:
         self.computing.closed = True
         self.process.gate.clear()

@@ -195,6 +195,8 @@ class Process:
     def told(self, message: BaseModel) -> None:
         """A message of the coordinator for this incarnation."""
         match message:
+            case Prepare() if self.run is not None and self.run.is_about(message):
+                pass
             case Prepare():
                 self.drop_job()
                 self.run = JobRun(self, message)

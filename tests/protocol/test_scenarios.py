@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from protocol_values import CASES, Value
-from protocol_world import World
+from protocol_world import COORDINATOR, World
 
 from coordinator.life.backups import Backups
 from executor.ordering import Task, TaskKind
@@ -110,6 +110,20 @@ def test_the_coordinator_dies_while_it_starts_a_job(after: int) -> None:
     world.coordinator.fuse = after
     world.play(60)
     world.finish()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_was_sent_to_a_worker_while_its_connection_was_broken_is_sent_again(workers: int) -> None:
+    """Broken for long enough to lose the order to build its fragments, not for so long that the worker counts as lost."""
+    world = World("chain", workers=workers)
+    world.play_until(lambda: world.job.state == "preparing")
+    world.cut(world.live()[0].name, COORDINATOR)
+    since = world.clock.now
+    world.play_until(lambda: world.clock.now >= since + 4.0)
+    assert world.job.state == "preparing"
+    world.finish()
+    assert not world.job.restarts
+    assert not any("lost" in line for line in world.story), "\n".join(world.story)
 
 
 def test_a_worker_leaves_although_the_coordinator_died_before_it_could_say_so() -> None:

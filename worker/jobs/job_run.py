@@ -109,6 +109,10 @@ class JobRun:
         """Whether there is something to lose."""
         return self._parts is not None
 
+    def is_about(self, prepare: Prepare) -> bool:
+        """Whether this has been getting ready, or is, for the same run with the same peers."""
+        return not self._started and prepare == self._prepare
+
     def take(self, order: Order) -> None:
         """An order of the coordinator for this job; they are followed one after the other."""
         if isinstance(order, Adopt):
