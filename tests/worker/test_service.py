@@ -20,6 +20,7 @@ from fusion.messages import (
     Leaving,
     Ready,
     Shutdown,
+    Start,
     StepReport,
     Stop,
     Warned,
@@ -59,6 +60,18 @@ async def test_two_workers_train_a_job_and_upload_their_state(coordinator: FakeC
         coordinator.messages.clear()
         await start_job(coordinator, CASE, ("b", "a"), job="job-2")
         assert isinstance(await coordinator.message("a", Finished, Failure), Finished)
+
+
+async def test_a_prepare_that_is_said_again_changes_nothing_where_it_had_come(coordinator: FakeCoordinator) -> None:
+    async with pool(coordinator, "a") as (a,):
+        prepare = prepare_for(coordinator, CASE, ("a",))
+        coordinator.send("a", prepare)
+        await coordinator.message("a", Ready)
+        coordinator.send("a", prepare)
+        coordinator.send("a", Start(job="job-1", epoch=prepare.plan.epoch))
+        assert isinstance(await coordinator.message("a", Finished, Failure), Finished)
+        assert sum("ready in" in line for line in a.said) == 1
+        assert len(coordinator.of("a", Ready)) == 1
 
 
 async def test_training_goes_on_while_the_coordinator_is_away(coordinator: FakeCoordinator) -> None:
