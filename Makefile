@@ -34,6 +34,7 @@ check: $(VENV)/.installed-dev ## Lint, check types, import layers and generated 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate_reference.py --check
+	$(BIN)/python benchmarks/publish.py --check
 
 format: $(VENV)/.installed-dev ## Format the code and mend what ruff can
 	$(BIN)/ruff check --fix .
@@ -41,6 +42,7 @@ format: $(VENV)/.installed-dev ## Format the code and mend what ruff can
 
 docs: $(VENV)/.installed-dev ## Write the generated pages of docs/ again
 	$(BIN)/python docs/generate_reference.py
+	$(BIN)/python benchmarks/publish.py
 
 site: $(VENV)/.installed-site ## Build the documentation as a site into build/site
 	$(BIN)/mkdocs build --quiet

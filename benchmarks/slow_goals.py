@@ -29,6 +29,16 @@ class Goal:
     values: tuple[float, ...]
     bound: float
     at_least: bool
+    of: Row | None = None
+    """The row of ours that is judged."""
+
+    @property
+    def title(self) -> str:
+        """What is judged of which plan where."""
+        if self.of is None:
+            return self.what
+        plan = self.of.name.removeprefix("ours: ")
+        return f"{self.of.model}, {SETTINGS[self.of.setting].title}, {plan}: {self.what}"
 
     @property
     def value(self) -> float:
@@ -46,9 +56,8 @@ def goals(rows: Sequence[Row], loss_of: LossOf) -> Iterator[Goal]:
         for best in ours:
             fast = [row for row in ours if row.setting == FAST and row.model == best.model]
             mine = [row for row in rows if (row.setting, row.model) == (best.setting, best.model)]
-            title = f"{best.model}, {SETTINGS[best.setting].title}, {headline.name}"
             for goal in (*_speed(best, mine, fast), *_loss(best, mine, loss_of)):
-                yield replace(goal, what=f"{title}: {goal.what}")
+                yield replace(goal, of=best)
 
 
 def _speed(best: Row, mine: Sequence[Row], fast: Sequence[Row]) -> Iterator[Goal]:

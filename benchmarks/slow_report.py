@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from statistics import median
+from typing import Any
 
 from benchmarks import loss_curves, slow_jobs
 from benchmarks.common import RESULTS
 from benchmarks.rows_file import RowsFile
-from benchmarks.slow_goals import goals
+from benchmarks.slow_goals import Goal, goals
 from benchmarks.slow_losses import STEPS, agrees, key_of, losses_file
 from benchmarks.slow_rows import Row, measured
 from benchmarks.slow_settings import HEADLINE, SETTINGS
@@ -44,12 +45,12 @@ def report(settings: Sequence[str], models: Sequence[str]) -> str:
     if judged:
         lines += ["| goal | measured | wanted | met |", "|---|---|---|---|"]
         lines += [
-            f"| {goal.what} | {_with_spread(goal.values)} | {'at least' if goal.at_least else 'at most'} {goal.bound:g} "
+            f"| {goal.title} | {_with_spread(goal.values)} | {'at least' if goal.at_least else 'at most'} {goal.bound:g} "
             f"| {'yes' if goal.met else '**no**'} |"
             for goal in judged
         ]
     merged = {
-        "goals": [asdict(goal) | {"value": goal.value, "met": goal.met} for goal in judged],
+        "goals": [_entry(goal) for goal in judged],
         "rows": [
             asdict(row) | {"over_bound": row.over_bound, "pool_has_the_losses_of_one_process": agrees(row, curves)}
             for row in rows
@@ -57,6 +58,11 @@ def report(settings: Sequence[str], models: Sequence[str]) -> str:
     }
     (RESULTS / "slow_network.json").write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
     return "\n".join(lines)
+
+
+def _entry(goal: Goal) -> dict[str, Any]:
+    judged = {"what": goal.title, "value": goal.value, "bound": goal.bound, "at_least": goal.at_least, "met": goal.met}
+    return {**judged, "values": goal.values}
 
 
 def _with_spread(values: Sequence[float]) -> str:

@@ -70,7 +70,7 @@ def test_goals_are_judged_where_both_sides_were_measured() -> None:
     dense = row(f"ours: {DENSE.name}", 4.0)
     rows = [best, dense, row("torch, grouped", 9.0), row("ours: equal-ops, dense", 1.6, uniform=True)]
     losses = {best.name: 2.01, dense.name: 2.0, rows[-1].name: 1.9}
-    judged = {goal.what.partition(": ")[2]: goal for goal in goals(rows, lambda each: losses.get(each.name))}
+    judged = {goal.what: goal for goal in goals(rows, lambda each: losses.get(each.name))}
     assert {what: goal.met for what, goal in judged.items()} == {
         "torch, grouped, over ours": False,
         "our best uniform baseline over ours": True,

@@ -1,0 +1,153 @@
+"""The tables of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+from benchmarks import codec_harm
+from benchmarks.common import RESULTS
+from benchmarks.page.blocks import table
+from benchmarks.rows_file import RowsFile
+from benchmarks.slow_goals import Goal, goals
+from benchmarks.slow_losses import key_of, losses_file
+from benchmarks.slow_rows import Row, measured
+from benchmarks.slow_settings import ALL_TAKE_PART, HEADLINE, SETTINGS
+
+LABELS = {
+    f"ours: {HEADLINE.name}": "**op-fence, auto** (what a job gets by default)",
+    f"ours: {ALL_TAKE_PART.name}": "**op-fence, auto**, all take part",
+}
+
+
+def recorded(name: str) -> Any:
+    """What a benchmark has left in `results/NAME.json`."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def slow_rows(model: str) -> dict[str, dict[str, Row]]:
+    """Plan -> setting -> what was measured; plans and settings in the order of the benchmark."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in measured(SETTINGS, [model]):
+        found.setdefault(row.name, {})[row.setting] = row
+    return dict(sorted(found.items(), key=lambda item: item[0].startswith("ours")))
+
+
+def slow_table(model: str, settings: Sequence[str], figure: Callable[[Row], str]) -> str:
+    """One line for each plan, one column for each of those settings that was measured."""
+    rows = slow_rows(model)
+    shown = [setting for setting in settings if any(setting in of for of in rows.values())]
+    lines = [
+        [LABELS.get(name, name.removeprefix("ours: ")), *cells]
+        for name, of in rows.items()
+        if any(cells := [figure(of[setting]) if setting in of else "" for setting in shown])
+    ]
+    return table(["plan", *(SETTINGS[setting].title for setting in shown)], lines)
+
+
+def seconds(row: Row) -> str:
+    """The step, with the range of its rounds."""
+    spread = f" ({min(row.rounds):.2f} to {max(row.rounds):.2f})" if len(row.rounds) > 1 else ""
+    return f"{row.seconds:.2f}{spread}"
+
+
+def sent(row: Row) -> str:
+    return "" if row.sent_bytes is None else f"{row.sent_bytes / 2**20:.1f}"
+
+
+def slow_goals(model: str) -> str:
+    """What was asked of the measured rows and what came of it, side by side for the two plans that are judged."""
+    curves = losses_file()
+    judged: dict[tuple[str, str], dict[str, Goal]] = {}
+    for goal in goals(
+        measured(SETTINGS, [model]), lambda row: curves[key_of(row)]["loss"] if key_of(row) in curves else None
+    ):
+        assert goal.of is not None
+        judged.setdefault((goal.of.setting, goal.what), {})[goal.of.name] = goal
+    order = list(SETTINGS)
+    lines = []
+    for (setting, what), found in sorted(judged.items(), key=lambda item: order.index(item[0][0])):
+        any_goal = next(iter(found.values()))
+        wanted = f"{'at least' if any_goal.at_least else 'at most'} {any_goal.bound:g}"
+        cells = [_verdict(found.get(f"ours: {plan.name}")) for plan in (HEADLINE, ALL_TAKE_PART)]
+        lines.append([f"{SETTINGS[setting].title}: {what}", wanted, *cells])
+    return table(["goal", "wanted", "default plan", "all take part"], lines)
+
+
+def _verdict(goal: Goal | None) -> str:
+    if goal is None:
+        return ""
+    spread = f" ({min(goal.values):.2f} to {max(goal.values):.2f})" if len(goal.values) > 1 else ""
+    return f"{'yes' if goal.met else '**no**'}: {goal.value:.2f}{spread}"
+
+
+def losses(model: str) -> str:
+    """Losses after 300 steps of the measured plans that have been trained so far."""
+    curves, lines = losses_file(), []
+    dense = curves[f"{model}, dense"]["loss"] if f"{model}, dense" in curves else None
+    for name, of in slow_rows(model).items():
+        for setting, row in of.items():
+            key = key_of(row)
+            if not row.ours or key not in curves or key == f"{model}, dense":
+                continue
+            over = "" if dense is None else f"{curves[key]['loss'] / dense - 1:+.2%}"
+            label = LABELS.get(name, name.removeprefix("ours: "))
+            lines.append([label, SETTINGS[setting].title, f"{curves[key]['loss']:.3f}", over])
+    first = [] if dense is None else [["every plan without a lossy codec", "", f"{dense:.3f}", ""]]
+    return table(["plan", "setting", "loss after 300 steps", "over dense"], first + lines)
+
+
+def harm() -> str:
+    """The loss with every codec that has been tried."""
+    rows = RowsFile(RESULTS / "codec_harm.json", {})
+    return "\n".join(codec_harm.tables(rows, list(codec_harm.TITLES), list(codec_harm.STARTS)))
+
+
+def prediction() -> str:
+    """Predicted and measured steps, in milliseconds."""
+    found = recorded("prediction")
+    lines = [
+        [
+            f"{each['model']}, {each['topology']}, `{each['policy']}`",
+            f"{each['measured'] * 1e3:.0f} ({each['fastest'] * 1e3:.0f} to {each['slowest'] * 1e3:.0f})",
+            *(
+                f"{each[kind] * 1e3:.0f} ({each[kind] / each['measured'] - 1:+.0%})"
+                for kind in ("planned", "calibrated")
+            ),
+        ]
+        for each in found["settings"]
+    ]
+    errors = [
+        f"{found['errors'][kind]['median']:.0%}, worst {found['errors'][kind]['worst']:.0%}"
+        for kind in ("planned", "calibrated")
+    ]
+    lines.append(["median error", "", *errors])
+    return table(["setting", "measured (range)", "as planned", "calibrated"], lines)
+
+
+def recovery() -> str:
+    """From the kill to the next completed step, per network."""
+    lines: list[list[str]] = []
+    for index in range(3):
+        (found,) = recorded(f"recovery_{index}")["results"]
+        adoptions, restarts = found["adoptions"], found["restarts"]
+        steps = [loss["replayed_steps"] for loss in adoptions]
+        kinds = {
+            "a step": [loss["median_step"] for loss in adoptions],
+            "adoption, from the kill": [loss["next_step"] for loss in adoptions],
+            "adoption, from the notice, in median steps": [
+                (loss["next_step"] - loss["noticed"]) / loss["median_step"] for loss in adoptions
+            ],
+            "restart from the last checkpoint": [loss["next_step"] for loss in restarts],
+            "heavy rescheduling (put together, see below)": found["heavy_rescheduling_seconds"],
+        }
+        for at, (what, values) in enumerate(kinds.items()):
+            if index == 0:
+                lines.append([what])
+            lines[at].append(f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
+        if index == 0:
+            lines.append(["steps replayed"])
+        lines[len(kinds)].append(f"{min(steps)} to {max(steps)}")
+    return table(["", "loopback", "100 Mbit/s", "20 Mbit/s"], lines)

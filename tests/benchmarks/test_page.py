@@ -1,0 +1,69 @@
+"""The tables and plots of docs/benchmarks.md, as made from results."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from benchmarks.page import plots, tables
+from benchmarks.page.blocks import filled, table
+from benchmarks.slow_rows import Row
+
+PAGE = """# Page
+<!-- made by benchmarks/publish.py: one -->
+old
+<!-- end -->
+By hand.
+"""
+
+
+def test_a_block_is_made_again_and_what_stands_around_it_stays() -> None:
+    made = filled(PAGE, {"one": lambda: table(["a", "b"], [["1", "2"]])})
+    assert made == PAGE.replace("old", "\n| a | b |\n| --- | --- |\n| 1 | 2 |\n")
+    assert filled(made, {"one": lambda: table(["a", "b"], [["1", "2"]])}) == made
+
+
+@pytest.mark.parametrize("names", [[], ["two"], ["one", "two"]])
+def test_a_block_that_nobody_makes_or_shows_is_an_error(names: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"the page has blocks \['one'\]"):
+        filled(PAGE, dict.fromkeys(names, str))
+
+
+def test_tables_and_plots_follow_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tables.prediction(), plots.prediction(), tables.recovery(), plots.recovery()
+    assert before == (tables.prediction(), plots.prediction(), tables.recovery(), plots.recovery())
+    recorded = tables.recorded
+
+    def changed(name: str) -> Any:
+        found = copy.deepcopy(recorded(name))
+        if name == "prediction":
+            found["settings"][0]["planned"] *= 3
+        else:
+            found["results"][0]["adoptions"][0]["next_step"] *= 30
+        return found
+
+    monkeypatch.setattr(tables, "recorded", changed)
+    monkeypatch.setattr(plots, "recorded", changed)
+    after = tables.prediction(), plots.prediction(), tables.recovery(), plots.recovery()
+    assert all(one != other for one, other in zip(before, after, strict=True))
+
+
+def test_a_table_has_a_line_for_each_plan_and_a_column_for_each_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(name: str, setting: str, seconds: float, rounds: tuple[float, ...] = (), sent: int | None = None) -> Row:
+        return Row("gpt", setting, name, seconds, seconds, seconds, (), 0, 0.0, sent_bytes=sent, rounds=rounds)
+
+    rows = [
+        row("ours: op-fence, dense", "8", 0.5, (0.4, 0.5, 0.75), sent=3 * 2**20),
+        row("torch, grouped", "8", 4.0),
+        row("torch, grouped", "20", 2.0),
+    ]
+    monkeypatch.setattr(tables, "measured", lambda settings, models: rows)
+    assert tables.slow_table("gpt", ["8", "20", "100"], tables.seconds).splitlines() == [
+        "| plan | two cities, 8 Mbit/s | two cities, 20 Mbit/s |",
+        "| --- | --- | --- |",
+        "| torch, grouped | 4.00 | 2.00 |",
+        "| op-fence, dense | 0.50 (0.40 to 0.75) |  |",
+    ]
+    assert "torch" not in tables.slow_table("gpt", ["8", "20", "100"], tables.sent)
