@@ -171,15 +171,30 @@ class Backups:
             step = min(step, last)
         if step > last:
             return False
-        run.round = Round(step=step, epoch=job.epoch, backups=dict(backups), hold=hold, ordered_at=now)
+        run.round = Round(step=step, epoch=job.epoch, backups=dict(backups), hold=hold, ordered_at=now, said_at=now)
         if run.common_step > run.start:
             # Said again, in case that it was lost: who holds a snapshot keeps it only while it may be the common one.
             self._books.tell(job, Commit(job=job.id, epoch=job.epoch, step=run.common_step))
         if backups or hold:
-            order = Backup(job=job.id, epoch=job.epoch, step=step, backups=run.round.backups, hold=hold)
-            self._books.tell(job, order)
+            self._tell(job, run.round)
         self._books.save(job, announce=False)
         return True
+
+    def say_again(self, job: Job, now: float) -> None:
+        """Order the round again when its step is long in coming: a host whose log is full goes no further without it."""
+        run = job.run
+        assert run is not None
+        found = run.round
+        if found is None or run.highest >= found.step or now - found.said_at < job.spec.fault_tolerance.failure_timeout:
+            return
+        found.said_at = now
+        self._tell(job, found, again=True)
+
+    def _tell(self, job: Job, found: Round, *, again: bool = False) -> None:
+        self._books.tell(
+            job,
+            Backup(job=job.id, epoch=found.epoch, step=found.step, backups=found.backups, hold=found.hold, again=again),
+        )
 
     def held(self, job: Job, member: Member, message: Holding) -> None:
         """A snapshot is whole at its backup worker."""

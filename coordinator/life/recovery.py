@@ -82,6 +82,8 @@ class Recovery:
                 self.backups.commit(job)
             elif self.backups.stuck(job, now):
                 self._give_up_round(job, now)
+            else:
+                self.backups.say_again(job, now)
             if run.round is not None or run.switch is not None:
                 return
         if not self.moves.advance(job, now):

@@ -26,6 +26,8 @@ class Round(BaseModel):
     hold: bool = False
     """Nobody begins a step after this one: fragments move."""
     ordered_at: float
+    said_at: float = 0.0
+    """When hosts were told last."""
     taken_at: float | None = None
     """When the first host was through with `step`: the snapshots are under way since then."""
     cost: float | None = None

@@ -45,6 +45,8 @@ class Backup(Message):
     step: int = Field(ge=1)
     backups: dict[int, str]
     hold: bool = False
+    again: bool = False
+    """Said before; a host that heard it has nothing more to do."""
 
 
 class Commit(Message):

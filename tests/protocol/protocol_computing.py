@@ -153,7 +153,7 @@ class Computing:
                     self._patience.duplicated()
             case Backup():
                 if event.epoch == self.epoch:
-                    self.session.backup(event.step, event.backups, event.hold)
+                    self.session.backup(event.step, event.backups, event.hold, again=event.again)
             case Commit():
                 self.session.commit(event.step)
             case Switch():

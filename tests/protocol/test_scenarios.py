@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from protocol_values import CASES, Value
 from protocol_world import COORDINATOR, World
+from pydantic import BaseModel
 
 from coordinator.life.backups import Backups
 from executor.ordering import Task, TaskKind
+from fusion.messages import Backup
 from fusion.plan import Plan
 from fusion.wire import FrameKind
 from worker.protocol.dispatch import Dispatch
@@ -110,6 +112,25 @@ def test_the_coordinator_dies_while_it_starts_a_job(after: int) -> None:
     world.coordinator.fuse = after
     world.play(60)
     world.finish()
+
+
+@pytest.mark.parametrize("share", [1, 2])
+def test_an_order_for_snapshots_that_got_lost_is_given_again(monkeypatch: pytest.MonkeyPatch, share: int) -> None:
+    """With full logs nobody goes on to the step of the snapshots without it."""
+    tell, lost = World.tell, list[int]()
+
+    def tell_or_lose(self: World, incarnation: str, message: BaseModel) -> None:
+        if isinstance(message, Backup) and not message.again:
+            lost.append(message.step)
+            if len(lost) % share == 0:
+                return
+        tell(self, incarnation, message)
+
+    monkeypatch.setattr(World, "tell", tell_or_lose)
+    world = World("tied", workers=4, log_memory=150)
+    world.finish()
+    assert lost
+    assert not world.job.restarts
 
 
 @pytest.mark.parametrize("workers", [1, 3])

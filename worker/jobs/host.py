@@ -294,7 +294,7 @@ class JobHost:
                 self._refusals.note(header.key, sender, why, self._session.owed())
             case Backup():
                 if event.epoch == self.epoch:
-                    self._session.backup(event.step, event.backups, event.hold)
+                    self._session.backup(event.step, event.backups, event.hold, again=event.again)
             case Commit():
                 self._session.commit(event.step)
                 if self._checks is not None:

@@ -191,8 +191,10 @@ class Session(Generic[P]):
         if task.kind in (TaskKind.UPDATE, TaskKind.EVALUATE):
             self._advance(fragment)
 
-    def backup(self, step: int, backups: Mapping[int, str], hold: bool) -> None:
-        """Snapshots after `step` are wanted of the fragments that are hosted here."""
+    def backup(self, step: int, backups: Mapping[int, str], hold: bool, *, again: bool = False) -> None:
+        """Snapshots after `step` are wanted of the fragments that are hosted here; `again` if that was said before."""
+        if again and step in self._orders:
+            return
         wanted = {fragment: to for fragment, to in backups.items() if fragment in self._updated}
         late = [fragment for fragment in wanted if self._updated[fragment] >= step]
         if late:
