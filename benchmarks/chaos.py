@@ -160,17 +160,22 @@ class Storm:
         return True
 
     def long_stall(self) -> bool:
-        hosts = self.hosts()
-        if len(hosts) < 2:
+        # One that has joined: a process that is stopped while it starts is missed by nobody.
+        members = [name for name in self.hosts() if name in self.members()]
+        if len(members) < 2:
             return False
-        victim = self.random.choice(hosts)
-        lost = self.run.count("worker-lost")
+        victim = self.random.choice(members)
         self.pool.stall(victim)
         try:
-            self.run.until(lambda: self.run.count("worker-lost") > lost or self.run.ended is not None)
+            self.run.until(lambda: self.missed(victim) or self.run.ended is not None)
         finally:
             self.pool.wake(victim)
         return True
+
+    def missed(self, victim: str) -> bool:
+        """Whether the pool has given it up; not known while the coordinator does not answer."""
+        there = joined(self.pool, self.names)
+        return bool(there) and victim not in there
 
     def leave(self, ask: Callable[[str], None]) -> bool:
         """One of two or more is asked to leave in good order."""
