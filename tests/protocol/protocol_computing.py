@@ -97,7 +97,7 @@ class Computing:
         self._uploads = 0
         self._finished_epoch = -1
         self._adopted_at = 0.0
-        self._wait_until = 0.0
+        self._quiet_since = self.world.clock.now
         self._timer = False
 
     @property
@@ -128,20 +128,22 @@ class Computing:
             self._begin(task)
             return
         self._maybe_finished()
-        self._wait_until = self.world.clock.now + self._patience.left()
         if not self._timer:
             self._timer = True
-            self.later(self._patience.left(), self._time_out)
+            self.later(max(0.0, self._left()), self._time_out)
+
+    def _left(self) -> float:
+        return self._quiet_since + self._patience.left() - self.world.clock.now
 
     def _time_out(self) -> None:
-        left = self._wait_until - self.world.clock.now
-        if left > 1e-9:
-            self.later(left, self._time_out)
+        if self._left() > 1e-9:
+            self.later(self._left(), self._time_out)
             return
         self._timer = False
         if not self._computing:
             self.session.ask_again()
             self._patience.asked()
+            self._quiet_since = self.world.clock.now
             self._pump()
 
     def _take_in(self, event: Arrived | Switch | Backup | Commit) -> None:
@@ -149,6 +151,7 @@ class Computing:
             case Arrived(header, sender, value):
                 if self.session.arrived(header, sender, value):
                     self._patience.arrived()
+                    self._quiet_since = self.world.clock.now
                 else:
                     self._patience.duplicated()
             case Backup():
@@ -186,6 +189,7 @@ class Computing:
         if task.kind is TaskKind.UPDATE:
             self._checkpoint(task)
         self._carry_out()
+        self._quiet_since = self.world.clock.now
         self._computing = False
         self._pump()
 

@@ -22,6 +22,7 @@ from executor.staging import Stager
 from fusion.errors import DagError, PlanError
 from fusion.messages import (
     BlobRef,
+    Commit,
     EvaluationReport,
     Failure,
     Finished,
@@ -282,12 +283,33 @@ def lossy(route: Route, seed: int) -> None:
         peer.transmit = sometimes  # type: ignore[method-assign]
 
 
-def test_lost_messages_are_asked_for_again(dropout_run: Any) -> None:
+@contextmanager
+def interrupted(made: Crew) -> Iterator[None]:
+    """Everybody hears something that is not what they wait for, ten times as often as they would ask."""
+    over = threading.Event()
+
+    def interrupt() -> None:
+        while not over.wait(0.005):
+            for host in made.hosts.values():
+                host.post(Commit(job=made.prepare.job, epoch=made.prepare.plan.epoch, step=0))
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("around", [nullcontext, interrupted])
+def test_lost_messages_are_asked_for_again(dropout_run: Any, around: Any) -> None:
     with crew(dropout_run[0], ("a", "b", "c"), failure_timeout=0.1) as made:
         for seed, route in enumerate(made.routes.values()):
             lossy(route, seed)
-        made.start()
-        made.finish()
+        with around(made):
+            made.start()
+            made.finish()
     same_bits(made, dropout_run)
 
 

@@ -115,6 +115,8 @@ class JobHost:
         self._refusals = Refusals()
         self._uploads: list[Future[None]] = []
         self._finished_epoch = -1
+        self._quiet_since = 0.0
+        """When a task last ended, something wanted last came, or we last asked: what else comes is no reason to wait longer."""
         self._adopted_at = 0.0
 
     @property
@@ -185,6 +187,7 @@ class JobHost:
     def _run(self) -> None:
         """Until stopped: a worker that has finished still answers from its log, and may get more to do."""
         self._session.begin()
+        self._quiet_since = monotonic()
         while True:
             self._drain()
             self._carry_out()
@@ -212,6 +215,7 @@ class JobHost:
         if task.kind is TaskKind.UPDATE:
             self._checkpoint(task)
         self._carry_out()
+        self._quiet_since = monotonic()
 
     # What the session wants ---------------------------------------------------------------------------------------
 
@@ -285,6 +289,7 @@ class JobHost:
                     return
                 if self._session.arrived(header, sender, value):
                     self._patience.arrived()
+                    self._quiet_since = monotonic()
                     if self._checks is not None:
                         self._checks.took(header, digest)
                     self._trace_arrival(header, sender, at)
@@ -335,9 +340,10 @@ class JobHost:
         begin = monotonic()
         event: Event = None
         try:
-            event = self._events.get(timeout=self._patience.left())
+            event = self._events.get(timeout=max(0.0, self._quiet_since + self._patience.left() - begin))
         except queue.Empty:
             self._ask_again()
+            self._quiet_since = monotonic()
         self._accounts.waited(monotonic() - begin)
         self._take_in(event)
 
