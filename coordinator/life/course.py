@@ -78,8 +78,9 @@ class Course:
         assert job.plan is not None
         assert job.run is not None
         peers, hosts = tuple(self._books.addresses(job)), tuple(job.hosts[name] for name in workers)
-        backups = dict(job.run.backups)
-        self._books.do(ev.PrepareWorkers(job.id, job.epoch, job.plan, peers, hosts, job.checkpoint, backups))
+        # Not the newest one, which may have been written since: all begin with the same.
+        checkpoint, backups = None if job.run.from_origin else job.run.start, dict(job.run.backups)
+        self._books.do(ev.PrepareWorkers(job.id, job.epoch, job.plan, peers, hosts, checkpoint, backups))
 
     def _refused(self, job: Job, event: ev.PlanRefused) -> None:
         if event.final:

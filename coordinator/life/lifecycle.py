@@ -41,6 +41,7 @@ from fusion.messages import (
     Ready,
     Start,
     StepReport,
+    Stop,
     Unreached,
     Warned,
 )
@@ -203,6 +204,10 @@ class Lifecycle:
                 if job is not None and (job.run.epoch if job.run else job.epoch) <= message.epoch <= job.epoch:
                     self._job_message(job, member, message, event.time)
                     self._advance(job, event.time)
+                elif job is None and isinstance(message, Ready | StepReport):
+                    # The job is over, or goes on without it; a connection that broke may have lost that.
+                    stop = Stop(job=message.job, reason="this worker has no part in the job any more")
+                    self._books.do(ev.Send(member.incarnation, stop))
 
     def _advance(self, job: Job, now: float) -> None:
         """Take the next step of whatever is under way, and give out what is past its spot checks."""

@@ -86,6 +86,8 @@ class PlayedWorker:
     def _take_in(self, message: ToWorker) -> list[ToCoordinator]:
         here = self.job
         match message:
+            case Prepare() if here is not None and not here.started and here.prepare == message:
+                return []
             case Prepare():
                 start = message.resume.step if message.resume else 0
                 done = dict.fromkeys(message.plan.fragments_of(self.name), start)
@@ -113,6 +115,8 @@ class PlayedWorker:
         return []
 
     def _ordered(self, here: Hosting, order: Backup) -> list[ToCoordinator]:
+        if order.again and here.order is not None and here.order.step == order.step:
+            return []
         late = [fragment for fragment, done in here.done.items() if done >= order.step]
         if late:
             return [BackupFailed(job=order.job, epoch=order.epoch, step=order.step, fragment=late[0], cause="passed")]

@@ -258,6 +258,9 @@ class Coordinator:
             return
         self.store.checkpoints[asked.step] = None
         kept = [step for step, goes in self.store.checkpoints.items() if goes is None]
+        run = self.lifecycle.jobs[asked.job].run
+        needed = None if run is None or run.from_origin else run.start
         for step in sorted(kept)[: -asked.keep]:
-            self.store.checkpoints[step] = self.now + MERCY_SECONDS
+            if step != needed:
+                self.store.checkpoints[step] = self.now + MERCY_SECONDS
         self.post(ev.CheckpointWritten(self.now, asked.job, asked.step, 1))
