@@ -185,6 +185,8 @@ class Storm:
         victim = self.random.choice(living)
         # A death that still waits for its point would come in the middle of the good order.
         self.pool.forgive(victim)
+        if not self.pool.alive(victim):
+            return False
         ask(victim)
         code = self.pool.forget(victim)
         assert code == 0, f"{victim} was asked by {ask.__name__} and ended with {code}\n{self.pool.last_words(victim)}"

@@ -51,12 +51,16 @@ class FaultyPool(LocalPool):
         self.faults = folder / "faults"
         self.faults.mkdir(parents=True, exist_ok=True)
         os.environ["FAULT_FOLDER"] = str(self.faults)
+        self._deadly: set[str] = set()
+        """Workers whose next point is, or was, their end."""
         super().__init__(folder, [LocalWorker(name) for name in workers], dashboard=False, worker_module=MODULE)
 
     def fail_at(self, worker: str, point: str) -> None:
         """Have this worker kill itself (or, with `cut`, its connections) the next time it comes to this point."""
         draft = self.faults / f".{worker}"
         draft.write_text(point, encoding="utf-8")
+        if point != "cut":
+            self._deadly.add(worker)
         draft.rename(self.faults / worker)
 
     def pending(self, worker: str) -> bool:
@@ -65,10 +69,14 @@ class FaultyPool(LocalPool):
 
     def forgive(self, worker: str) -> None:
         """Take a fault back that has not happened."""
-        (self.faults / worker).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            (self.faults / worker).unlink()
+            self._deadly.discard(worker)
 
     def alive(self, worker: str) -> bool:
         child = next((child for child in self._children if child.name == worker), None)
+        if child is not None and worker in self._deadly and not self.pending(worker):
+            child.process.wait()  # It has come to its point: the kernel takes a while to end a large process.
         return child is not None and child.process.poll() is None
 
     def signal(self, worker: str, number: int) -> None:
@@ -91,6 +99,7 @@ class FaultyPool(LocalPool):
         if worker in self.process_ids():
             self.forget(worker)
         self.forgive(worker)
+        self._deadly.discard(worker)
         self.start_worker(LocalWorker(worker))
 
 
