@@ -56,7 +56,7 @@ def tensor_of(payload: Payload, shape: tuple[int, ...], dtype: str) -> Tensor:
     """A fresh tensor with the payload's bytes, whose number the caller has checked.
 
     Always a copy: a received frame may start at any address, and matrix kernels may give other bits for memory that is
-    not aligned as torch's own is.
+    not aligned as torch's own is. The thread copies by itself, where torch's own copy would start a team of threads.
     """
     out = torch.empty(shape, dtype=getattr(torch, dtype))
     if out.numel():
