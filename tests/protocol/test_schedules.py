@@ -79,7 +79,7 @@ class Schedule(RuleBasedStateMachine):
     @precondition(lambda self: self.any_live)
     @rule(index=which, other=which)
     def kill_two(self, index: int, other: int) -> None:
-        for process in {self.one(index), self.one(other)}:
+        for process in dict.fromkeys((self.one(index), self.one(other))):  # In an order that is always the same.
             process.die()
         self.world.play(20)
 
