@@ -38,6 +38,10 @@ _FARTHER = 3.0
 """... a worker is farther than another when it takes so many times as long."""
 _SHARE = 10.0
 """Snapshots are under way for at most one part in so many of the time."""
+_WORK = 4e-9
+"""Processor seconds for each byte of a snapshot, half of them at either end: checksum, copies, encryption."""
+_OVERHEAD = 0.02
+"""Share of a worker's time that this may take: less than the 3% that a step may be longer, as the logs cost too."""
 _GROWTH = 2
 """The steps between two rounds grow by this factor at most."""
 
@@ -115,15 +119,24 @@ def _without(lacking: dict[int, int]) -> str:
     return f"no other worker has room for the {snapshots} of {fragments} {which} ({size})"
 
 
-def spacing(every: int | Literal["auto"], pace: float, cost: float) -> int:
-    """Steps from one common step to the next; `pace` in seconds per step, `cost` in seconds per round."""
+def spacing(every: int | Literal["auto"], pace: float, cost: float, work: float = 0.0) -> int:
+    """Steps from one common step to the next.
+
+    `pace` is in seconds per step; a round takes `cost` seconds, in which it occupies each worker's processor for `work`.
+    """
     if every != "auto":
         return every
     if pace <= 0:
         return _MOST_STEPS
     wanted = min(_MOST_STEPS, math.ceil(_MOST_SECONDS / pace))
-    affordable = math.ceil(max(_SHARE * cost, _FEWEST_SECONDS) / pace)
+    affordable = math.ceil(max(_SHARE * cost, work / _OVERHEAD, _FEWEST_SECONDS) / pace)
     return max(1, wanted, affordable)
+
+
+def _work(job: Job, plan: Plan) -> float:
+    """Processor seconds that a round takes of each worker, were they all to send and hold alike."""
+    state = sum(summary.parameter_bytes for summary in job.fragments) * (1 + optimizer_slots(job.train.optimizer))
+    return _WORK * state / len(plan.workers)
 
 
 class Backups:
@@ -150,7 +163,7 @@ class Backups:
         if job.plan is None or len(job.plan.workers) < 2:
             return
         hurried = run.urgent or self._logs_fill(job, run)
-        wanted = spacing(job.spec.fault_tolerance.backup_every, run.pace, run.cost)
+        wanted = spacing(job.spec.fault_tolerance.backup_every, run.pace, run.cost, _work(job, job.plan))
         if job.spec.fault_tolerance.backup_every == "auto":
             # One round that took long, as the first ones do, must not put the next one off for long.
             wanted = min(wanted, _GROWTH * run.spacing)

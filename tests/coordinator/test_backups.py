@@ -225,6 +225,12 @@ def test_auto_is_often_unless_rounds_are_dear(pace: float, cost: float, steps: i
     assert spacing(7, pace, cost) == 7
 
 
+def test_auto_leaves_the_processor_to_the_training() -> None:
+    assert spacing("auto", 0.1, 0.0, work=0.02) == 10  # 20 ms in every second.
+    assert spacing("auto", 1.0, 0.0, work=0.02) == 3
+    assert spacing(7, 0.1, 0.0, work=1.0) == 7
+
+
 def test_one_round_that_takes_long_puts_the_next_off_by_twice_as_many_steps_at_most() -> None:
     play = Play("abc", backup_every="auto")
     spacings = []
