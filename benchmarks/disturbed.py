@@ -59,7 +59,9 @@ class FaultyPool(LocalPool):
         """Have this worker kill itself (or, with `cut`, its connections) the next time it comes to this point."""
         draft = self.faults / f".{worker}"
         draft.write_text(point, encoding="utf-8")
-        if point != "cut":
+        if point == "cut":
+            self._deadly.discard(worker)  # It takes the place of a point that was still to come.
+        else:
             self._deadly.add(worker)
         draft.rename(self.faults / worker)
 
