@@ -33,6 +33,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "slow-network-goals": partial(tables.slow_goals, "gpt"),
     "slow-network-losses": partial(tables.losses, "gpt"),
     "codec-harm": tables.harm,
+    "codec-trials": tables.trials,
 }
 PLOTS: dict[str, Callable[[], str]] = {
     "slow-network.svg": plots.slow_network,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks import codec_harm
+from benchmarks import codec_harm, codec_trials
 from benchmarks.common import RESULTS
 from benchmarks.page.blocks import table
 from benchmarks.rows_file import RowsFile
@@ -103,6 +103,11 @@ def harm() -> str:
     """The loss with every codec that has been tried."""
     rows = RowsFile(RESULTS / "codec_harm.json", {})
     return "\n".join(codec_harm.tables(rows, list(codec_harm.TITLES), list(codec_harm.STARTS)))
+
+
+def trials() -> str:
+    """What was tried for more than the product's codecs give."""
+    return "\n".join(codec_trials.report(RowsFile(RESULTS / "codec_trials.json", {})))
 
 
 def prediction() -> str:

@@ -1,0 +1,64 @@
+"""The quantizers that `codec_trials.py` tries: what they do to values, and what their codes take."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.codec_trials import INT4, STOCHASTIC_2, TRIALS, WIDTH, Grid, Means, Sizes, quantized, rows, train
+
+
+def noise() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
+
+
+@pytest.mark.parametrize("grid", [INT4, rows(0.5), rows(0.5, rotated=True)], ids=str)
+def test_rounding_stays_within_half_a_step(grid: Grid) -> None:
+    value = torch.randn(4, 16, WIDTH, generator=noise())
+    got = quantized(value, grid, noise(), None)
+    step = 3.6 * 2 / 7 if grid.levels else 0.5 * 1.4
+    error = (got - value) @ torch.eye(WIDTH) if not grid.rotated else got - value
+    assert error.pow(2).mean().sqrt() < 0.6 * step
+    assert not got.equal(value)
+    assert quantized(torch.zeros(1, WIDTH), grid, noise(), None).equal(torch.zeros(1, WIDTH))
+
+
+def test_stochastic_rounding_is_right_on_average() -> None:
+    value = torch.randn(1, WIDTH, generator=noise())
+    dice = noise()
+    mean = sum(quantized(value, STOCHASTIC_2, dice, None) for _ in range(2000)) / 2000
+    assert (mean - value).abs().max() < 0.2
+
+
+def test_codes_are_counted_with_their_scales_and_coded_near_their_entropy() -> None:
+    sizes = Sizes()
+    codes = torch.tensor(np.random.default_rng(0).choice([-1, 0, 1], 40_000, p=[0.1, 0.8, 0.1]))
+    sizes.count(codes, scales=10, levels=1)
+    assert sizes.values == 40_000
+    assert sizes.plain == pytest.approx(40_000 * np.log2(3) + 160, abs=1)
+    entropy = -(0.8 * np.log2(0.8) + 0.2 * np.log2(0.1)) * 40_000
+    assert entropy < sizes.coded < 1.1 * entropy
+
+
+def test_means_come_to_expect_what_a_token_and_a_position_bring() -> None:
+    means = Means(5)
+    dice = noise()
+    by_token, by_position = torch.randn(5, WIDTH, generator=dice), torch.randn(128, WIDTH, generator=dice)
+    by_position -= by_position.mean(0)
+    for _ in range(60):
+        tokens = torch.randint(5, (4, 128), generator=dice)
+        means.learn(tokens, by_token[tokens] + by_position)
+    tokens = torch.randint(5, (4, 128), generator=dice)
+    error = means.expect(tokens) - (by_token[tokens] + by_position)
+    assert error.pow(2).mean() < 0.02
+
+
+def test_a_trial_trains_and_tells_its_sizes() -> None:
+    text = b"to be, or not to be, that is the question: " * 20
+    dense, lossy = (train(trial, text, steps=2) for trial in (TRIALS[0], TRIALS[-1]))
+    assert dense["ratio"] == {}
+    assert lossy["ratio"]["coded"] > lossy["ratio"]["plain"] > 8
+    assert lossy["loss"] == pytest.approx(dense["loss"], rel=0.05)
+    assert lossy["loss"] != dense["loss"]
+    assert len({trial.name for trial in TRIALS}) == len(TRIALS)
