@@ -143,8 +143,11 @@ class Course:
         self._books.save(job)
 
     def end_when_done(self, job: Job, now: float) -> None:
-        """The job is done once everybody is finished and no checkpoint is being written."""
+        """The job is done once everybody is finished, nothing is said to be missing, and no checkpoint is being written."""
         if not all_finished(job) or job.writing or progress.unsettled(job, job.train.steps):
+            return
+        if not progress.all_said(job, now):
+            self._books.save(job, announce=False, soon=True)
             return
         self.publish(job, progress.flush(job))
         if job.checkpoint != job.train.steps:
@@ -153,9 +156,9 @@ class Course:
             )
         self.end(job, now, "done", "")
 
-    def publish_settled(self, job: Job) -> None:
-        """Give out what has waited for its spot checks."""
-        if metrics := progress.settled(job):
+    def publish_settled(self, job: Job, now: float) -> None:
+        """Give out what has waited for its spot checks, or for reports that will not come any more."""
+        if metrics := progress.settled(job, now):
             self.publish(job, metrics)
 
     def publish(self, job: Job, metrics: list[Metric]) -> None:

@@ -45,6 +45,8 @@ class PartialStep(BaseModel):
     eval_loss: float | None = None
     sent_bytes: int = 0
     completed_at: float | None = None
+    passed_at: float | None = None
+    """When something later was known to be done, which all that belongs to this step should have come before."""
 
 
 class Metric(BaseModel):

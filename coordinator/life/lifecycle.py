@@ -210,10 +210,10 @@ class Lifecycle:
                     self._books.do(ev.Send(member.incarnation, stop))
 
     def _advance(self, job: Job, now: float) -> None:
-        """Take the next step of whatever is under way, and give out what is past its spot checks."""
+        """Take the next step of whatever is under way; give out what is past its spot checks, or waits for reports no longer."""
         self._recovery.advance(job, now)
-        if job.state == "running" and job.spec.verify.fraction:
-            self._course.publish_settled(job)
+        if job.state == "running" and (job.partial or job.finished or job.spec.verify.fraction):
+            self._course.publish_settled(job, now)
             self._collecting.write_whole(job)
             self._course.end_when_done(job, now)
 
@@ -240,7 +240,7 @@ class Lifecycle:
                     claims.check(self._books, job)
                 self._course.publish(job, progress.add_step(job, member.name, message, now))
             case EvaluationReport() if job.state == "running":
-                self._course.publish(job, progress.add_evaluation(job, message))
+                self._course.publish(job, progress.add_evaluation(job, message, now))
             case CheckpointPart() if job.state == "running":
                 self._collecting.part(job, message)
             case Finished() if job.state == "running" and message.epoch == job.epoch:

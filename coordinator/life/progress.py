@@ -1,15 +1,22 @@
 """Puts the step reports of a job's workers together: a step counts when all its fragments have finished it, once.
 
 A fragment may be reported by several workers in turn: one that adopts it runs its last steps again. A metric is given out
-in step order. With spot checks, a step waits until it is past them. A step after which an evaluation is due waits for the evaluation's report; it waits no longer than until all
-fragments have finished the next step, because a worker evaluates before it goes on.
+in step order. With spot checks, a step waits until it is past them. A step after which an evaluation is due waits for the
+evaluation's report.
+
+What one worker reports comes in order, except where a connection breaks: then something later may be here before what was lost is said
+again. So a step that lacks a report waits for a moment after a later step is complete, and goes without after that.
 """
 
 from __future__ import annotations
 
+import math
+
 from coordinator.life.jobs import Job, Metric, PartialStep
 from fusion.messages import EvaluationReport, StepReport
 
+PATIENCE = 2.0
+"""Seconds in which reports that a broken connection lost are said again. Only steps that lack one wait for so long."""
 _STEADY = 0.8
 _OUTLIER = 3.0
 
@@ -38,26 +45,24 @@ def add_step(job: Job, worker: str, report: StepReport, now: float) -> list[Metr
             partial.gradient_norm = report.gradient_norm
         if len(partial.fragments) == count:
             partial.completed_at = now
-            # Reports of one fragment come in order, so whatever is missing of earlier steps was lost on the way
-            # (a coordinator that was killed, say): those steps are complete too.
             for step, earlier in job.partial.items():
-                if step < report.step and earlier.completed_at is None:
-                    earlier.completed_at = now
+                if step < report.step and earlier.passed_at is None:
+                    earlier.passed_at = now
     elif run is None or report.step == job.step == run.again_until:
         job.last_completion = now  # Run again after a restart: the next step's time begins here.
-    return _complete(job)
+    return _complete(job, now)
 
 
-def add_evaluation(job: Job, report: EvaluationReport) -> list[Metric]:
+def add_evaluation(job: Job, report: EvaluationReport, now: float) -> list[Metric]:
     """Take in the evaluation after a step; return the metrics of steps that are complete now."""
     if report.step > job.step:
         job.partial.setdefault(report.step, PartialStep()).eval_loss = report.loss
-    return _complete(job)
+    return _complete(job, now)
 
 
-def settled(job: Job) -> list[Metric]:
-    """The metrics that waited for spot checks which are over now."""
-    return _complete(job)
+def settled(job: Job, now: float) -> list[Metric]:
+    """The metrics that waited, for spot checks that are over now or for reports that will not come any more."""
+    return _complete(job, now)
 
 
 def unsettled(job: Job, step: int) -> bool:
@@ -68,9 +73,20 @@ def unsettled(job: Job, step: int) -> bool:
     return step > run.settled
 
 
+def all_said(job: Job, now: float) -> bool:
+    """Call when every worker has said to be finished: whether nothing of the last steps may still be on its way."""
+    for partial in job.partial.values():
+        if partial.passed_at is None:
+            partial.passed_at = now
+    return all(_given_up(partial, now) for partial in job.partial.values())
+
+
 def flush(job: Job, through: int | None = None) -> list[Metric]:
-    """What is complete, up to the step `through`, waits for no evaluation any more: there won't be another."""
-    return _complete(job, wait_for_evaluation=False, through=through)
+    """What is left, up to the step `through`, waits for no report any more: there won't be another.
+
+    A step that lacks some counts when a later one is complete.
+    """
+    return _complete(job, math.inf, through)
 
 
 def evaluation_due(job: Job, step: int) -> bool:
@@ -78,19 +94,27 @@ def evaluation_due(job: Job, step: int) -> bool:
     return bool(every and job.train.eval_batches and step % every == 0)
 
 
-def _complete(job: Job, wait_for_evaluation: bool = True, through: int | None = None) -> list[Metric]:
+def _complete(job: Job, now: float, through: int | None = None) -> list[Metric]:
+    """The metrics of the steps, the earliest first, that lack nothing or wait no longer; `now` is infinite when none shall wait."""
     metrics: list[Metric] = []
     for step in sorted(job.partial):
         partial = job.partial[step]
-        if partial.completed_at is None or (through is not None and step > through) or unsettled(job, step):
+        completed_at = partial.completed_at
+        if completed_at is None and _given_up(partial, now):
+            completed_at = partial.passed_at
+        if completed_at is None or (through is not None and step > through) or unsettled(job, step):
             break
-        waiting = wait_for_evaluation and evaluation_due(job, step) and partial.eval_loss is None
-        following = job.partial.get(step + 1)
-        if waiting and not (following is not None and following.completed_at is not None):
+        waiting = evaluation_due(job, step) and partial.eval_loss is None
+        if waiting and not _given_up(partial, now) and now < math.inf:
             break
         del job.partial[step]
-        metrics.append(_metric(job, step, partial, partial.completed_at))
+        metrics.append(_metric(job, step, partial, completed_at))
     return metrics
+
+
+def _given_up(partial: PartialStep, now: float) -> bool:
+    """Whether what a step lacks can't be on its way any more."""
+    return partial.passed_at is not None and now - partial.passed_at >= PATIENCE
 
 
 def _metric(job: Job, step: int, partial: PartialStep, completed_at: float) -> Metric:

@@ -1,0 +1,91 @@
+"""Steps and evaluations whose reports come late, twice, or never. Sans I/O."""
+
+from __future__ import annotations
+
+from recovery_cases import Play
+
+from coordinator.life import events as ev
+from coordinator.life.jobs import Metric
+from coordinator.life.progress import PATIENCE
+from fusion.messages import EvaluationReport, FragmentTimes, StepReport
+
+
+def told(play: Play) -> dict[int, Metric]:
+    return {each.metric.step: each.metric for each in play.out if isinstance(each, ev.RecordMetric)}
+
+
+def say(play: Play, name: str, step: int) -> None:
+    """What this worker, which computes the loss if it is b, reports of a step."""
+    times = [FragmentTimes(fragment="ab".index(name), forward=0, backward=0, update=0)]
+    loss = 10.0 + step if name == "b" else None
+    play.say(name, StepReport(job="job", epoch=0, step=step, fragments=times, sent_bytes=1, loss=loss))
+
+
+def evaluate(play: Play, step: int) -> None:
+    play.say("b", EvaluationReport(job="job", epoch=0, step=step, loss=20.0 + step, batches=1))
+
+
+def test_what_overtook_the_reports_that_are_said_again_waits_for_them() -> None:
+    """A connection breaks; what was sent before that was noticed arrives first on the new one, the repeats after it."""
+    play = Play("ab")
+    for step in (1, 2, 3):
+        say(play, "a", step)
+    say(play, "b", 1)
+    say(play, "b", 3)
+    assert list(told(play)) == [1]
+    for step in (1, 2, 3):
+        say(play, "b", step)
+    assert {step: metric.loss for step, metric in told(play).items()} == {1: 11.0, 2: 12.0, 3: 13.0}
+
+
+def test_an_evaluation_that_was_overtaken_is_waited_for() -> None:
+    play = Play("ab", eval_every=2)
+    for step in (1, 2, 3):
+        say(play, "a", step)
+        say(play, "b", step)
+    assert list(told(play)) == [1]
+    evaluate(play, 2)
+    assert {step: metric.eval_loss for step, metric in told(play).items()} == {1: None, 2: 22.0, 3: None}
+
+
+def test_what_never_comes_is_waited_for_no_longer_than_a_moment() -> None:
+    play = Play("ab", eval_every=3)
+    for step in (1, 2, 3, 4):
+        say(play, "a", step)
+    for step in (1, 3, 4):
+        say(play, "b", step)
+    play.tick(PATIENCE - 0.5)
+    assert list(told(play)) == [1]
+    play.tick(1.0)
+    assert {step: metric.loss for step, metric in told(play).items()} == {1: 11.0, 2: None, 3: 13.0, 4: 14.0}
+    assert told(play)[3].eval_loss is None
+    say(play, "b", 2)
+    evaluate(play, 3)
+    assert len(play.metrics()) == 4
+
+
+def test_the_last_steps_are_waited_for_before_the_job_is_over() -> None:
+    play = Play("ab", steps=2, eval_every=2)
+    say(play, "b", 1)
+    for step in (1, 2):
+        say(play, "a", step)
+    play.finish()
+    play.tick(PATIENCE - 0.5)
+    assert play.job.state == "running"
+    say(play, "b", 2)
+    assert play.job.state == "running"
+    evaluate(play, 2)
+    assert play.job.state == "done"
+    assert told(play)[2].loss == 12.0
+    assert told(play)[2].eval_loss == 22.0
+
+
+def test_a_job_whose_last_reports_are_lost_ends_all_the_same() -> None:
+    play = Play("ab", steps=2, eval_every=2)
+    say(play, "b", 1)
+    for step in (1, 2):
+        say(play, "a", step)
+    play.finish()
+    play.tick(PATIENCE + 0.5)
+    assert play.job.state == "done"
+    assert {step: metric.loss for step, metric in told(play).items()} == {1: 11.0, 2: None}
