@@ -34,6 +34,8 @@ from fusion.messages import (
     StepReport,
 )
 from fusion.plan import CodecChoice
+from worker.jobs.assembly import Piece
+from worker.jobs.standby import Standby
 
 LOG = 2**28
 Outcome = tuple[dict[int, float], dict[int, float], dict[str, Tensor]]
@@ -181,6 +183,29 @@ async def test_the_backup_worker_goes_on_where_the_lost_one_was(
         assert caught.steps >= 3
         await finish(coordinator, 1, *rest)
         assert_same(coordinator, expected)
+
+
+async def test_what_a_new_backup_worker_stands_by_with_is_built_after_the_commit(
+    coordinator: FakeCoordinator, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when it is named, as that is while somebody replays."""
+    built: list[tuple[str, int]] = []
+
+    async def build(self: Standby, fragment: int) -> Piece:
+        built.append((self._assembly.worker, fragment))
+        return await build_one(self, fragment)
+
+    build_one = Standby.build
+    monkeypatch.setattr(Standby, "build", build)
+    async with pool(coordinator, "a", "b"):
+        prepare = await ready_job(coordinator, case, ("a", "a", "b"), log_bytes=LOG, backups={0: "b"})
+        launch(coordinator, prepare)
+        await snapshot(coordinator, prepare, {0: "b", 2: "a"}, 12)
+        assert built == [("b", 0)]
+        for name in "ab":
+            coordinator.send(name, Commit(job=prepare.job, epoch=0, step=12))
+        await finish(coordinator, 0, "a", "b")
+        assert built == [("b", 0), ("a", 2)]
 
 
 async def test_two_neighbours_lost_at_once_replay_side_by_side(coordinator: FakeCoordinator, case: Case) -> None:

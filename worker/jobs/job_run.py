@@ -10,7 +10,7 @@ import gc
 import logging
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 
 import torch
@@ -101,6 +101,8 @@ class JobRun:
         """The newest plan epoch that we have orders for."""
         self._abandoned = threading.Event()
         self._started = False
+        self._backups: Mapping[int, str] = prepare.backups
+        """Fragment -> its backup worker, as ordered last."""
         self._parts: Parts | None = None
         self._tasks = [asyncio.create_task(self._make_ready(), name=f"prepare {self.job}")]
 
@@ -237,13 +239,15 @@ class JobRun:
                         self._started = True
                         self._say(f"job {self.job}: training starts")
                         parts.host.start(parts.route)
-                        parts.stand_by(self._prepare.backups)
+                        parts.stand_by(self._backups)
                 case Backup():
                     parts.host.post(order)
-                    parts.stand_by(order.backups)
+                    self._backups = order.backups
                 case Commit():
                     parts.host.post(order)
                     parts.backups.commit(order.step)
+                    # Not when backup workers are named: right after a loss others replay, and building would slow that down.
+                    parts.stand_by(self._backups)
                 case Check():
                     # Beside the orders to come: a snapshot takes a while to read, a fragment to build.
                     self._tasks = [task for task in self._tasks if task.get_name() != _CHECK or not task.done()]
@@ -310,7 +314,7 @@ class JobRun:
         if pieces:
             names = ", ".join(map(str, pieces))
             self._say(f"job {self.job}: took over {plural('fragment', len(pieces))} {names} after step {order.step}")
-        parts.stand_by(order.backups)
+        self._backups = order.backups
 
     async def _check(self, parts: Parts, order: Check) -> None:
         """Take part in a spot check."""
