@@ -34,24 +34,28 @@ def test_stochastic_rounding_is_right_on_average() -> None:
 def test_codes_are_counted_with_their_scales_and_coded_near_their_entropy() -> None:
     sizes = Sizes()
     codes = torch.tensor(np.random.default_rng(0).choice([-1, 0, 1], 40_000, p=[0.1, 0.8, 0.1]))
-    sizes.count(codes, scales=10, levels=1)
+    sizes.count(codes, scales=160, levels=1)
     assert sizes.values == 40_000
     assert sizes.plain == pytest.approx(40_000 * np.log2(3) + 160, abs=1)
     entropy = -(0.8 * np.log2(0.8) + 0.2 * np.log2(0.1)) * 40_000
     assert entropy < sizes.coded < 1.1 * entropy
 
 
-def test_means_come_to_expect_what_a_token_and_a_position_bring() -> None:
-    means = Means(5)
+@pytest.mark.parametrize("before", [1, 2])
+def test_means_come_to_expect_what_tokens_and_a_position_bring(before: int) -> None:
+    means = Means(5, before)
     dice = noise()
-    by_token, by_position = torch.randn(5, WIDTH, generator=dice), torch.randn(128, WIDTH, generator=dice)
+    by_tokens, by_position = torch.randn(before, 5, WIDTH, generator=dice), torch.randn(128, WIDTH, generator=dice)
     by_position -= by_position.mean(0)
+
+    def value(tokens: torch.Tensor) -> torch.Tensor:
+        return sum((mean[tokens.roll(back, 1)] for back, mean in enumerate(by_tokens)), by_position)
+
     for _ in range(60):
         tokens = torch.randint(5, (4, 128), generator=dice)
-        means.learn(tokens, by_token[tokens] + by_position)
+        means.learn(tokens, value(tokens))
     tokens = torch.randint(5, (4, 128), generator=dice)
-    error = means.expect(tokens) - (by_token[tokens] + by_position)
-    assert error.pow(2).mean() < 0.02
+    assert (means.expect(tokens) - value(tokens)).pow(2).mean() < 0.02
 
 
 def test_a_trial_trains_and_tells_its_sizes() -> None:

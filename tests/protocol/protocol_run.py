@@ -68,6 +68,7 @@ class JobRun:
         self._orders: deque[Order] = deque()
         self._standby: dict[int, bool] = {}
         self._backups = prepare.backups
+        self._common_step = 0
         """Fragment -> whether it is built."""
         self._ready = self._following = False
 
@@ -167,7 +168,9 @@ class JobRun:
             case Commit():
                 self.computing.post(order)
                 self.snapshots.commit(order.step)
-                self._stand_by(self._backups)
+                if order.step > self._common_step:
+                    self._common_step = order.step
+                    self._stand_by(self._backups)
                 self._followed()
             case Connect():
                 self._connect(order.peers, self._followed)
@@ -231,7 +234,7 @@ class JobRun:
         self.computing.post(Switch(order.plan, order.step, states))
         if order.step > self.first_step - 1:
             self.snapshots.commit(order.step)
-        self._backups = order.backups
+        self._backups, self._common_step = order.backups, order.step
         self._followed()
 
     def _stand_by(self, backups: dict[int, str]) -> None:

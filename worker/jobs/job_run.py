@@ -103,6 +103,7 @@ class JobRun:
         self._started = False
         self._backups: Mapping[int, str] = prepare.backups
         """Fragment -> its backup worker, as ordered last."""
+        self._common_step = 0
         self._parts: Parts | None = None
         self._tasks = [asyncio.create_task(self._make_ready(), name=f"prepare {self.job}")]
 
@@ -246,8 +247,10 @@ class JobRun:
                 case Commit():
                     parts.host.post(order)
                     parts.backups.commit(order.step)
-                    # Not when backup workers are named: right after a loss others replay, and building would slow that down.
-                    parts.stand_by(self._backups)
+                    if order.step > self._common_step:
+                        # Not as soon as backup workers are named: that is right after a loss, when others catch up.
+                        self._common_step = order.step
+                        parts.stand_by(self._backups)
                 case Check():
                     # Beside the orders to come: a snapshot takes a while to read, a fragment to build.
                     self._tasks = [task for task in self._tasks if task.get_name() != _CHECK or not task.done()]
@@ -314,7 +317,7 @@ class JobRun:
         if pieces:
             names = ", ".join(map(str, pieces))
             self._say(f"job {self.job}: took over {plural('fragment', len(pieces))} {names} after step {order.step}")
-        self._backups = order.backups
+        self._backups, self._common_step = order.backups, order.step
 
     async def _check(self, parts: Parts, order: Check) -> None:
         """Take part in a spot check."""
