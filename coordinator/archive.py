@@ -87,17 +87,17 @@ class Archive:
     def collect(self, now: float | None = None) -> None:
         """Delete blobs that were dropped a while ago, unless somebody needs them or has uploaded them again since.
 
-        Equal jobs make equal blobs: one may have been told that its upload is here already, just before another job
-        dropped it. `now` is in seconds since the epoch, as the file system counts them.
+        Equal jobs make equal blobs: one may have been told that its upload is here already, or go on from the same weights,
+        just before another job dropped them. `now` is in seconds since the epoch, as the file system counts them.
         """
         now = time.time() if now is None else now
+        merged = {ref.digest for ref in tuple(self._merged.values())}  # `weights_after` runs on other threads.
         for digest, dropped_at in list(self._dropped.items()):
             if now - dropped_at < _MERCY_SECONDS:
                 continue
             del self._dropped[digest]
-            if not (
-                self._store.pinned(digest) or self._in_use(digest) or self._blobs.touched_since(digest, dropped_at)
-            ):
+            needed = digest in merged or self._store.pinned(digest) or self._in_use(digest)
+            if not (needed or self._blobs.touched_since(digest, dropped_at)):
                 self._blobs.delete(digest)
 
     def sweep(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import os
@@ -112,7 +113,8 @@ class BlobStore:
     def adopt(self, file: Path, digest: str) -> None:
         """Make a file that we wrote (and hashed) ourselves a blob too, without copying it."""
         target = self.path(digest)
-        if target.exists():
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(target)  # It is here, and needed from now on, whoever may have dropped it before.
             return
         link = self._incoming / f"adopted-{digest}"
         link.unlink(missing_ok=True)

@@ -5,10 +5,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import os
+import time
 from pathlib import Path
 
 import pytest
-from coordinator_cases import FakeWorker, Server, floats, part_blob, ref_of, tensors_file, tiny_dag, weights_blob
+from coordinator_cases import (
+    FakeWorker,
+    Server,
+    floats,
+    job_record,
+    job_spec,
+    part_blob,
+    ref_of,
+    tensors_file,
+    tiny_dag,
+    weights_blob,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -88,6 +101,41 @@ def test_merged_weights_keep_what_a_checkpoint_does_not_have(files: Files) -> No
     assert files.raw(header["first.weight"]) == floats(3, 1, 1, 1)
     assert files.raw(header["scale"]) == floats(9, 9)
     assert files.raw(header["constant/shift"]) == floats(0.5, 0.5)
+
+
+@pytest.mark.parametrize("first_ends", ["before the second goes on", "after that"])
+def test_equal_jobs_that_go_on_from_equal_weights_keep_them_for_each_other(
+    files: Files, tmp_path: Path, first_ends: str
+) -> None:
+    weights = files.put(weights_blob())
+    parts = {0: files.put(part_blob(0, 1, 3))}
+    jobs = [job_record(job_spec(), id=f"job-{number}").model_copy(update={"weights": weights}) for number in (1, 2)]
+    found = [files.checkpoints.consolidate(job.id, 3, tiny_dag(), weights, parts) for job in jobs]
+    with contextlib.closing(Store(tmp_path / "store.sqlite")) as store:
+        archive = Archive(store, files.blobs, files.checkpoints, lambda _: False)
+        merged = archive.weights_after(jobs[0], tiny_dag(), found[0])
+        if first_ends == "before the second goes on":
+            archive.job_ended("job-1")
+            os.utime(files.blobs.path(merged.digest), (0, 0))  # It was made long ago.
+        assert archive.weights_after(jobs[1], tiny_dag(), found[1]) == merged
+        archive.job_ended("job-1")
+        archive.collect(time.time() + 100)
+        assert files.blobs.size(merged.digest) == merged.size
+        archive.job_ended("job-2")
+        os.utime(files.blobs.path(merged.digest), (0, 0))
+        archive.collect(time.time() + 100)
+        assert files.blobs.size(merged.digest) is None
+
+
+def test_what_is_made_a_blob_again_is_not_collected_for_an_earlier_drop(files: Files, tmp_path: Path) -> None:
+    with contextlib.closing(Store(tmp_path / "store.sqlite")) as store:
+        archive = Archive(store, files.blobs, files.checkpoints, lambda _: False)
+        ref = files.put(b"weights")
+        archive.drop([ref.digest])
+        os.utime(files.blobs.path(ref.digest), (0, 0))
+        files.put(b"weights")
+        archive.collect(time.time() + 100)
+        assert files.blobs.size(ref.digest) == ref.size
 
 
 def test_a_written_buffer_outside_the_state_dict_survives_a_restart(files: Files) -> None:
