@@ -20,6 +20,8 @@ _STEPS = 5
 _LIE = 3.0
 _LEAST_SECONDS = 0.05
 """Of work in a step: shorter tasks are mostly overhead."""
+_LEAST_SHARE = 0.1
+"""Of the arithmetic that each worker would do if all did as much: of less, nobody can say what it should take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +76,16 @@ def corrections(job: Job, known: dict[str, float]) -> list[Correction]:
 
 
 def _work(job: Job) -> tuple[dict[str, float], dict[str, float]]:
-    """Worker -> seconds of a step, as measured and as expected; empty until enough steps of all of them are known."""
+    """Worker -> seconds of a step, as measured and as expected, of those that do enough to be judged by it.
+
+    Empty until enough steps of all workers are known.
+    """
     times = job.run.times if job.run is not None else {}
     measured: dict[str, float] = defaultdict(float)
     expected: dict[str, float] = defaultdict(float)
+    flops: dict[str, int] = defaultdict(int)
     for fragment in job.fragments:
+        flops[fragment.worker] += fragment.flops
         if fragment.seconds is None:
             continue
         known = times.get(fragment.index)
@@ -86,7 +93,9 @@ def _work(job: Job) -> tuple[dict[str, float], dict[str, float]]:
             return {}, {}
         measured[fragment.worker] += median(known.first)
         expected[fragment.worker] += fragment.seconds
-    return measured, expected
+    least = _LEAST_SHARE * sum(flops.values()) / max(1, len(flops))
+    judged = [worker for worker in measured if flops[worker] >= least]
+    return {worker: measured[worker] for worker in judged}, {worker: expected[worker] for worker in judged}
 
 
 def _how(slower: float) -> str:

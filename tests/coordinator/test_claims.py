@@ -76,6 +76,16 @@ def test_what_is_no_lie_is_left_alone(takes: dict[str, float], why: str) -> None
     assert [play.member(name).slower for name in "abc"] == [1.0, 1.0, 1.0]
 
 
+def test_who_does_next_to_no_arithmetic_is_not_judged_by_it() -> None:
+    """A single operator may take a quarter of what was expected of it; that says nothing of its worker's speed."""
+    play = playing("abc", dict.fromkeys("abc", 0.2), {"a": 0.2, "b": 0.04, "c": 0.2})
+    flops = {"a": 10**9, "b": 10**7, "c": 10**9}
+    play.job.fragments = [summary.model_copy(update={"flops": flops[summary.worker]}) for summary in play.job.fragments]
+    play.train(1, 20)
+    assert told(play) == []
+    assert play.member("b").slower == 1.0
+
+
 def test_a_worker_alone_has_nobody_to_be_compared_with() -> None:
     play = playing("a", {"a": 0.1}, {"a": 5.0})
     play.train(1, 12)
