@@ -107,7 +107,7 @@ def harm() -> str:
 
 def trials() -> str:
     """What was tried for more than the product's codecs give."""
-    return "\n".join(codec_trials.report(RowsFile(RESULTS / "codec_trials.json", {})))
+    return "\n".join(codec_trials.report(*codec_trials.runs()))
 
 
 def prediction() -> str:

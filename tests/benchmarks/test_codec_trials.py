@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.codec_trials import INT4, STOCHASTIC_2, TRIALS, WIDTH, Grid, Means, Sizes, quantized, rows, train
+from benchmarks.codec_trials import (
+    INT4,
+    STOCHASTIC_2,
+    TRIALS,
+    WIDTH,
+    Grid,
+    Means,
+    Sizes,
+    quantized,
+    report,
+    rows,
+    train,
+)
+from benchmarks.rows_file import RowsFile
 
 
 def noise() -> torch.Generator:
@@ -66,3 +81,16 @@ def test_a_trial_trains_and_tells_its_sizes() -> None:
     assert lossy["loss"] == pytest.approx(dense["loss"], rel=0.05)
     assert lossy["loss"] != dense["loss"]
     assert len({trial.name for trial in TRIALS}) == len(TRIALS)
+
+
+def test_both_goals_are_reached_only_with_every_seed(tmp_path: Path) -> None:
+    runs = []
+    for seed, losses in enumerate([(2.0, 2.03, 2.05), (2.1, 2.15, 2.2)]):
+        found = RowsFile(tmp_path / f"{seed}.json", {})
+        for trial, loss, coded in zip(TRIALS, losses, (1.0, 17.0, 20.0), strict=False):
+            found.add(trial.name, {"loss": loss, "ratio": {"plain": 8.0, "coded": coded} if coded > 1 else {}})
+        runs.append(found)
+    alone, both = ("\n".join(report(*files)).splitlines() for files in (runs[:1], runs))
+    assert [line.endswith("| yes |") for line in alone[2:]] == [False, True, False]
+    assert [line.endswith("| yes |") for line in both[2:]] == [False, False, False]
+    assert "2.030, 2.150 | +1.5%, +2.4%" in both[3]
