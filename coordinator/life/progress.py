@@ -45,8 +45,9 @@ def add_step(job: Job, worker: str, report: StepReport, now: float) -> list[Metr
             partial.gradient_norm = report.gradient_norm
         if len(partial.fragments) == count:
             partial.completed_at = now
-            for step, earlier in job.partial.items():
-                if step < report.step and earlier.passed_at is None:
+            for step in range(job.step + 1, report.step):
+                earlier = job.partial.setdefault(step, PartialStep())
+                if earlier.passed_at is None:
                     earlier.passed_at = now
     elif run is None or report.step == job.step == run.again_until:
         job.last_completion = now  # Run again after a restart: the next step's time begins here.

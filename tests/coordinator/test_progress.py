@@ -38,6 +38,24 @@ def test_what_overtook_the_reports_that_are_said_again_waits_for_them() -> None:
     assert {step: metric.loss for step, metric in told(play).items()} == {1: 11.0, 2: 12.0, 3: 13.0}
 
 
+def test_a_step_of_which_nothing_has_come_yet_is_waited_for_too() -> None:
+    play = Play("a")
+    for step in (1, 3, 4):
+        say(play, "a", step)
+    assert list(told(play)) == [1]
+    for step in (2, 3, 4):
+        say(play, "a", step)
+    assert play.metrics() == [1, 2, 3, 4]
+
+
+def test_a_step_of_which_nothing_ever_comes_counts_in_the_end() -> None:
+    play = Play("a")
+    for step in (1, 4):
+        say(play, "a", step)
+    play.tick(PATIENCE + 0.5)
+    assert play.metrics() == [1, 2, 3, 4]
+
+
 def test_an_evaluation_that_was_overtaken_is_waited_for() -> None:
     play = Play("ab", eval_every=2)
     for step in (1, 2, 3):
