@@ -11,8 +11,8 @@ from coordinator.life import events as ev
 from coordinator.life.jobs import Job
 from fusion.units import format_seconds
 
-LEAST_GAIN = 0.1
-"""Of the step time; less is within what predictions can tell."""
+LEAST_GAIN = 0.05
+"""Of the step time. Two predictions for the same workers are nearer to each other's truth than either is to its own."""
 LEAST_SAVING = 30.0
 """Seconds until the end of the job: ten times what beginning anew takes."""
 
