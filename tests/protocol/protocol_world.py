@@ -273,11 +273,15 @@ class World:
             self.executed[key] = self.executed.get(key, 0) + 1
 
     def measured(self, run: Computing, logged: int) -> None:
-        """The log is bounded: its limit, and what the steps make that were begun before it was reached."""
+        """The log is bounded: its limit, and what the steps make that were begun before it was reached.
+
+        An adopter makes again what the lost worker kept, which may be as much as it keeps itself.
+        """
         if self.coordinator is not None and (job := self.coordinator.lifecycle.jobs[JOB]).run is not None:
             self._margin = max(self._margin, job.run.margin)
         step = 8 * len(self.case.undisturbed.values) // self.case.train.steps
-        limit = self._log_memory + (self._margin + 3) * step
+        hosts = {run.prepare.plan.placement[fragment] for fragment in run.session.hosted}
+        limit = max(1, len(hosts)) * self._log_memory + (self._margin + 3) * step
         assert logged <= limit, f"{run.process.name} keeps {logged} bytes for replay, {limit} at most were expected"
 
     def saved(self, job: Job) -> None:
