@@ -73,8 +73,16 @@ def test_a_new_cut_that_is_refused_leaves_the_old_one() -> None:
     assert len(again.previous.cuts) == 2
 
 
+def test_a_twelfth_of_a_step_pays_in_a_long_job() -> None:
+    play = Play("abc", every=50, steps=10_000)
+    asked = after_a_loss(play)
+    play.answer(asked, play.plan.placement, seconds=1.0, current=1.0, fresh=0.92)
+    checkpoint(play)
+    assert play.state() == "preparing"
+
+
 def test_what_gains_little_or_comes_late_is_not_worth_it() -> None:
-    for fresh, steps in ((0.95, 1000), (0.6, 90)):
+    for fresh, steps in ((0.96, 100_000), (0.92, 1000), (0.6, 90)):
         play = Play("abc", every=50, steps=steps)
         asked = after_a_loss(play)
         play.answer(asked, play.plan.placement, seconds=1.0, current=1.0, fresh=fresh)
