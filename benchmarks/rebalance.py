@@ -182,8 +182,9 @@ def main() -> None:
         ratios = Sample(tuple(change.ratio for change in of_kind))
         typical = min(of_kind, key=lambda change: abs(change.ratio - ratios.median))
         rows.append([*row(typical)[:4], f"{ratios.median:.2f} ({ratios.spread(digits=2)})", row(typical)[5]])
+    part = "_".join(filter(None, (options.topology, options.event))).replace(" ", "-")
     report(
-        "rebalance",
+        f"rebalance_{part}" if part else "rebalance",  # A part must not take the place of the record of all.
         f"Milliseconds per step after a change of the pool (goal: at most {GOAL} times a fresh job); others took {disturbed} cores",
         ["setting", "before", "afterwards", "fresh", "ratio", "placement"],
         rows,

@@ -39,8 +39,8 @@ _FARTHER = 3.0
 _SHARE = 10.0
 """Snapshots are under way for at most one part in so many of the time."""
 _WORK = 8e-9
-"""Processor seconds for each byte of a snapshot, half of them at either end: checksums, copies, encryption. Measured on one
-core: 43 ms of a worker that sends 5.5 MB and takes as much in."""
+"""Processor seconds for each byte of a snapshot, half of them at either end: checksums, copies, encryption. From a profile
+of one worker that sends 5.5 MB and takes as much in."""
 _OVERHEAD = 0.02
 """Share of a worker's time that this may take: less than the 3% that a step may be longer, as the logs cost too."""
 _GROWTH = 2

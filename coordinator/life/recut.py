@@ -12,7 +12,7 @@ from coordinator.life.jobs import Job
 from fusion.units import format_seconds
 
 LEAST_GAIN = 0.05
-"""Of the step time. Two predictions for the same workers are nearer to each other's truth than either is to its own."""
+"""Of the step time: both predictions are for the same workers, and what is wrong with their speeds is wrong with both."""
 LEAST_SAVING = 30.0
 """Seconds until the end of the job: ten times what beginning anew takes."""
 
