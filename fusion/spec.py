@@ -242,7 +242,8 @@ class FaultToleranceSpec(_Section):
     log_memory: ByteCount = Field(
         256 * 2**20,
         gt=0,
-        description="What a worker keeps for replay at most; a full log waits for the next snapshot.",
+        description="What a worker keeps for replay at most; a full log waits for the next snapshot. After a loss, until that "
+        "snapshot, an adopter keeps as much again for the lost worker.",
     )
 
 

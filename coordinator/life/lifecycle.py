@@ -115,6 +115,8 @@ class Lifecycle:
                 self._link_watch.tick(event.time)
                 for job in self.jobs.values():
                     self._course.prepare_again(job, event.time)
+                    if job.state == "running":
+                        self._course.publish_settled(job, event.time)
                     self._advance(job, event.time)
             case ev.WorkerJoined():
                 self.links.forget(event.member.name)
@@ -210,9 +212,9 @@ class Lifecycle:
                     self._books.do(ev.Send(member.incarnation, stop))
 
     def _advance(self, job: Job, now: float) -> None:
-        """Take the next step of whatever is under way; give out what is past its spot checks, or waits for reports no longer."""
+        """Take the next step of whatever is under way, and give out what is past its spot checks."""
         self._recovery.advance(job, now)
-        if job.state == "running" and (job.partial or job.finished or job.spec.verify.fraction):
+        if job.state == "running" and (job.finished or job.spec.verify.fraction):
             self._course.publish_settled(job, now)
             self._collecting.write_whole(job)
             self._course.end_when_done(job, now)

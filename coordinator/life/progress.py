@@ -10,13 +10,13 @@ again. So a step that lacks a report waits for a moment after a later step is co
 
 from __future__ import annotations
 
-import math
-
 from coordinator.life.jobs import Job, Metric, PartialStep
 from fusion.messages import EvaluationReport, StepReport
 
 PATIENCE = 2.0
 """Seconds in which reports that a broken connection lost are said again. Only steps that lack one wait for so long."""
+_LONGEST_GAP = 1000
+"""Steps before a complete one that may all be missing: no honest worker loses so many reports, and any can say any number."""
 _STEADY = 0.8
 _OUTLIER = 3.0
 
@@ -45,7 +45,7 @@ def add_step(job: Job, worker: str, report: StepReport, now: float) -> list[Metr
             partial.gradient_norm = report.gradient_norm
         if len(partial.fragments) == count:
             partial.completed_at = now
-            for step in range(job.step + 1, report.step):
+            for step in range(max(job.step + 1, report.step - _LONGEST_GAP), report.step):
                 earlier = job.partial.setdefault(step, PartialStep())
                 if earlier.passed_at is None:
                     earlier.passed_at = now
@@ -87,7 +87,7 @@ def flush(job: Job, through: int | None = None) -> list[Metric]:
 
     A step that lacks some counts when a later one is complete.
     """
-    return _complete(job, math.inf, through)
+    return _complete(job, None, through)
 
 
 def evaluation_due(job: Job, step: int) -> bool:
@@ -95,18 +95,16 @@ def evaluation_due(job: Job, step: int) -> bool:
     return bool(every and job.train.eval_batches and step % every == 0)
 
 
-def _complete(job: Job, now: float, through: int | None = None) -> list[Metric]:
-    """The metrics of the steps, the earliest first, that lack nothing or wait no longer; `now` is infinite when none shall wait."""
+def _complete(job: Job, now: float | None, through: int | None = None) -> list[Metric]:
+    """The metrics of the steps, the earliest first, that lack nothing or wait no longer; without `now` none waits."""
     metrics: list[Metric] = []
     for step in sorted(job.partial):
         partial = job.partial[step]
-        completed_at = partial.completed_at
-        if completed_at is None and _given_up(partial, now):
-            completed_at = partial.passed_at
+        late = now is None or _given_up(partial, now)
+        completed_at = partial.passed_at if partial.completed_at is None and late else partial.completed_at
         if completed_at is None or (through is not None and step > through) or unsettled(job, step):
             break
-        waiting = evaluation_due(job, step) and partial.eval_loss is None
-        if waiting and not _given_up(partial, now) and now < math.inf:
+        if evaluation_due(job, step) and partial.eval_loss is None and not late:
             break
         del job.partial[step]
         metrics.append(_metric(job, step, partial, completed_at))

@@ -25,6 +25,16 @@ def evaluate(play: Play, step: int) -> None:
     play.say("b", EvaluationReport(job="job", epoch=0, step=step, loss=20.0 + step, batches=1))
 
 
+def almost_over() -> Play:
+    """Everybody has finished, and b's reports of the last step, which is evaluated, have not come."""
+    play = Play("ab", steps=2, eval_every=2)
+    say(play, "b", 1)
+    for step in (1, 2):
+        say(play, "a", step)
+    play.finish()
+    return play
+
+
 def test_what_overtook_the_reports_that_are_said_again_waits_for_them() -> None:
     """A connection breaks; what was sent before that was noticed arrives first on the new one, the repeats after it."""
     play = Play("ab")
@@ -56,6 +66,12 @@ def test_a_step_of_which_nothing_ever_comes_counts_in_the_end() -> None:
     assert play.metrics() == [1, 2, 3, 4]
 
 
+def test_a_worker_that_claims_a_step_far_ahead_takes_little_memory() -> None:
+    play = Play("a", steps=10**9)
+    say(play, "a", 10**9)
+    assert len(play.job.partial) <= 1001
+
+
 def test_an_evaluation_that_was_overtaken_is_waited_for() -> None:
     play = Play("ab", eval_every=2)
     for step in (1, 2, 3):
@@ -83,11 +99,7 @@ def test_what_never_comes_is_waited_for_no_longer_than_a_moment() -> None:
 
 
 def test_the_last_steps_are_waited_for_before_the_job_is_over() -> None:
-    play = Play("ab", steps=2, eval_every=2)
-    say(play, "b", 1)
-    for step in (1, 2):
-        say(play, "a", step)
-    play.finish()
+    play = almost_over()
     play.tick(PATIENCE - 0.5)
     assert play.job.state == "running"
     say(play, "b", 2)
@@ -99,11 +111,7 @@ def test_the_last_steps_are_waited_for_before_the_job_is_over() -> None:
 
 
 def test_a_job_whose_last_reports_are_lost_ends_all_the_same() -> None:
-    play = Play("ab", steps=2, eval_every=2)
-    say(play, "b", 1)
-    for step in (1, 2):
-        say(play, "a", step)
-    play.finish()
+    play = almost_over()
     play.tick(PATIENCE + 0.5)
     assert play.job.state == "done"
     assert {step: metric.loss for step, metric in told(play).items()} == {1: 11.0, 2: None}

@@ -67,9 +67,8 @@ class JobRun:
         self._admission = self._admit(prepare.plan)
         self._orders: deque[Order] = deque()
         self._standby: dict[int, bool] = {}
-        self._backups = prepare.backups
-        self._common_step = 0
         """Fragment -> whether it is built."""
+        self._backup_workers = prepare.backups
         self._ready = self._following = False
 
     @property
@@ -159,18 +158,16 @@ class JobRun:
             case Start():
                 if order.epoch == self.epoch and not self.computing.started:
                     self.computing.start()
-                    self._stand_by(self._backups)
+                    self._stand_by(self._backup_workers)
                 self._followed()
             case Backup():
                 self.computing.post(order)
-                self._backups = order.backups
+                self._backup_workers = order.backups
                 self._followed()
             case Commit():
                 self.computing.post(order)
-                self.snapshots.commit(order.step)
-                if order.step > self._common_step:
-                    self._common_step = order.step
-                    self._stand_by(self._backups)
+                if self.snapshots.commit(order.step):
+                    self._stand_by(self._backup_workers)
                 self._followed()
             case Connect():
                 self._connect(order.peers, self._followed)
@@ -234,7 +231,7 @@ class JobRun:
         self.computing.post(Switch(order.plan, order.step, states))
         if order.step > self.first_step - 1:
             self.snapshots.commit(order.step)
-        self._backups, self._common_step = order.backups, order.step
+        self._backup_workers = order.backups
         self._followed()
 
     def _stand_by(self, backups: dict[int, str]) -> None:

@@ -64,10 +64,12 @@ class Snapshots:
         """Whether we hold a snapshot of our own fragment, which would be kept if the fragment moved away."""
         return self._offers.get(fragment, (-1,))[0] == step
 
-    def commit(self, step: int) -> None:
+    def commit(self, step: int) -> bool:
+        new = step > self._common
         self._common = max(self._common, step)
         self._held = {key: held for key, held in self._held.items() if key[1] >= step}
         self._offers = {fragment: offer for fragment, offer in self._offers.items() if offer[0] > step}
+        return new
 
     def poke(self) -> None:
         for (fragment, step), held in self._held.items():

@@ -275,13 +275,14 @@ class World:
     def measured(self, run: Computing, logged: int) -> None:
         """The log is bounded: its limit, and what the steps make that were begun before it was reached.
 
-        An adopter makes again what the lost worker kept, which may be as much as it keeps itself.
+        Until the next common snapshot an adopter makes again what the lost worker kept, which may be as much as it keeps itself.
         """
         if self.coordinator is not None and (job := self.coordinator.lifecycle.jobs[JOB]).run is not None:
             self._margin = max(self._margin, job.run.margin)
         step = 8 * len(self.case.undisturbed.values) // self.case.train.steps
-        hosts = {run.prepare.plan.placement[fragment] for fragment in run.session.hosted}
-        limit = max(1, len(hosts)) * self._log_memory + (self._margin + 3) * step
+        adopted = run.session.dispatch.moved.intersection(run.session.hosted)
+        lost = {run.prepare.plan.placement[fragment] for fragment in adopted}
+        limit = (1 + len(lost)) * self._log_memory + (self._margin + 3) * step
         assert logged <= limit, f"{run.process.name} keeps {logged} bytes for replay, {limit} at most were expected"
 
     def saved(self, job: Job) -> None:

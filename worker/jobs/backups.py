@@ -150,13 +150,15 @@ class Backups:
                     offer.heard_at = monotonic()
                     self._send_announcement(fragment, step, offer)
 
-    def commit(self, step: int) -> None:
-        """`step` is the common snapshot: what is older is of no use, and ours of that step have arrived."""
+    def commit(self, step: int) -> bool:
+        """`step` is the common snapshot: what is older is of no use, and ours of that step have arrived. Whether that is new here."""
         with self._lock:
+            new = step > self._common
             self._common = max(self._common, step)
             self._held = {key: held for key, held in self._held.items() if key[1] >= step}
             self._kept = {key: blob for key, blob in self._kept.items() if key[1] >= step}
             self._offers = {fragment: offer for fragment, offer in self._offers.items() if offer[0] > step}
+            return new
 
     def keep(self, fragment: int, step: int) -> None:
         """The fragment moves away with the snapshot of `step`, which we sent: hold it for its new host. Before `commit`."""

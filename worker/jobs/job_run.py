@@ -101,9 +101,8 @@ class JobRun:
         """The newest plan epoch that we have orders for."""
         self._abandoned = threading.Event()
         self._started = False
-        self._backups: Mapping[int, str] = prepare.backups
+        self._backup_workers: Mapping[int, str] = prepare.backups
         """Fragment -> its backup worker, as ordered last."""
-        self._common_step = 0
         self._parts: Parts | None = None
         self._tasks = [asyncio.create_task(self._make_ready(), name=f"prepare {self.job}")]
 
@@ -240,17 +239,15 @@ class JobRun:
                         self._started = True
                         self._say(f"job {self.job}: training starts")
                         parts.host.start(parts.route)
-                        parts.stand_by(self._backups)
+                        parts.stand_by(self._backup_workers)
                 case Backup():
                     parts.host.post(order)
-                    self._backups = order.backups
+                    self._backup_workers = order.backups
                 case Commit():
                     parts.host.post(order)
-                    parts.backups.commit(order.step)
-                    if order.step > self._common_step:
+                    if parts.backups.commit(order.step):
                         # Not as soon as backup workers are named: that is right after a loss, when others catch up.
-                        self._common_step = order.step
-                        parts.stand_by(self._backups)
+                        parts.stand_by(self._backup_workers)
                 case Check():
                     # Beside the orders to come: a snapshot takes a while to read, a fragment to build.
                     self._tasks = [task for task in self._tasks if task.get_name() != _CHECK or not task.done()]
@@ -317,7 +314,7 @@ class JobRun:
         if pieces:
             names = ", ".join(map(str, pieces))
             self._say(f"job {self.job}: took over {plural('fragment', len(pieces))} {names} after step {order.step}")
-        self._backups, self._common_step = order.backups, order.step
+        self._backup_workers = order.backups
 
     async def _check(self, parts: Parts, order: Check) -> None:
         """Take part in a spot check."""

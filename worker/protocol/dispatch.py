@@ -26,7 +26,8 @@ class Dispatch:
         self._partition = partition
         self._worker = worker
         self._plan = plan
-        self._moved: frozenset[int] = frozenset()
+        self.moved: frozenset[int] = frozenset()
+        """The fragments that another worker hosts than at the common snapshot."""
         # What each peer has said of itself: the plan epoch it follows, and the first step its kept fragments still need.
         self._epochs: dict[str, int] = {}
         self._floors: dict[str, int] = {}
@@ -39,7 +40,7 @@ class Dispatch:
     @property
     def settled(self) -> bool:
         """Whether nothing is held back for anybody."""
-        return not self._moved or all(self._follows(peer) for peer in self.peers)
+        return not self.moved or all(self._follows(peer) for peer in self.peers)
 
     @property
     def furthest(self) -> int:
@@ -49,7 +50,7 @@ class Dispatch:
     def switch(self, plan: Plan) -> None:
         """Follow another plan, which places some fragments elsewhere."""
         pairs = zip(self._plan.placement, plan.placement, strict=True)
-        self._moved |= {fragment for fragment, (before, now) in enumerate(pairs) if before != now}
+        self.moved |= {fragment for fragment, (before, now) in enumerate(pairs) if before != now}
         self._plan = plan
 
     def heard(self, peer: str, epoch: int, floor: int) -> bool:
@@ -57,12 +58,12 @@ class Dispatch:
         if epoch < self._epochs.get(peer, 0):
             return False
         self._epochs[peer], self._floors[peer] = epoch, floor
-        return bool(self._moved) and self._follows(peer)
+        return bool(self.moved) and self._follows(peer)
 
     def settle(self) -> None:
         """There is a newer common snapshot: nobody needs anything from before the moves, if all have heard of them."""
         if self.settled:
-            self._moved = frozenset()
+            self.moved = frozenset()
 
     def source(self, kind: FrameKind, index: int) -> int:
         """The fragment that makes these messages."""
@@ -84,13 +85,13 @@ class Dispatch:
 
     def due(self, key: Key, to: str) -> bool:
         """Whether a message may go to this peer now."""
-        if not self._moved:
+        if not self.moved:
             return True
         kind, index, step = key[0], key[1], key[2]
         moved_there = any(
-            fragment in self._moved and self._plan.placement[fragment] == to for fragment in self.targets(kind, index)
+            fragment in self.moved and self._plan.placement[fragment] == to for fragment in self.targets(kind, index)
         )
-        if not moved_there and self.source(kind, index) not in self._moved:
+        if not moved_there and self.source(kind, index) not in self.moved:
             return True
         if not self._follows(to):
             return False
@@ -100,7 +101,7 @@ class Dispatch:
 
     def stayed(self, key: Key) -> bool:
         """Whether who gets this message has hosted its fragment all along, and so has what it sent for it itself."""
-        return self._moved.isdisjoint(self.targets(key[0], key[1]))
+        return self.moved.isdisjoint(self.targets(key[0], key[1]))
 
     def held_back(self, peer: str, log: ReplayLog[P]) -> list[Sent[P]]:
         """What has been held back for a peer that follows the plan now; some of it may go a second time.
@@ -120,7 +121,7 @@ class Dispatch:
         kind, index = key[0], key[1]
         there = [fragment for fragment in self.targets(kind, index) if self._plan.placement[fragment] == to]
         return bool(there) and (
-            self.source(kind, index) in self._moved or any(fragment in self._moved for fragment in there)
+            self.source(kind, index) in self.moved or any(fragment in self.moved for fragment in there)
         )
 
     def _follows(self, peer: str) -> bool:
