@@ -128,7 +128,7 @@ def main() -> None:
             }
         results.append(result)
     report(
-        "backup_overhead",
+        "backup_overhead" if options.setting is None else f"backup_overhead_{options.setting}",
         "A step with backups and logs over one without",
         ["setting", "figure", "with", "without", "ratio", "spread"],
         rows,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from compress.settings import TopK, parse, reuses, with_options
@@ -20,7 +20,9 @@ recalled from the paper with medium certainty, so the wire ratio is reported bes
 
 MOST_HARM = 0.01
 """`auto` and `adaint` use codecs that together cost at most this share of the loss, if what our measurement says of one
-boundary (`scheduler.harm`) adds up."""
+tensor (`scheduler.harm`) adds up over all that are compressed."""
+
+LADDER = ladder(MOST_HARM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,8 @@ def choose_codecs(
     r_l = max(1, f r T_l / max T), where f is 3 for top-k, whose every value brings its place along, and 1 for integers.
     Top-k keeps one value in r_l; integers take the mildest width that saves r_l times, or the narrowest. Ratio 1 means `none`.
     `auto` gives each pair of workers the least harmful codec whose messages of one micro-batch take no longer than
-    `busy_seconds`, the compute of the busiest worker, so that they hide behind it. What they cost adds up: the more pairs need
-    one that does harm, the milder it has to be.
+    `busy_seconds`, the compute of the busiest worker, so that they hide behind it. What they cost adds up over the edges: where it
+    comes to more than `MOST_HARM`, messages may take as much longer as it needs to stay below.
     """
     edges = [edge for edge in range(len(crossings)) if _compressible(workload, crossings, edge)]
     chosen = _by_rule(compression, workload, crossings, edges, placement, network, busy_seconds)
@@ -105,12 +107,7 @@ def _by_rule(
     if compression.codec in ("adatopk", "adaint"):
         chosen = _adaptive(compression, workload, crossings, pairs, network)
     else:
-        rows = _within_reason(
-            lambda most_harm: [
-                _hidden(workload, crossings, pair, network, busy_seconds, ladder(most_harm)) for pair in pairs
-            ]
-        )
-        chosen = [row.choice for row in rows]
+        chosen = _hidden([_Rungs(workload, crossings, pair, network) for pair in pairs], busy_seconds)
     return {
         edge: choice
         for pair, choice in zip(pairs, chosen, strict=True)
@@ -130,42 +127,55 @@ def _pairs(crossings: Crossings, edges: Sequence[int], placement: Sequence[str])
         yield _Pair(source, target, tuple(mine))
 
 
-def _within_reason(rows_for: Callable[[float], list[Measured]]) -> list[Measured]:
-    """A row for each pair, by the most harm that one may do, so that together they do `MOST_HARM` at most."""
-    rows = rows_for(MOST_HARM)
-    harmful = sum(row.harm > 0 for row in rows)
-    return rows_for(MOST_HARM / harmful) if harmful > 1 else rows
+class _Rungs:
+    """The ladder of harm for one pair: how long each codec's messages of a micro-batch take, priced when asked for."""
 
+    def __init__(self, workload: Workload, crossings: Crossings, pair: _Pair, network: Network) -> None:
+        self._workload = workload
+        self._crossings = crossings
+        self._pair = pair
+        self._rates = [
+            network.link(*ends).bytes_per_second for ends in ((pair.source, pair.target), (pair.target, pair.source))
+        ]
+        self._seconds: list[float] = []
 
-def _hidden(
-    workload: Workload,
-    crossings: Crossings,
-    pair: _Pair,
-    network: Network,
-    busy_seconds: float,
-    rungs: Sequence[Measured],
-) -> Measured:
-    """`auto`: the first rung of the ladder of harm that hides; where none does, the one that comes nearest."""
-    rates = [network.link(*ends).bytes_per_second for ends in ((pair.source, pair.target), (pair.target, pair.source))]
-    chosen, least = rungs[0], math.inf
-    for row in rungs:
-        # Link, encoder and decoder work at the same time on different micro-batches, so each has to keep up for itself.
+    def seconds(self, rung: int) -> float:
+        """Of the link, the encoder or the decoder, whichever takes longest: each works on another micro-batch."""
+        while len(self._seconds) <= rung:
+            self._seconds.append(self._price(LADDER[len(self._seconds)].choice))
+        return self._seconds[rung]
+
+    def _price(self, choice: CodecChoice) -> float:
         slowest = 0.0
-        for codec, rate, moving in zip(
-            (row.choice.forward, row.choice.backward), rates, (pair.edges, _returning(crossings, pair)), strict=True
-        ):
-            parts = [price(workload, int(crossings.value[edge]), codec, row.choice.options) for edge in moving]
-            slowest = max(
-                slowest,
-                sum(size for size, _, _ in parts) / rate,
-                sum(seconds for _, seconds, _ in parts),
-                sum(seconds for _, _, seconds in parts),
-            )
-        if slowest < least:
-            chosen, least = row, slowest
-        if slowest <= busy_seconds:
-            return row
-    return chosen
+        ways = (self._pair.edges, _returning(self._crossings, self._pair))
+        for codec, rate, moving in zip((choice.forward, choice.backward), self._rates, ways, strict=True):
+            parts = [price(self._workload, int(self._crossings.value[edge]), codec, choice.options) for edge in moving]
+            sizes, encoding, decoding = (sum(column) for column in zip(*parts, strict=True)) if parts else (0.0,) * 3
+            slowest = max(slowest, sizes / rate, encoding, decoding)
+        return slowest
+
+    def mildest(self, deadline: float) -> int:
+        """The first rung that keeps to the deadline; where none does, the one that comes nearest."""
+        found = next((rung for rung in range(len(LADDER)) if self.seconds(rung) <= deadline), None)
+        return min(range(len(LADDER)), key=self.seconds) if found is None else found
+
+    def harm(self, rung: int) -> float:
+        return LADDER[rung].harm * len(self._pair.edges)
+
+
+def _hidden(pairs: Sequence[_Rungs], busy_seconds: float) -> list[CodecChoice]:
+    """`auto`: every pair's mildest rung for the earliest deadline, from `busy_seconds` on, that keeps the harm within reason."""
+
+    def harm(deadline: float) -> float:
+        return sum(pair.harm(pair.mildest(deadline)) for pair in pairs)
+
+    deadline = busy_seconds
+    if harm(deadline) > MOST_HARM:
+        # Who gets more time never does more harm, and with enough of it nobody does any.
+        times = {pair.seconds(rung) for pair in pairs for rung in range(len(LADDER))}
+        later = sorted(each for each in times if each > busy_seconds)
+        deadline = later[bisect_left(later, True, key=lambda each: harm(each) <= MOST_HARM)]
+    return [LADDER[pair.mildest(deadline)].choice for pair in pairs]
 
 
 def _returning(crossings: Crossings, pair: _Pair) -> tuple[int, ...]:
@@ -186,7 +196,9 @@ def _adaptive(
     ratios = [max(1.0, factor * compression.ratio * needed / slowest) if slowest else 1.0 for needed in seconds]
     if compression.codec == "adatopk":
         return [_topk(ratio) if ratio > 1 else CodecChoice() for ratio in ratios]
-    return [row.choice for row in _within_reason(lambda most_harm: [_width(ratio, most_harm) for ratio in ratios])]
+    rows = [_width(ratio) for ratio in ratios]
+    harmful = sum(len(pair.edges) for pair, row in zip(pairs, rows, strict=True) if row.harm > 0)
+    return [row.choice for row in (_width(ratio, MOST_HARM / max(1, harmful)) for ratio in ratios)]
 
 
 def _plain_seconds(workload: Workload, crossings: Crossings, pair: _Pair, network: Network) -> float:
@@ -234,7 +246,7 @@ def expected_factors(compression: CompressionSpec) -> tuple[float, float]:
     """Wire bytes over float32 bytes, forward and back, to expect of a crossing before its link is known."""
     match compression.codec:
         case "auto":
-            choice = ladder(MOST_HARM)[-1].choice
+            choice = LADDER[-1].choice
         case "adaint":
             choice = _width(compression.ratio).choice
         case "topk" | "adatopk" | "topk-sampled":

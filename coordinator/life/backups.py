@@ -8,6 +8,7 @@ common one, and only after that are workers told that they may forget what came 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -36,6 +37,8 @@ _NEAR_SECONDS = 0.05
 """... of which so much is near for all purposes;"""
 _FARTHER = 3.0
 """... a worker is farther than another when it takes so many times as long."""
+_UNNOTICED = 0.1
+"""Traffic that takes this share of a step more than that of another worker is as good."""
 _SHARE = 10.0
 """Snapshots are under way for at most one part in so many of the time."""
 _WORK = 8e-9
@@ -56,10 +59,11 @@ def choose(
 ) -> tuple[dict[int, str], str]:
     """Fragment -> backup worker, and why some fragments have none, in words.
 
-    A near one before a far one: snapshots should not cross slow links. Of those that are alike the worker half way round the
-    plan's ring, or the next after it that has room: never a neighbour while there are four, so that neighbours may be lost
-    together. The `previous` one while it can be, because it has built the fragment already. A worker that leaves takes no
-    backups.
+    A near one before a far one: snapshots should not cross slow links. Nor should what an adopter replays and goes on with:
+    where that takes a good part of a step, a host of neighbouring fragments before one that would have to talk to them. Of those
+    that are alike the worker half way round the plan's ring, or the next after it that has room: never a neighbour while there
+    are four, so that neighbours may be lost together. The `previous` one while it can be, because it has built the fragment
+    already. A worker that leaves takes no backups.
     """
     live = {member.name: member for member in members if member.state != "draining" and member.name in plan.workers}
     ring = [name for name in plan.workers if name in live]
@@ -79,6 +83,7 @@ def choose(
         at = (ring.index(host) + len(ring) // 2) % len(ring) if host in ring else 0
         candidates = [name for name in (*ring[at:], *ring[:at]) if name != host]
         if links is not None:
+            candidates = _least_traffic_first(job, plan, fragment, candidates, links)
             candidates = _near_first(host, candidates, links)
         candidates = impartial_first(job.accusations, host, candidates)
         before = (previous or {}).get(fragment)
@@ -109,6 +114,27 @@ def _near_first(host: str, candidates: Sequence[str], links: Links) -> list[str]
         return 1 if found is None else max(0, math.floor(math.log(found / nearest, _FARTHER)))
 
     return sorted(candidates, key=distance)
+
+
+def _least_traffic_first(
+    job: Job, plan: Plan, fragment: int, candidates: Sequence[str], links: Links
+) -> Sequence[str]:
+    """The candidates in their order, but those whose links the adopted fragment would hold up come later."""
+    found = next((summary for summary in job.fragments if summary.index == fragment), None)
+    if found is None or plan.predicted_step_seconds is None:
+        return candidates
+
+    def seconds(name: str) -> float:
+        counts = Counter[str]()
+        for other, count in found.traffic.items():
+            if plan.placement[other] not in (name, plan.placement[fragment]):
+                counts[plan.placement[other]] += count * job.train.micro_batches
+        # Of a link that nobody has measured nothing is known to be bad.
+        return sum(links.transfer(name, other, count) or 0.0 for other, count in counts.items())
+
+    each = {name: seconds(name) for name in candidates}
+    unnoticed = min(each.values(), default=0.0) + _UNNOTICED * plan.predicted_step_seconds
+    return sorted(candidates, key=lambda name: each[name] > unnoticed)
 
 
 def _without(lacking: dict[int, int]) -> str:

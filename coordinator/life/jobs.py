@@ -30,6 +30,10 @@ class FragmentSummary(BaseModel):
     last_module: str
     parameter_bytes: int
     flops: int = Field(description="Forward operations for one micro-batch.")
+    traffic: dict[int, int] = Field(
+        default_factory=dict,
+        description="Other fragment -> bytes that the two exchange for one micro-batch, both ways, as their codecs make them.",
+    )
     seconds: float | None = Field(
         None,
         description="What its work of a step takes by the figures that its worker gave of itself; null after a loss.",

@@ -9,13 +9,14 @@ from itertools import pairwise
 from statistics import median
 from typing import Protocol, runtime_checkable
 
+from compress.settings import parse
 from coordinator.life.events import MakePlan
 from coordinator.life.jobs import FragmentSummary, Job
-from dag.cut import Fragment, bits_follow_cuts, cut
+from dag.cut import Fragment, Partition, bits_follow_cuts, cut
 from dag.graph import OpDag
 from fusion.errors import PlanError
 from fusion.messages import Device, LinkFigures, TrainConfig
-from fusion.plan import Plan
+from fusion.plan import CodecChoice, Plan
 from fusion.spec import JobSpec
 
 _AS_GOOD = 1.05
@@ -200,6 +201,7 @@ def summarize(dag: OpDag, plan: Plan) -> tuple[FragmentSummary, ...]:
     """What people see of each fragment of `plan`."""
     partition = cut(dag, plan.cuts)
     bounds = (0, *plan.cuts, len(dag.body))
+    traffic = _traffic(partition, plan)
     summaries = []
     for fragment, worker, (first, last) in zip(partition.fragments, plan.placement, pairwise(bounds), strict=True):
         modules = [dag.ops[op].module for op in dag.body[first:last]]
@@ -212,9 +214,24 @@ def summarize(dag: OpDag, plan: Plan) -> tuple[FragmentSummary, ...]:
                 last_module=next((name for name in reversed(modules) if name), ""),
                 parameter_bytes=_parameter_bytes(dag, fragment),
                 flops=sum(dag.ops[op].flops for op in fragment.ops),
+                traffic=dict(sorted(traffic[fragment.index].items())),
             )
         )
     return tuple(summaries)
+
+
+def _traffic(partition: Partition, plan: Plan) -> list[Counter[int]]:
+    """By fragment: the bytes that it exchanges with each other one for a micro-batch."""
+    found = [Counter[int]() for _ in partition.fragments]
+    for edge in partition.edges:
+        choice = plan.codecs.get(edge.index, CodecChoice())
+        ways = [choice.forward] if edge.kind == "activation" else []  # A parameter travels once a step.
+        ways += [choice.backward] if edge.gradient else []
+        for codec in ways:
+            size = parse(codec, choice.options).expected_payload_bytes(edge.meta.shape, edge.meta.dtype)
+            found[edge.source][edge.target] += size
+            found[edge.target][edge.source] += size
+    return found
 
 
 def _parameter_bytes(dag: OpDag, fragment: Fragment) -> int:

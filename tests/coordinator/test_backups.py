@@ -29,30 +29,51 @@ def test_each_fragment_is_backed_up_by_the_next_worker() -> None:
     assert prepare.backups == {0: "b", 1: "c", 2: "a"}
 
 
+def measured(play: Play, seconds: dict[str, float], rate: float = 1e9) -> Links:
+    """Links between pairs of workers, named by their letters."""
+    links = Links()
+    for pair, each in seconds.items():
+        names = [member for member in play.lifecycle.pool.live() if member.name in pair]
+        for member in names:
+            member.probes, member.joined_at = True, 0.0
+        links.hurry(pair)
+        assert links.due(100.0, names) == [tuple(names)]
+        figures = LinkFigures(seconds=each, bytes_per_second=rate)
+        links.measured(100.0, pair[0], LinkMeasured(peer=pair[1], there=figures, back=figures))
+    return links
+
+
 def test_a_near_worker_is_chosen_before_a_far_one_and_one_that_nobody_measured() -> None:
     """Without measurements `a` is backed up by `c`, half way round; a link of 20 ms and one of 60 ms are alike here."""
     play = Play("abcd")
     assert play.run.backups == {0: "c", 1: "d", 2: "a", 3: "b"}
 
-    def measured(seconds: dict[str, float]) -> Links:
-        links = Links()
-        for pair, each in seconds.items():
-            names = [member for member in play.lifecycle.pool.live() if member.name in pair]
-            for member in names:
-                member.probes, member.joined_at = True, 0.0
-            links.hurry(pair)
-            assert links.due(100.0, names) == [tuple(names)]
-            figures = LinkFigures(seconds=each, bytes_per_second=1e9)
-            links.measured(100.0, pair[0], LinkMeasured(peer=pair[1], there=figures, back=figures))
-        return links
-
-    def chosen(links: Links) -> str:
+    def chosen(**seconds: float) -> str:
+        links = measured(play, seconds)
         return choose(play.job, play.plan, play.lifecycle.pool.of_job("job"), None, links)[0][0]
 
-    assert chosen(measured({"ab": 0.02, "ac": 0.06, "ad": 0.5})) == "c"
-    assert chosen(measured({"ab": 0.02, "ac": 0.5, "ad": 0.5})) == "b"
-    assert chosen(measured({"ad": 0.02})) == "d"
-    assert chosen(measured({"ac": 0.4, "ad": 0.3})) == "c"
+    assert chosen(ab=0.02, ac=0.06, ad=0.5) == "c"
+    assert chosen(ab=0.02, ac=0.5, ad=0.5) == "b"
+    assert chosen(ad=0.02) == "d"
+    assert chosen(ac=0.4, ad=0.3) == "c"
+
+
+@pytest.mark.parametrize(
+    ("traffic", "expected"),
+    [
+        (10_000, {0: "c", 1: "d", 2: "a", 3: "b"}),  # 10 ms of a step of one second: half way round
+        (200_000, {0: "b", 1: "a", 2: "b", 3: "c"}),  # to each neighbour a fifth of a step
+    ],
+)
+def test_a_neighbour_is_chosen_where_a_step_s_traffic_takes_long(traffic: int, expected: dict[int, str]) -> None:
+    """Its own side of what it replays and goes on with does not cross a link."""
+    play = Play("abcd")
+    plan = play.plan.model_copy(update={"predicted_step_seconds": 1.0})
+    for summary in play.job.fragments:
+        neighbours = {summary.index - 1, summary.index + 1} & {0, 1, 2, 3}
+        summary.traffic = dict.fromkeys(neighbours, traffic // play.job.train.micro_batches)
+    links = measured(play, dict.fromkeys(["ab", "ac", "ad", "bc", "bd", "cd"], 0.0), rate=1e6)
+    assert choose(play.job, plan, play.lifecycle.pool.of_job("job"), None, links)[0] == expected
 
 
 def test_a_worker_without_room_is_passed_over() -> None:
