@@ -16,8 +16,9 @@ what the product does (the backup worker adopts and replays) stand
   (`torchft_replicas.py`), on loopback. That is another kind of parallelism: every replica has all state, and the gradients of
   the step that is lost are gone.
 
-The next completed step is the first one that the killed worker had not reported. Losses and final weights are compared with
-an undisturbed run, bit for bit.
+The next completed step is the first one that the killed worker had not reported. *In place* is when every fragment has a host
+with its state again, before anything is trained: for adoption the begin of its replay, for heavy rescheduling all but the
+step. Losses and final weights are compared with an undisturbed run, bit for bit.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ class Loss:
     next_step: float
     """Until the next completed step."""
     replayed_steps: int | None
+    in_place: float | None
+    """Until the adopter had the lost state and began to replay."""
     started: float | None
     """Until a restart had everybody ready."""
     different: tuple[str, ...]
@@ -108,8 +111,12 @@ class Timed(Running):
         """When this was told first, after `after`."""
         return next((at for told, at, _ in self.told_at if told == event and at >= after), None)
 
-    def replayed(self) -> int | None:
-        return next((int(data["steps"]) for told, _, data in self.told_at if told == "replayed"), None)
+    def replay(self) -> tuple[int, float] | None:
+        """The steps that were replayed first, and when that began."""
+        found = (
+            (int(data["steps"]), at - float(data["seconds"])) for told, at, data in self.told_at if told == "replayed"
+        )
+        return next(found, None)
 
 
 @contextmanager
@@ -171,13 +178,15 @@ def lose(
     following = had + 1 if started is None else min(step for step, when in run.arrived.items() if when > started)
     pool.start_worker(LocalWorker(name))
     run.until(lambda: joined(pool, WORKERS))
+    replay = run.replay()
     loss = Loss(
         victim=victim,
         step=at,
         median_step=pace,
         noticed=noticed - killed,
         next_step=run.arrived[following] - killed,
-        replayed_steps=run.replayed(),
+        replayed_steps=None if replay is None else replay[0],
+        in_place=None if replay is None else replay[1] - killed,
         started=None if started is None else started - killed,
         different=tuple(differences(undisturbed, outcome)),
     )
@@ -197,15 +206,22 @@ class Result:
     cores_taken_by_others: float
 
     @property
-    def heavy(self) -> Sample:
-        """Heavy rescheduling after each kill, put together as the module says."""
+    def heavy_in_place(self) -> Sample:
+        """Heavy rescheduling after each kill, put together as the module says, until a step could begin."""
         return Sample(
-            tuple(
-                loss.started + self.collecting.median + loss.median_step
-                for loss in self.restarts
-                if loss.started is not None
-            )
+            tuple(loss.started + self.collecting.median for loss in self.restarts if loss.started is not None)
         )
+
+    @property
+    def heavy(self) -> Sample:
+        """The same until a step is done."""
+        steps = (loss.median_step for loss in self.restarts if loss.started is not None)
+        return Sample(tuple(ready + step for ready, step in zip(self.heavy_in_place.values, steps, strict=True)))
+
+    @property
+    def in_place(self) -> Sample:
+        """Adoption after each kill, until replay began."""
+        return Sample(tuple(loss.in_place for loss in self.adoptions if loss.in_place is not None))
 
     @property
     def within_timeout(self) -> int:
@@ -234,7 +250,9 @@ class Result:
             "restarts": [asdict(loss) for loss in self.restarts],
             "collecting_seconds": self.collecting.values,
             "heavy_rescheduling_seconds": self.heavy.values,
+            "heavy_in_place_seconds": self.heavy_in_place.values,
             "heavy_over_adoption": self.heavy.median / times(self.adoptions).median,
+            "heavy_over_adoption_in_place": self.heavy_in_place.median / self.in_place.median,
         }
 
 
@@ -282,6 +300,7 @@ def rows_of(result: Result) -> list[list[str]]:
         ratio = sample.median / adopted.median
         return [name, f"{sample.median:.2f}", sample.spread(digits=2), f"{ratio:.1f}", note]
 
+    in_place = result.in_place
     replayed = [loss.replayed_steps or 0 for loss in result.adoptions]
     count = len(result.adoptions)
     bits = "same bits" if result.same_bits else "OTHER BITS"
@@ -301,6 +320,14 @@ def rows_of(result: Result) -> list[list[str]]:
         ],
         row("  restart from a checkpoint", times(result.restarts), f"one every {CHECKPOINT_EVERY} steps"),
         row("  heavy rescheduling", result.heavy, f"collecting {result.collecting.median:.2f} s of it"),
+        ["  adoption in place", f"{in_place.median:.2f}", in_place.spread(digits=2), "", "nothing replayed yet"],
+        [
+            "  heavy rescheduling in place",
+            f"{result.heavy_in_place.median:.2f}",
+            result.heavy_in_place.spread(digits=2),
+            f"{result.heavy_in_place.median / in_place.median:.1f}",
+            "over adoption in place",
+        ],
     ]
 
 

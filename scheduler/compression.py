@@ -242,18 +242,24 @@ def factors(choice: CodecChoice) -> tuple[float, float]:
     )
 
 
-def expected_factors(compression: CompressionSpec) -> tuple[float, float]:
-    """Wire bytes over float32 bytes, forward and back, to expect of a crossing before its link is known."""
+def expected_factors(compression: CompressionSpec) -> tuple[tuple[float, float], ...]:
+    """Wire bytes over float32 bytes, forward and back, that a crossing may come to: strongest first, each once.
+
+    Before the links are known, a codec that adapts to them may take as few bytes as its strongest setting, or all.
+    """
+    plain = CodecChoice()
     match compression.codec:
         case "auto":
-            choice = LADDER[-1].choice
+            choices = [row.choice for row in reversed(LADDER)]
         case "adaint":
-            choice = _width(compression.ratio).choice
-        case "topk" | "adatopk" | "topk-sampled":
-            choice = _topk(compression.ratio)
+            choices = [_width(compression.ratio).choice, plain]
+        case "adatopk":
+            choices = [_topk(compression.ratio), plain]
+        case "topk" | "topk-sampled":
+            choices = [_topk(compression.ratio)]
         case name:
-            choice = CodecChoice(forward=name, backward=name)
-    return factors(with_directions(compression, choice))
+            choices = [CodecChoice(forward=name, backward=name)]
+    return tuple(dict.fromkeys(factors(with_directions(compression, choice)) for choice in choices))
 
 
 def device_names(devices: Sequence[Device], indices: Sequence[int]) -> tuple[str, ...]:

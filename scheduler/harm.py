@@ -1,13 +1,14 @@
 """How much a codec on a boundary hurts training: our own measurement, which `auto` ranks codecs by.
 
-Measured on a GPT of 4 layers, width 128, byte vocabulary, sequence 128, batch 32, AdamW, 300 steps on tiny Shakespeare,
-one boundary after block 2, codec on activations / on their gradients, no error feedback, one seed; the loss is the mean
-of the last 20 steps, 2.434 without a codec. The same 4-bit / 3-bit pair on three boundaries: 2.445.
+Measured on GPTs of 4 layers, width 128, sequence 128, 300 steps with AdamW from scratch, one seed, no error feedback; the loss is
+the mean of the last 20 steps, over that without a codec. *One* tensor: byte vocabulary, batch 32, tiny Shakespeare, the boundary
+after block 2. *Three*: batch 16, in `benchmarks/codec_harm.py`. *Six*: batch 32, three boundaries within blocks, where two tensors cross each
+(home devices in `benchmarks/slow_network.py --losses`).
 
-What several boundaries cost together is not always what one costs so many times: `benchmarks/codec_harm.py` trains such a GPT
-with batch 16 on three. Where both are known, the greater harm per boundary counts. 4 bits both ways cost more there (1.3%)
-than 4 bits forward and 3 stochastic ones back (0.2%), which take fewer bytes: so they have no row. A table from one model is a
-ranking, not a promise for another.
+What several tensors cost together is not always what one costs so many times, and two runs differ by a few tenths of a percent. Where
+several figures are known, the greatest harm per tensor counts. 4 bits both ways cost more on three (1.3%) than 4 bits forward
+and 3 stochastic ones back (0.2%), which take fewer bytes: so they have no row. A table from one kind of model is a ranking, not a
+promise for another.
 """
 
 from __future__ import annotations
@@ -16,24 +17,21 @@ from dataclasses import dataclass
 
 from fusion.plan import CodecChoice
 
-DENSE_LOSS = 2.434
-
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One row: codec forward and back, the loss reached with it, and options."""
+    """One row: codec forward and back, what it cost, and options."""
 
     forward: str
     backward: str
-    loss: float
+    added: tuple[tuple[int, float], ...]
+    """Pairs of (number of tensors that were compressed, loss that was added, relative to that without a codec)."""
     options: tuple[tuple[str, float], ...] = ()
-    on_three: float = 0.0
-    """Loss added by three boundaries, relative to the loss without a codec, where that was measured."""
 
     @property
     def harm(self) -> float:
-        """Loss added by a boundary, relative to the loss without a codec."""
-        return max(self.loss / DENSE_LOSS - 1, self.on_three / 3)
+        """Loss added by each tensor that is compressed, relative to the loss without a codec."""
+        return max(added / tensors for tensors, added in self.added)
 
     @property
     def choice(self) -> CodecChoice:
@@ -41,17 +39,17 @@ class Measured:
 
 
 MEASURED: tuple[Measured, ...] = (
-    Measured("none", "none", 2.434),
-    Measured("int8", "int8", 2.434),
-    Measured("int4", "int3:stochastic=1", 2.438, on_three=0.002),
-    Measured("int4", "int2:stochastic=1", 2.442, on_three=0.025),
-    Measured("int3", "int3", 2.476),
-    Measured("int2", "int4", 2.527),
-    Measured("topk", "topk", 3.161, (("ratio", 10.0),)),
+    Measured("none", "none", ((1, 0.0),)),
+    Measured("int8", "int8", ((1, 0.0), (3, 0.0))),
+    Measured("int4", "int3:stochastic=1", ((1, 0.0016), (3, 0.0024), (6, 0.0137))),
+    Measured("int4", "int2:stochastic=1", ((1, 0.0033), (3, 0.025))),
+    Measured("int3", "int3", ((1, 0.0173),)),
+    Measured("int2", "int4", ((1, 0.0382),)),
+    Measured("topk", "topk", ((1, 0.2987),), (("ratio", 10.0),)),
 )
 """From the least harmful on; among equals the one with more bytes first."""
 
 
 def ladder(most_harm: float) -> tuple[Measured, ...]:
-    """The codecs that `auto` may use on a boundary, mildest first: those that cost at most `most_harm` of the loss."""
+    """The codecs that `auto` may use on a tensor, mildest first: those that cost at most `most_harm` of the loss."""
     return tuple(row for row in MEASURED if row.harm <= most_harm)

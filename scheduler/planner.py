@@ -77,13 +77,10 @@ def plan_job(
 
     estimator = Estimator(costs, encoding)
     kept = None if cuts is None else tuple(cuts)
-    # Before the links are known, a codec that adapts to them may take as few bytes as its strongest setting, or all.
-    factors = (
-        {expected_factors(chosen): None, (1.0, 1.0): None}
-        if chosen.codec in ("adatopk", "adaint", "auto")
-        else {expected_factors(chosen): None}
-    )
-    answers = [POLICIES[policy](Request(costs, estimator, fragments, use_all, kept, seed, each)) for each in factors]
+    answers = [
+        POLICIES[policy](Request(costs, estimator, fragments, use_all, kept, seed, each))
+        for each in expected_factors(chosen)
+    ]
     placed = min(answers, key=lambda answer: estimator(answer).score)
     estimate = estimator(placed)
     if estimate.missing_bytes > 0:

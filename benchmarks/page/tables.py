@@ -147,6 +147,8 @@ def recovery() -> str:
             ],
             "restart from the last checkpoint": [loss["next_step"] for loss in restarts],
             "heavy rescheduling (put together, see below)": found["heavy_rescheduling_seconds"],
+            "state in place again, nothing trained yet: adoption": [loss["in_place"] for loss in adoptions],
+            "the same: heavy rescheduling": found["heavy_in_place_seconds"],
         }
         for at, (what, values) in enumerate(kinds.items()):
             if index == 0:

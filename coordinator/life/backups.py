@@ -116,13 +116,11 @@ def _near_first(host: str, candidates: Sequence[str], links: Links) -> list[str]
     return sorted(candidates, key=distance)
 
 
-def _least_traffic_first(
-    job: Job, plan: Plan, fragment: int, candidates: Sequence[str], links: Links
-) -> Sequence[str]:
+def _least_traffic_first(job: Job, plan: Plan, fragment: int, candidates: Sequence[str], links: Links) -> list[str]:
     """The candidates in their order, but those whose links the adopted fragment would hold up come later."""
     found = next((summary for summary in job.fragments if summary.index == fragment), None)
     if found is None or plan.predicted_step_seconds is None:
-        return candidates
+        return list(candidates)
 
     def seconds(name: str) -> float:
         counts = Counter[str]()

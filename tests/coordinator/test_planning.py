@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 from coordinator_cases import job_record, job_spec, tiny_dag, training
 
-from coordinator.plans.planning import Candidate, Pricing, alike, anew, with_fewer_moves
+from coordinator.plans.planning import Candidate, Pricing, alike, anew, summarize, with_fewer_moves
 from coordinator.plans.scheduling import SchedulerPlanner, scheduler_planner
+from dag.cut import cut
+from dag.workload import workload
 from fusion.messages import Device
-from fusion.plan import Plan
+from fusion.plan import CodecChoice, Plan
 from fusion.topology import Topology
 
 
@@ -136,3 +139,22 @@ def test_a_plan_with_other_cuts_is_priced_for_a_running_job() -> None:
     assert anew(scheduler_planner(), lambda _: tiny_dag(), job, alone)
     no_room = [Candidate("a", Device(flops_per_second=1e3, memory_bytes=1))]
     assert anew(scheduler_planner(), lambda _: tiny_dag(), job, no_room) is None
+
+
+def test_a_summary_says_what_each_pair_of_fragments_exchanges() -> None:
+    dag = tiny_dag()
+    cuts = tuple(point.position for point in workload(dag).cut_points)[:2]
+    for codec, size in (("none", lambda edge: edge.meta.nbytes), ("bf16", lambda edge: edge.meta.nbytes // 2)):
+        made = plan("a", "b", "c").model_copy(update={"cuts": cuts})
+        edges = cut(dag, cuts).edges
+        made = made.model_copy(
+            update={"codecs": {edge.index: CodecChoice(forward=codec, backward=codec) for edge in edges}}
+        )
+        traffic = [summary.traffic for summary in summarize(dag, made)]
+        expected = [Counter[int]() for _ in traffic]
+        for edge in edges:
+            both_ways = size(edge) * (1 + edge.gradient)
+            expected[edge.source][edge.target] += both_ways
+            expected[edge.target][edge.source] += both_ways
+        assert traffic == [dict(each) for each in expected]
+        assert set(traffic[1]) == {0, 2}
