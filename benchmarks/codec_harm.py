@@ -83,6 +83,14 @@ def _topk(ratio: float) -> list[Tried]:
     ]
 
 
+def _places(ratio: float) -> Tried:
+    """Top-k with values of 8 bits, and gradients at the places of the activations: the gradient of what was sent."""
+    return Tried(
+        f"top-k 1/{ratio:g} of 8 bits, gradients at its places",
+        {"forward": f"topk:ratio={ratio:g},value_bits=8", "backward": "topk-reused:value_bits=8"},
+    )
+
+
 TRIED = (
     Tried(DENSE, {"codec": "none"}),
     Tried("bf16", {"codec": "bf16"}),
@@ -93,6 +101,7 @@ TRIED = (
     Tried("int4, gradients int8", {"forward": "int4", "backward": "int8"}),
     Tried("int4, gradients int3 stochastic", {"forward": "int4", "backward": "int3:stochastic=1"}),
     Tried("int4, gradients int2 stochastic", {"forward": "int4", "backward": "int2:stochastic=1"}),
+    *map(_places, (4, 6, 8, 10, 20)),
     *_topk(10),
     *_topk(30),
     *_topk(100),

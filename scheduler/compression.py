@@ -213,7 +213,7 @@ def _plain_seconds(workload: Workload, crossings: Crossings, pair: _Pair, networ
 
 def _width(ratio: float, most_harm: float = MOST_HARM) -> Measured:
     """The mildest integers that save `ratio` times of float32 bytes, or the narrowest that are harmless enough."""
-    rungs = ladder(most_harm)
+    rungs = [row for row in ladder(most_harm) if row.forward == "none" or row.forward.startswith("int")]
     return next((row for row in rungs if _saved(row.choice) >= ratio), rungs[-1])
 
 
