@@ -250,7 +250,8 @@ def expected_factors(compression: CompressionSpec) -> tuple[tuple[float, float],
     plain = CodecChoice()
     match compression.codec:
         case "auto":
-            choices = [row.choice for row in reversed(LADDER)]
+            every = next(row for row in reversed(LADDER) if row.harm == 0)  # However many tensors have it.
+            choices = [LADDER[-1].choice, every.choice, plain]
         case "adaint":
             choices = [_width(compression.ratio).choice, plain]
         case "adatopk":
