@@ -75,11 +75,23 @@ class Tried:
 
 
 def _topk(ratio: float) -> list[Tried]:
-    plain = {"codec": "topk", "ratio": ratio}
+    plain = {"codec": "topk", "ratio": ratio, "backward": "topk"}
     return [
         Tried(f"top-k 1/{ratio:g}", plain),
         Tried(f"top-k 1/{ratio:g}, error feedback", {**plain, "error_feedback": True}),
-        Tried(f"top-k 1/{ratio:g}, gradients at its places", {**plain, "backward": "topk-reused"}),
+        Tried(f"top-k 1/{ratio:g}, gradients at its places", {"codec": "topk", "ratio": ratio}),
+        Tried(
+            f"top-k 1/{ratio:g}, gradients at its places, error feedback",
+            {"codec": "topk", "ratio": ratio, "error_feedback": True},
+        ),
+    ]
+
+
+def _adatopk(ratio: float) -> list[Tried]:
+    plain = {"codec": "adatopk", "ratio": ratio}
+    return [
+        Tried(f"AdaTopK {ratio:g}", {**plain, "backward": "topk"}),
+        Tried(f"AdaTopK {ratio:g}, gradients at its places", plain),
     ]
 
 
@@ -105,8 +117,8 @@ TRIED = (
     *_topk(10),
     *_topk(30),
     *_topk(100),
-    Tried("AdaTopK 10", {"codec": "adatopk", "ratio": 10}),
-    Tried("AdaTopK 100", {"codec": "adatopk", "ratio": 100}),
+    *_adatopk(10),
+    *_adatopk(100),
 )
 
 

@@ -91,7 +91,9 @@ def ours(bed: Testbed, setting: Setting, job: CapturedJob, warm_up: int, variant
 def train(pool: PlacedPool, setting: Setting, job: CapturedJob, warm_up: int, variant: Variant) -> Row:
     workers = len(setting.workers) if variant.all_workers else None
     plan = job.spec.plan.model_copy(update={"policy": variant.policy, "workers": workers})
-    compression = job.spec.compression.model_copy(update={"codec": variant.codec, "ratio": variant.ratio})
+    compression = job.spec.compression.model_copy(
+        update={"codec": variant.codec, "ratio": variant.ratio, "backward": variant.backward}
+    )
     spec = job.spec.model_copy(update={"plan": plan, "compression": compression})
     disturbance = Disturbance()
     steps, ended = train_on(pool, CapturedJob(spec, job.dag, job.tensors, job.data))

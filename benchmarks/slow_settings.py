@@ -63,6 +63,11 @@ class Variant:
     all_workers: bool = True
 
     @property
+    def backward(self) -> str | None:
+        """Top-k as in the paper, which takes the largest gradients; ours would take those of what was sent."""
+        return "topk" if self.codec in ("topk", "adatopk") else None
+
+    @property
     def name(self) -> str:
         codec = {"none": "dense", "topk": f"top-k 1/{self.ratio:g}", "adatopk": f"AdaTopK {self.ratio:g}"}
         free = "" if self.all_workers else ", free to leave workers out"

@@ -209,7 +209,9 @@ class CompressionSpec(_Section):
     backward: BackwardCodec | None = Field(
         None,
         description="Codec of gradients in place of `codec`, likewise. `topk-reused`: the values at the places that the "
-        "activation's top-k kept, without sending the places again.",
+        "activation's top-k kept, without sending the places again; what codecs topk, topk-sampled and adatopk do if nothing is "
+        "said here. `topk`: the largest gradients instead, with the ratio of `codec`, as in the paper, which costs far more of the "
+        "loss.",
     )
     error_feedback: bool = Field(
         False, description="Add what a codec lost of one micro-batch to the next one, on every edge with a lossy codec."

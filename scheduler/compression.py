@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from compress.settings import TopK, parse, reuses, with_options
+from compress.settings import REUSED, TopK, parse, reuses, with_options
 from dag.workload import Crossings, Workload
 from fusion.plan import CodecChoice
 from fusion.spec import CompressionSpec
@@ -23,6 +23,7 @@ MOST_HARM = 0.01
 tensor (`scheduler.harm`) adds up over all that are compressed."""
 
 LADDER = ladder(MOST_HARM)
+_TOPK = ("topk", "topk-sampled", "adatopk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,9 @@ def choose_codecs(
     `bf16`, `int8`, `topk` and the like are the same on every edge, also between fragments of one worker, so that the bits don't
     depend on the placement. `adatopk` and `adaint` follow each link's time T_l for uncompressed messages:
     r_l = max(1, f r T_l / max T), where f is 3 for top-k, whose every value brings its place along, and 1 for integers.
-    Top-k keeps one value in r_l; integers take the mildest width that saves r_l times, or the narrowest. Ratio 1 means `none`.
+    Top-k keeps one value in r_l, and gradients come back at the same places: they are the gradient of what was sent, where a top-k
+    of their own would be of something else (docs/adr/0013). Integers take the mildest width that saves r_l times, or the
+    narrowest. Ratio 1 means `none`.
     `auto` gives each pair of workers the least harmful codec whose messages of one micro-batch take no longer than
     `busy_seconds`, the compute of the busiest worker, so that they hide behind it. What they cost adds up over the edges: where it
     comes to more than `MOST_HARM`, messages may take as much longer as it needs to stay below.
@@ -65,9 +68,13 @@ def with_directions(compression: CompressionSpec, choice: CodecChoice) -> CodecC
     Raises `PlanError` for an option that the codec does not have.
     """
     forward, backward = compression.forward or choice.forward, compression.backward or choice.backward
+    if compression.backward is None and reuses(backward) and not isinstance(parse(forward, choice.options), TopK):
+        backward = choice.forward  # A rule's gradients have no places to come back at.
     for name in (compression.forward, compression.backward):
         if name is not None:
             parse(name)
+    if compression.codec in _TOPK and compression.forward is None and forward == "none" and backward in _TOPK:
+        backward = "none"  # Without a ratio of its own it has the rule's, which is 1 here.
     if reuses(backward):
         backward = _reused(backward, forward, choice.options)
     lossy = (forward, backward) != ("none", "none")
@@ -107,7 +114,9 @@ def _by_rule(
     if compression.codec in ("adatopk", "adaint"):
         chosen = _adaptive(compression, workload, crossings, pairs, network)
     else:
-        chosen = _hidden([_Rungs(workload, crossings, pair, network) for pair in pairs], busy_seconds)
+        # Gradients come back at an activation's places only where the rule chooses the activation's codec.
+        ladder = [row for row in LADDER if compression.forward is None or not reuses(row.backward)]
+        chosen = _hidden([_Rungs(workload, crossings, pair, network, ladder) for pair in pairs], busy_seconds)
     return {
         edge: choice
         for pair, choice in zip(pairs, chosen, strict=True)
@@ -130,7 +139,10 @@ def _pairs(crossings: Crossings, edges: Sequence[int], placement: Sequence[str])
 class _Rungs:
     """The ladder of harm for one pair: how long each codec's messages of a micro-batch take, priced when asked for."""
 
-    def __init__(self, workload: Workload, crossings: Crossings, pair: _Pair, network: Network) -> None:
+    def __init__(
+        self, workload: Workload, crossings: Crossings, pair: _Pair, network: Network, rungs: Sequence[Measured]
+    ) -> None:
+        self._rungs = rungs
         self._workload = workload
         self._crossings = crossings
         self._pair = pair
@@ -142,7 +154,7 @@ class _Rungs:
     def seconds(self, rung: int) -> float:
         """Of the link, the encoder or the decoder, whichever takes longest: each works on another micro-batch."""
         while len(self._seconds) <= rung:
-            self._seconds.append(self._price(LADDER[len(self._seconds)].choice))
+            self._seconds.append(self._price(self._rungs[len(self._seconds)].choice))
         return self._seconds[rung]
 
     def _price(self, choice: CodecChoice) -> float:
@@ -156,26 +168,32 @@ class _Rungs:
 
     def mildest(self, deadline: float) -> int:
         """The first rung that keeps to the deadline; where none does, the one that comes nearest."""
-        found = next((rung for rung in range(len(LADDER)) if self.seconds(rung) <= deadline), None)
-        return min(range(len(LADDER)), key=self.seconds) if found is None else found
+        found = next((rung for rung in range(len(self._rungs)) if self.seconds(rung) <= deadline), None)
+        return min(range(len(self._rungs)), key=self.seconds) if found is None else found
 
-    def harm(self, rung: int) -> float:
-        return LADDER[rung].harm * len(self._pair.edges)
+    def choice(self, deadline: float) -> CodecChoice:
+        return self._rungs[self.mildest(deadline)].choice
+
+    def harm(self, deadline: float) -> float:
+        """What this choice costs on all of the pair's edges."""
+        return self._rungs[self.mildest(deadline)].harm * len(self._pair.edges)
+
+    def times(self) -> Iterator[float]:
+        return (self.seconds(rung) for rung in range(len(self._rungs)))
 
 
 def _hidden(pairs: Sequence[_Rungs], busy_seconds: float) -> list[CodecChoice]:
     """`auto`: every pair's mildest rung for the earliest deadline, from `busy_seconds` on, that keeps the harm within reason."""
 
     def harm(deadline: float) -> float:
-        return sum(pair.harm(pair.mildest(deadline)) for pair in pairs)
+        return sum(pair.harm(deadline) for pair in pairs)
 
     deadline = busy_seconds
     if harm(deadline) > MOST_HARM:
         # Who gets more time never does more harm, and with enough of it nobody does any.
-        times = {pair.seconds(rung) for pair in pairs for rung in range(len(LADDER))}
-        later = sorted(each for each in times if each > busy_seconds)
+        later = sorted({each for pair in pairs for each in pair.times() if each > busy_seconds})
         deadline = later[bisect_left(later, True, key=lambda each: harm(each) <= MOST_HARM)]
-    return [LADDER[pair.mildest(deadline)].choice for pair in pairs]
+    return [pair.choice(deadline) for pair in pairs]
 
 
 def _returning(crossings: Crossings, pair: _Pair) -> tuple[int, ...]:
@@ -229,7 +247,7 @@ def _compressible(workload: Workload, crossings: Crossings, edge: int) -> bool:
 
 
 def _topk(ratio: float, codec: str = "topk") -> CodecChoice:
-    return CodecChoice(forward=codec, backward=codec, options={"ratio": ratio})
+    return CodecChoice(forward=codec, backward=REUSED, options={"ratio": ratio})
 
 
 def factors(choice: CodecChoice) -> tuple[float, float]:

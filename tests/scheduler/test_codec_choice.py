@@ -18,9 +18,9 @@ from scheduler.harm import MEASURED, ladder
 DAG = transformer(6, elements=65536)
 
 
-def plan(codec: str, ratio: float = 100.0, **settings: object) -> Plan:
+def plan(codec: str, ratio: float = 100.0, backward: str | None = None, **settings: object) -> Plan:
     devices, network = two_cities()
-    spec = CompressionSpec.model_validate({"codec": codec, "ratio": ratio})
+    spec = CompressionSpec.model_validate({"codec": codec, "ratio": ratio, "backward": backward})
     return plan_job(DAG, devices, network, micro_batches=8, compression=spec, policy="equal-ops", **settings)  # type: ignore[arg-type]
 
 
@@ -89,15 +89,36 @@ def test_gradients_may_reuse_the_places_of_the_activations() -> None:
     ):
         devices, network = two_cities()
         made = plan_job(DAG, devices, network, micro_batches=8, compression=spec, policy="equal-ops")
-        own = plan("topk", 50, cuts=made.cuts)
+        own = plan("topk", 50, "topk", cuts=made.cuts)
         for index, choice in made.codecs.items():
             found = parse(choice.backward, choice.options)
             assert isinstance(found, TopKReused)
             assert found.ratio == 50.0
             assert own.codecs[index].options == {"ratio": 50.0}
         assert wire_ratio(DAG, made) > 1.1 * wire_ratio(DAG, own)
-        (factors,), (without,) = expected_factors(spec), expected_factors(CompressionSpec(codec="topk", ratio=50))
+        without_reuse = CompressionSpec(codec="topk", ratio=50, backward="topk")
+        (factors,), (without,) = expected_factors(spec), expected_factors(without_reuse)
         assert factors[1] < without[1]
+
+
+@pytest.mark.parametrize("codec", ["topk", "topk-sampled", "adatopk"])
+def test_gradients_come_back_at_the_places_of_the_activations_unless_told_otherwise(codec: str) -> None:
+    choices = plan(codec, 50).codecs.values()
+    assert choices
+    assert {choice.backward for choice in choices} == {"topk-reused"}
+    as_in_the_paper = plan(codec, 50, "topk").codecs.values()
+    assert {choice.backward for choice in as_in_the_paper} == {"topk"}
+
+
+@pytest.mark.parametrize("codec", ["topk", "auto"])
+def test_a_rule_s_gradients_have_no_places_where_the_spec_names_another_codec_of_activations(codec: str) -> None:
+    devices, _ = two_cities()
+    spec = CompressionSpec.model_validate({"codec": codec, "ratio": 50, "forward": "int8"})
+    made = plan_job(
+        DAG, devices, Network(Link(1e4, 0.0)), micro_batches=8, compression=spec, cuts=(11,), policy="equal-ops"
+    )
+    (choice,) = made.codecs.values()
+    assert (choice.forward, choice.backward) == ("int8", "topk" if codec == "topk" else "int3:stochastic=1")
 
 
 def test_where_nothing_is_kept_there_is_nothing_to_reuse() -> None:
@@ -136,7 +157,7 @@ def test_a_link_s_time_is_that_of_all_its_messages_on_its_slower_way() -> None:
     back = Network(network.default, {("b", "a"): Link(1e6, 0.0), ("b", "c"): Link(1e8, 0.0)})
     made = plan_job(
         DAG, devices, back, micro_batches=8, policy="equal-ops", cuts=(11, 21),
-        compression=CompressionSpec(codec="adatopk", ratio=20.0),
+        compression=CompressionSpec(codec="adatopk", ratio=20.0, backward="topk"),
     )  # fmt: skip
     links = codecs_per_link(DAG, made)
     assert list(links) == ["a -> b"], "its gradients are what is slow"
