@@ -394,9 +394,11 @@ def main() -> None:
             data["torchft"] = theirs
             rows.append(row_of_torchft(theirs))
     data["results"] = [result.to_json() for result in results]
+    # One setting or another model must not take the place of the record.
+    names = ["recovery", *([] if options.setting is None else [str(options.setting)])]
+    names += [] if options.width == Workload().width else [f"width_{options.width}"]
     report(
-        # One setting alone must not take the place of the record of all.
-        "recovery" if options.setting is None else f"recovery_{options.setting}",
+        "_".join(names),
         "From kill -9 to the next completed step",
         ["setting", "seconds", "spread", "over adoption", ""],
         rows,
