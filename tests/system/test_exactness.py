@@ -22,6 +22,7 @@ pytestmark = pytest.mark.system
 LOSSY: dict[str, dict[str, Any]] = {
     "dense": {"codec": "none"},
     "stochastic": {"forward": "int4", "backward": "int3:stochastic=1"},
+    "gradients at its places": {"forward": "topk:ratio=4,value_bits=8", "backward": "topk-reused:value_bits=8"},
     "error feedback": {"codec": "topk", "ratio": 10, "error_feedback": True},
 }
 FEW = 4
