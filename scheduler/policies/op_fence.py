@@ -19,7 +19,7 @@ from scheduler.policies.beam import Beam
 from scheduler.policies.equal import equal_compute, equal_ops, nearest
 from scheduler.policies.fences import fences, orders, transfer_seconds
 from scheduler.policies.partition import Positions, Programme, Stage, candidates, with_ends
-from scheduler.policies.refine import Score, refine
+from scheduler.policies.refine import Score, insertions, refine
 
 SMALL_POOL = 16
 LARGE_POOL = 128
@@ -37,6 +37,8 @@ BEAM_POOL, BEAM_POSITIONS, BEAM_WIDTH, BEAM_ANSWERS = 8, 14, 60, 16
 """The beam search's limits: it is for pools of up to so many devices."""
 MOST_RETURNING = 3
 """Of its answers, so many are simulated in full."""
+GATHERED = 2
+"""Placements on the devices that are of use that are completed with the others, where all have to take part."""
 MOST_POSITIONS = 400
 """Beyond so many candidate pieces the work is shared out in proportion to speed instead of by dynamic programme."""
 MOST_STAGES = 96
@@ -49,7 +51,7 @@ def op_fence(request: Request) -> Placed:
     search = _Search(request, pool)
     starts = search.starts()
     starts = sorted(dict.fromkeys(starts), key=lambda placed: request.estimate(placed).score)
-    climbed = dict.fromkeys(search.refined(placed) for placed in starts[: search.climbs])
+    climbed = dict.fromkeys(search.refined(placed) for placed in (*starts[: search.climbs], *search.gathered()))
     # The baselines take part, so that the answer is never worse than theirs.
     others = [baseline(request) for baseline in (equal_compute, equal_ops)]
     ranked = list(dict.fromkeys((*climbed, *starts[:2], *others)))
@@ -199,6 +201,31 @@ class _Search:
         most = 96 if len(self.pool) <= SMALL_POOL else 128
         most = max(most, 2 * (self.request.fragments or 0), 2 * len(self.pool) if self.request.use_all else 0)
         return candidates(self.costs, most, factors)
+
+    def gathered(self) -> list[Placed]:
+        """Where all devices have to take part: placements on those that are of use, with a piece for each of the others.
+
+        It is put where it hurts least, which need not be next to its fence: at a loss, or a branch that little goes through.
+        """
+        request = self.request
+        if (
+            not request.use_all
+            or len(self.pool) > SMALL_POOL
+            or request.fragments is not None
+            or request.cuts is not None
+        ):
+            return []
+        free = _Search(replace(request, use_all=False), self.pool)
+        best = sorted(dict.fromkeys(free.starts()), key=lambda placed: request.estimate(placed).score)
+        return list(dict.fromkeys(self._completed(placed) for placed in best[:GATHERED]))
+
+    def _completed(self, placed: Placed) -> Placed:
+        most = min(len(self.pool), len(self.legal) + 1)
+        for device in self.pool:
+            if device not in placed.devices and len(set(placed.devices)) < most:
+                ways = list(insertions(placed, self.legal, device))
+                placed = min(ways, key=lambda way: self.request.estimate(way).score, default=placed)
+        return placed
 
     def _proportional(self, ranked: Sequence[int], measure: Floats, shares: Floats) -> Placed:
         """Contiguous stages in the order `ranked`, with a cumulative `measure` split in proportion to the devices' shares."""

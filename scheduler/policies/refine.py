@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 from scheduler.estimate import Placed
 
@@ -99,3 +100,18 @@ def _splits(placed: Placed, legal: Sequence[int], devices: Sequence[int]) -> Ite
                 if device != hosts[index]:
                     yield Placed(split, (*hosts[: index + 1], device, *hosts[index + 1 :]))
                     yield Placed(split, (*hosts[:index], device, *hosts[index:]))
+
+
+def insertions(placed: Placed, legal: Sequence[int], device: int) -> Iterator[Placed]:
+    """Give the beginning or the end of a fragment to `device`, wherever it may be cut, or the least piece within it."""
+    cuts, hosts = placed.cuts, placed.devices
+    bounds = (0, *cuts, legal[-1] + 1 if legal else 1)
+    for index in range(len(hosts)):
+        inside = legal[bisect_right(legal, bounds[index]) : bisect_left(legal, bounds[index + 1])]
+        before, after = hosts[: index + 1], hosts[index:]
+        for there in inside:
+            split = (*cuts[:index], there, *cuts[index:])
+            yield Placed(split, (*hosts[:index], device, *after))
+            yield Placed(split, (*before, device, *hosts[index + 1 :]))
+        for there, next_one in pairwise(inside):
+            yield Placed((*cuts[:index], there, next_one, *cuts[index:]), (*before, device, *after))

@@ -10,8 +10,13 @@ from scheduler.devices import Device, Link, Network
 MEGA = 1_000_000
 
 
-def transformer(blocks: int = 4, *, elements: int = 4096, flops: int = 50 * MEGA, tied: bool = False) -> OpDag:
-    """An embedding, residual blocks of five calls, a head and a loss; one value crosses between blocks, two inside."""
+def transformer(
+    blocks: int = 4, *, elements: int = 4096, flops: int = 50 * MEGA, tied: bool = False, aside: bool = False
+) -> OpDag:
+    """An embedding, residual blocks of five calls, a head and a loss; one value crosses between blocks, two inside.
+
+    With `aside` the targets come to the loss by a call of their own, which stands between the head and the loss.
+    """
     ops: list[Op] = []
     parameters: list[Parameter] = []
     hidden = TensorMeta((elements,), "float32")
@@ -52,6 +57,8 @@ def transformer(blocks: int = 4, *, elements: int = 4096, flops: int = 50 * MEGA
     head = table if tied else weight("head", 8 * elements)
     logits = add("call", "aten.linear.default", value, head, work=flops)
     scalar = TensorMeta((), "float32")
+    if aside:
+        targets = add("call", "aten.view.default", targets, meta=TensorMeta((64,), "int64"))
     loss = add("call", "aten.cross_entropy_loss.default", logits, targets, meta=scalar)
     add("loss", "loss", loss, meta=scalar)
     return OpDag(tuple(ops), tuple(parameters))

@@ -146,6 +146,18 @@ def test_use_all_holds_where_a_tied_parameter_invites_to_come_back() -> None:
         assert len(set(plan.placement)) == workers
 
 
+def test_who_has_to_take_part_without_being_of_use_gets_what_hurts_least() -> None:
+    """Two workers beyond a slow link: the loss, to which they send a number, and the targets, which take few bytes."""
+    devices, network = two_cities(between=2e5)
+    dag = transformer(8, elements=65536, aside=True)
+    free = plan_job(dag, devices, network, micro_batches=8)
+    everybody = plan_job(dag, devices, network, micro_batches=8, use_all=True)
+    assert len(set(everybody.placement)) == 4
+    assert free.predicted_step_seconds is not None
+    assert everybody.predicted_step_seconds is not None
+    assert everybody.predicted_step_seconds < 1.25 * free.predicted_step_seconds
+
+
 def test_use_all_with_more_workers_than_pieces_uses_what_it_can() -> None:
     pieces = len(workload(transformer(1)).cut_points) + 1
     devices = homogeneous([f"w{index}" for index in range(pieces + 5)])
