@@ -218,7 +218,9 @@ def test_the_more_links_need_a_codec_the_milder_it_has_to_be(rule: str, one: str
 
     def backward(*pairs: str) -> set[str]:
         # Gradients have the slower way, so that fewer bits for them would help.
-        slow_ones = {ends: link for a, b in pairs for ends, link in (((a, b), slow), ((b, a), slower))}
+        slow_ones = {
+            ends: link for pair in pairs for ends, link in (((pair[0], pair[1]), slow), ((pair[1], pair[0]), slower))
+        }
         made = plan_job(
             transformer(12, elements=65536), homogeneous("abcde"), Network(fast, slow_ones), micro_batches=8,
             policy="equal-ops", cuts=(11, 21, 31, 41), compression=CompressionSpec(codec=rule, ratio=300.0),
@@ -260,7 +262,9 @@ def test_harm_counts_by_the_tensors_that_are_compressed() -> None:
 def test_where_harm_adds_up_to_too_much_the_slowest_link_keeps_the_codec_that_it_needs() -> None:
     """The others get milder ones: a step takes as long as its slowest link."""
     rates = {"ab": 2e5, "bc": 1.1e5, "cd": 2e5, "de": 2e5, "ef": 2e5}
-    links = {ends: Link(rate, 1e-4) for (a, b), rate in rates.items() for ends in ((a, b), (b, a))}
+    links = {
+        ends: Link(rate, 1e-4) for pair, rate in rates.items() for ends in ((pair[0], pair[1]), (pair[1], pair[0]))
+    }
     dag = transformer(12, elements=65536)
     made = plan_job(
         dag,
