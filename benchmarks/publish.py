@@ -32,6 +32,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "other-networks-seconds": partial(tables.slow_table, "gpt", OTHERS, tables.seconds),
     "slow-network-goals": partial(tables.slow_goals, "gpt"),
     "slow-network-losses": partial(tables.losses, "gpt"),
+    "resnet-seconds": partial(tables.slow_table, "resnet", CITIES + OTHERS, tables.seconds),
+    "resnet-goals": partial(tables.slow_goals, "resnet"),
     "codec-harm": tables.harm,
     "codec-trials": tables.trials,
 }
