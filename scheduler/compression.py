@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from compress.settings import REUSED, TopK, parse, reuses, with_options
 from dag.workload import Crossings, Workload
 from fusion.plan import CodecChoice
 from fusion.spec import CompressionSpec
 from scheduler.devices import Device, Network
-from scheduler.harm import Measured, ladder
-from scheduler.messages import price
+from scheduler.harm import MOST_HARM, Measured, ladder
+from scheduler.hidden import LADDER, hidden
+from scheduler.pairs import Pair, pairs_of
 
 ADATOPK_FACTOR = 3.0
 """FusionLLM's factor on the ratio (a value and its index cost about three times a value). Its place in the formula is
 recalled from the paper with medium certainty, so the wire ratio is reported beside the nominal one."""
 
-MOST_HARM = 0.01
-"""`auto` and `adaint` use codecs that together cost at most this share of the loss, if what our measurement says of one
-tensor (`scheduler.harm`) adds up over all that are compressed."""
-
-LADDER = ladder(MOST_HARM)
 _TOPK = ("topk", "topk-sampled", "adatopk")
-
-
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """The edges that go from one worker to another; their gradients come back."""
-
-    source: str
-    target: str
-    edges: tuple[int, ...]
 
 
 def choose_codecs(
@@ -110,13 +95,12 @@ def _by_rule(
         return {edge: _topk(compression.ratio, compression.codec) for edge in edges if compression.ratio > 1}
     if compression.codec not in ("adatopk", "adaint", "auto"):
         return {edge: CodecChoice(forward=compression.codec, backward=compression.codec) for edge in edges}
-    pairs = list(_pairs(crossings, edges, placement))
-    if compression.codec in ("adatopk", "adaint"):
-        chosen = _adaptive(compression, workload, crossings, pairs, network)
-    else:
+    if compression.codec == "auto":
         # Gradients come back at an activation's places only where the rule chooses the activation's codec.
-        ladder = [row for row in LADDER if compression.forward is None or not reuses(row.backward)]
-        chosen = _hidden([_Rungs(workload, crossings, pair, network, ladder) for pair in pairs], busy_seconds)
+        rungs = [row for row in LADDER if compression.forward is None or not reuses(row.backward)]
+        return hidden(workload, crossings, edges, placement, network, rungs, busy_seconds)
+    pairs = list(pairs_of(crossings, edges, placement))
+    chosen = _adaptive(compression, workload, crossings, pairs, network)
     return {
         edge: choice
         for pair, choice in zip(pairs, chosen, strict=True)
@@ -125,86 +109,11 @@ def _by_rule(
     }
 
 
-def _pairs(crossings: Crossings, edges: Sequence[int], placement: Sequence[str]) -> Iterator[_Pair]:
-    """Pairs of different workers, in order of their first edge."""
-    found: dict[tuple[str, str], list[int]] = {}
-    for edge in edges:
-        ends = (placement[crossings.source[edge]], placement[crossings.target[edge]])
-        if ends[0] != ends[1]:
-            found.setdefault(ends, []).append(edge)
-    for (source, target), mine in found.items():
-        yield _Pair(source, target, tuple(mine))
-
-
-class _Rungs:
-    """The ladder of harm for one pair: how long each codec's messages of a micro-batch take, priced when asked for."""
-
-    def __init__(
-        self, workload: Workload, crossings: Crossings, pair: _Pair, network: Network, rungs: Sequence[Measured]
-    ) -> None:
-        self._rungs = rungs
-        self._workload = workload
-        self._crossings = crossings
-        self._pair = pair
-        self._rates = [
-            network.link(*ends).bytes_per_second for ends in ((pair.source, pair.target), (pair.target, pair.source))
-        ]
-        self._seconds: list[float] = []
-
-    def seconds(self, rung: int) -> float:
-        """Of the link, the encoder or the decoder, whichever takes longest: each works on another micro-batch."""
-        while len(self._seconds) <= rung:
-            self._seconds.append(self._price(self._rungs[len(self._seconds)].choice))
-        return self._seconds[rung]
-
-    def _price(self, choice: CodecChoice) -> float:
-        slowest = 0.0
-        ways = (self._pair.edges, _returning(self._crossings, self._pair))
-        for codec, rate, moving in zip((choice.forward, choice.backward), self._rates, ways, strict=True):
-            parts = [price(self._workload, int(self._crossings.value[edge]), codec, choice.options) for edge in moving]
-            sizes, encoding, decoding = (sum(column) for column in zip(*parts, strict=True)) if parts else (0.0,) * 3
-            slowest = max(slowest, sizes / rate, encoding, decoding)
-        return slowest
-
-    def mildest(self, deadline: float) -> int:
-        """The first rung that keeps to the deadline; where none does, the one that comes nearest."""
-        found = next((rung for rung in range(len(self._rungs)) if self.seconds(rung) <= deadline), None)
-        return min(range(len(self._rungs)), key=self.seconds) if found is None else found
-
-    def choice(self, deadline: float) -> CodecChoice:
-        return self._rungs[self.mildest(deadline)].choice
-
-    def harm(self, deadline: float) -> float:
-        """What this choice costs on all of the pair's edges."""
-        return self._rungs[self.mildest(deadline)].harm * len(self._pair.edges)
-
-    def times(self) -> Iterator[float]:
-        return (self.seconds(rung) for rung in range(len(self._rungs)))
-
-
-def _hidden(pairs: Sequence[_Rungs], busy_seconds: float) -> list[CodecChoice]:
-    """`auto`: every pair's mildest rung for the earliest deadline, from `busy_seconds` on, that keeps the harm within reason."""
-
-    def harm(deadline: float) -> float:
-        return sum(pair.harm(deadline) for pair in pairs)
-
-    deadline = busy_seconds
-    if harm(deadline) > MOST_HARM:
-        # Who gets more time never does more harm, and with enough of it nobody does any.
-        later = sorted({each for pair in pairs for each in pair.times() if each > busy_seconds})
-        deadline = later[bisect_left(later, True, key=lambda each: harm(each) <= MOST_HARM)]
-    return [pair.choice(deadline) for pair in pairs]
-
-
-def _returning(crossings: Crossings, pair: _Pair) -> tuple[int, ...]:
-    return tuple(edge for edge in pair.edges if crossings.gradient[edge])
-
-
 def _adaptive(
     compression: CompressionSpec,
     workload: Workload,
     crossings: Crossings,
-    pairs: Sequence[_Pair],
+    pairs: Sequence[Pair],
     network: Network,
 ) -> list[CodecChoice]:
     """The per-link rule of `adatopk` and `adaint`."""
@@ -219,11 +128,11 @@ def _adaptive(
     return [row.choice for row in (_width(ratio, MOST_HARM / max(1, harmful)) for ratio in ratios)]
 
 
-def _plain_seconds(workload: Workload, crossings: Crossings, pair: _Pair, network: Network) -> float:
+def _plain_seconds(workload: Workload, crossings: Crossings, pair: Pair, network: Network) -> float:
     """T_l: what one micro-batch's uncompressed messages take on the slower of the pair's two ways."""
     forward, backward = (
         float(workload.value_bytes[crossings.value[list(edges)]].sum())
-        for edges in (pair.edges, _returning(crossings, pair))
+        for edges in (pair.edges, pair.returning(crossings))
     )
     out, back = network.link(pair.source, pair.target), network.link(pair.target, pair.source)
     return max(out.transfer(forward), back.transfer(backward) if backward else 0.0)

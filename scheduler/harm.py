@@ -18,6 +18,10 @@ from dataclasses import dataclass
 
 from fusion.plan import CodecChoice
 
+MOST_HARM = 0.01
+"""`auto` and `adaint` use codecs that together cost at most this share of the loss, if what our measurement says of one
+tensor adds up over all that are compressed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:

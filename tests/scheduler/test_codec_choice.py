@@ -7,13 +7,14 @@ from scheduler_cases import transformer, two_cities
 
 from compress.settings import TopKReused, parse
 from dag.cut import cut
+from dag.workload import workload
 from fusion.errors import PlanError
 from fusion.plan import CodecChoice, Plan
 from fusion.spec import CompressionSpec
 from scheduler import Device, Link, Network, homogeneous, plan_job
 from scheduler.compare import codecs_per_link, wire_ratio
-from scheduler.compression import MOST_HARM, expected_factors
-from scheduler.harm import MEASURED, ladder
+from scheduler.compression import choose_codecs, expected_factors
+from scheduler.harm import MEASURED, MOST_HARM, ladder
 
 DAG = transformer(6, elements=65536)
 
@@ -301,3 +302,19 @@ def test_the_ladder_of_harm_is_ordered_and_known_to_the_codecs() -> None:
     for row in MEASURED:
         assert parse(row.forward, dict(row.options)).expected_payload_bytes((64,), "float32") > 0
         assert parse(row.backward, dict(row.options)).expected_payload_bytes((64,), "float32") > 0
+
+
+@pytest.mark.parametrize(("placement", "expected"), [("aaab", "none"), ("abab", "int8")])
+def test_what_goes_the_same_way_over_a_link_counts_together(placement: str, expected: str) -> None:
+    """A pipeline that comes back sends activations and other fragments' gradients over one wire."""
+    work = workload(DAG)
+    found = choose_codecs(
+        CompressionSpec(codec="auto"),
+        work,
+        work.crossings((11, 21, 31)),
+        tuple(placement),
+        Network(Link(1e6, 0.0)),
+        # A tensor takes 0.26 s, another one would be too much.
+        busy_seconds=0.3,
+    )
+    assert [found.get(edge, CodecChoice()).forward for edge in range(3)] == [expected] * 3
