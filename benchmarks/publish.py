@@ -35,6 +35,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "resnet-seconds": partial(tables.slow_table, "resnet", CITIES + OTHERS, tables.seconds),
     "resnet-goals": partial(tables.slow_goals, "resnet"),
     "codec-harm": tables.harm,
+    "paper-scale-gpus": partial(tables.paper_scale, "48 GPUs"),
+    "paper-scale-devices": partial(tables.paper_scale, "1,000 devices"),
     "codec-trials": tables.trials,
 }
 PLOTS: dict[str, Callable[[], str]] = {

@@ -158,3 +158,29 @@ def recovery() -> str:
             lines.append(["steps replayed"])
         lines[len(kinds)].append(f"{min(steps)} to {max(steps)}")
     return table(["", "loopback", "100 Mbit/s", "20 Mbit/s"], lines)
+
+
+def paper_scale(topology: str) -> str:
+    """Simulated seconds per step, the speed-up over the faster dense baseline, and how many workers have a fragment."""
+    rows = [row for row in recorded("paper_scale")["rows"] if row["topology"] == topology]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    lines: dict[tuple[str, str, bool], dict[str, str]] = {}
+    for row in rows:
+        baseline = row["policy"] != "op-fence"
+        line = lines.setdefault((row["policy"], row["codec"], row["everyone"] and not baseline), {})
+        line[row["model"]] = f"{_figures(row['step_seconds'])} s ({_figures(row['speedup'])}), {row['workers']}"
+    return table(
+        ["plan, codec", *models],
+        [
+            [
+                f"{policy}{', all take part' if everyone else ''}; {'dense' if codec == 'none' else codec}",
+                *(cells.get(model, "") for model in models),
+            ]
+            for (policy, codec, everyone), cells in lines.items()
+        ],
+    )
+
+
+def _figures(value: float) -> str:
+    """Three figures."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
