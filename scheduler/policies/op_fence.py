@@ -19,7 +19,7 @@ from scheduler.policies.beam import Beam
 from scheduler.policies.equal import equal_compute, equal_ops, nearest
 from scheduler.policies.fences import fences, orders, transfer_seconds
 from scheduler.policies.partition import Positions, Programme, Stage, candidates, with_ends
-from scheduler.policies.refine import Score, insertions, refine
+from scheduler.policies.refine import WAYS_OF_INSERTING, Score, insertions, refine
 
 SMALL_POOL = 16
 LARGE_POOL = 128
@@ -39,6 +39,8 @@ MOST_RETURNING = 3
 """Of its answers, so many are simulated in full."""
 GATHERED = 2
 """Placements on the devices that are of use that are completed with the others, where all have to take part."""
+MOST_INSERTIONS = 8000
+"""... and so many ways to do so are estimated for each of those placements; of a long model not every cut position is tried."""
 MOST_POSITIONS = 400
 """Beyond so many candidate pieces the work is shared out in proportion to speed instead of by dynamic programme."""
 MOST_STAGES = 96
@@ -221,10 +223,12 @@ class _Search:
 
     def _completed(self, placed: Placed) -> Placed:
         most = min(len(self.pool), len(self.legal) + 1)
-        for device in self.pool:
-            if device not in placed.devices and len(set(placed.devices)) < most:
-                ways = list(insertions(placed, self.legal, device))
-                placed = min(ways, key=lambda way: self.request.estimate(way).score, default=placed)
+        idle = [device for device in self.pool if device not in placed.devices][: most - len(set(placed.devices))]
+        stride = -(-WAYS_OF_INSERTING * len(self.legal) * len(idle) // MOST_INSERTIONS) or 1
+        tried = self.legal[::-stride][::-1]  # The last one cuts the loss off.
+        for device in idle:
+            ways = insertions(placed, tried, device)
+            placed = min(ways, key=lambda way: self.request.estimate(way).score, default=placed)
         return placed
 
     def _proportional(self, ranked: Sequence[int], measure: Floats, shares: Floats) -> Placed:

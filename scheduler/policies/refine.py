@@ -9,6 +9,8 @@ from itertools import pairwise
 from scheduler.estimate import Placed
 
 Score = Callable[[Placed], tuple[float, float]]
+WAYS_OF_INSERTING = 3
+"""At each position: `insertions`."""
 
 
 def refine(

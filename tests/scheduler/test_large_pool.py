@@ -44,6 +44,21 @@ def test_a_thousand_devices_are_planned_within_ten_seconds_of_one_core() -> None
     assert plan.predicted_step_seconds < 0.8 * naive.predicted_step_seconds
 
 
+@pytest.mark.slow
+def test_a_long_model_is_not_tried_at_every_position_for_who_has_to_take_part() -> None:
+    """Thirteen slow workers get a piece each; all ways to give them one would take half a minute."""
+    devices = tuple(
+        Device(f"w{index}", "near" if index < 3 else "far", 1e10 if index < 3 else 1e8) for index in range(16)
+    )
+    slow, fast = Link(2e5, 0.02), Link(1e8, 1e-3)
+    links = {(a, b): fast if a == b else slow for a in ("near", "far") for b in ("near", "far")}
+    network = Network(slow, {}, links, {device.name: device.region for device in devices})
+    begun = time.process_time()
+    plan = plan_job(transformer(300), devices, network, micro_batches=8, use_all=True)
+    assert time.process_time() - begun < 10
+    assert len(set(plan.placement)) == 16
+
+
 def test_long_pipelines_are_not_simulated_while_searching(monkeypatch: pytest.MonkeyPatch) -> None:
     """The baselines' pipelines over the whole pool would take minutes to play."""
     played: list[int] = []
