@@ -9,14 +9,14 @@ from itertools import pairwise
 from statistics import median
 from typing import Protocol, runtime_checkable
 
-from compress.settings import parse
 from coordinator.life.events import MakePlan
 from coordinator.life.jobs import FragmentSummary, Job
+from coordinator.plans.edge_bytes import sent
 from dag.cut import Fragment, Partition, bits_follow_cuts, cut
 from dag.graph import OpDag
 from fusion.errors import PlanError
 from fusion.messages import Device, LinkFigures, TrainConfig
-from fusion.plan import CodecChoice, Plan
+from fusion.plan import Plan
 from fusion.spec import JobSpec
 
 _AS_GOOD = 1.05
@@ -223,14 +223,10 @@ def summarize(dag: OpDag, plan: Plan) -> tuple[FragmentSummary, ...]:
 def _traffic(partition: Partition, plan: Plan) -> list[Counter[int]]:
     """By fragment: the bytes that it exchanges with each other one for a micro-batch."""
     found = [Counter[int]() for _ in partition.fragments]
-    for edge in partition.edges:
-        choice = plan.codecs.get(edge.index, CodecChoice())
-        ways = [choice.forward] if edge.kind == "activation" else []  # A parameter travels once a step.
-        ways += [choice.backward] if edge.gradient else []
-        for codec in ways:
-            size = parse(codec, choice.options).expected_payload_bytes(edge.meta.shape, edge.meta.dtype)
-            found[edge.source][edge.target] += size
-            found[edge.target][edge.source] += size
+    for each in sent(partition, plan):
+        if not each.once_a_step:
+            found[each.edge.source][each.edge.target] += each.wire_bytes
+            found[each.edge.target][each.edge.source] += each.wire_bytes
     return found
 
 

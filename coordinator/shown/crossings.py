@@ -5,58 +5,46 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-from compress.settings import parse
 from coordinator.life.jobs import Job
-from dag.cut import Edge, cut
+from coordinator.plans.edge_bytes import sent
+from dag.cut import cut
 from dag.graph import OpDag
-from fusion.plan import CodecChoice, Plan
+from fusion.plan import Plan
 
 _KEPT = 16
-_PLAIN = CodecChoice()
 
 
 def crossings(dag: OpDag, plan: Plan, micro_batches: int) -> list[dict[str, Any]]:
     """For every direction between two workers: its edges, and their bytes in a step."""
     links: dict[tuple[str, str], dict[str, Any]] = {}
-
-    def add(edge: Edge, sender: str, receiver: str, kind: str, codec: str, times: int) -> None:
+    for each in sent(cut(dag, plan.cuts), plan):
+        edge = each.edge
+        ends = plan.placement[edge.source], plan.placement[edge.target]
+        sender, receiver = reversed(ends) if each.gradient else ends
         if sender == receiver:
-            return
-        options = plan.codecs.get(edge.index, _PLAIN).options
-        floating = edge.meta.is_floating
-        size = (
-            parse(codec, options).expected_payload_bytes(edge.meta.shape, edge.meta.dtype)
-            if floating
-            else edge.meta.nbytes
-        )
+            continue
+        times = 1 if each.once_a_step else micro_batches
+        plain, wire = edge.meta.nbytes * times, each.wire_bytes * times
         link = links.setdefault(
             (sender, receiver),
             {"from": sender, "to": receiver, "plain_bytes": 0, "wire_bytes": 0, "codecs": [], "edges": []},
         )
-        link["plain_bytes"] += edge.meta.nbytes * times
-        link["wire_bytes"] += size * times
-        if codec not in link["codecs"]:
-            link["codecs"].append(codec)
+        link["plain_bytes"] += plain
+        link["wire_bytes"] += wire
+        if each.codec not in link["codecs"]:
+            link["codecs"].append(each.codec)
         link["edges"].append(
             {
                 "edge": edge.index,
-                "kind": kind,
+                "kind": "gradient" if each.gradient else edge.kind,
                 "op": dag.ops[edge.value].name,
                 "shape": list(edge.meta.shape),
                 "dtype": edge.meta.dtype,
-                "codec": codec,
-                "plain_bytes": edge.meta.nbytes * times,
-                "wire_bytes": size * times,
+                "codec": each.codec,
+                "plain_bytes": plain,
+                "wire_bytes": wire,
             }
         )
-
-    for edge in cut(dag, plan.cuts).edges:
-        choice = plan.codecs.get(edge.index, _PLAIN)
-        source, target = plan.placement[edge.source], plan.placement[edge.target]
-        # A parameter that is lent travels once a step, an activation for every micro-batch.
-        add(edge, source, target, edge.kind, choice.forward, 1 if edge.kind == "parameter" else micro_batches)
-        if edge.gradient:
-            add(edge, target, source, "gradient", choice.backward, micro_batches)
     return list(links.values())
 
 
