@@ -11,13 +11,13 @@ from typing import Protocol, runtime_checkable
 
 from coordinator.life.events import MakePlan
 from coordinator.life.jobs import FragmentSummary, Job
-from coordinator.plans.edge_bytes import sent
 from dag.cut import Fragment, Partition, bits_follow_cuts, cut
 from dag.graph import OpDag
 from fusion.errors import PlanError
 from fusion.messages import Device, LinkFigures, TrainConfig
 from fusion.plan import Plan
 from fusion.spec import JobSpec
+from scheduler.edge_bytes import sent
 
 _AS_GOOD = 1.05
 """A placement whose predicted step time is within this is as good."""

@@ -6,10 +6,10 @@ from collections import OrderedDict
 from typing import Any
 
 from coordinator.life.jobs import Job
-from coordinator.plans.edge_bytes import sent
 from dag.cut import cut
 from dag.graph import OpDag
 from fusion.plan import Plan
+from scheduler.edge_bytes import sent
 
 _KEPT = 16
 
