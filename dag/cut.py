@@ -14,6 +14,7 @@ from itertools import accumulate, pairwise
 from typing import Literal
 
 from dag.graph import OpDag, TensorMeta, refs_of
+from dag.weight_gradients import postponed
 from fusion.errors import PlanError
 
 
@@ -55,6 +56,8 @@ class Fragment:
     inputs: tuple[Edge, ...]
     outputs: tuple[Edge, ...]
     has_loss: bool
+    postponed: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    """(op, parameters): those whose gradients are computed after all that other fragments wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,15 +196,16 @@ def cut(dag: OpDag, positions: Sequence[int]) -> Partition:
             )
 
     home_of_body = {op: bisect_right(bounds, rank) - 1 for rank, op in enumerate(dag.body)}
-    edges = tuple(_edges(dag, home_of_body))
+    gradients = differentiated(dag)
+    edges = tuple(_edges(dag, home_of_body, gradients))
     fragments = tuple(
-        _fragment(dag, index, dag.body[bounds[index] : bounds[index + 1]], edges) for index in range(len(bounds) - 1)
+        _fragment(dag, index, dag.body[bounds[index] : bounds[index + 1]], edges, gradients)
+        for index in range(len(bounds) - 1)
     )
     return Partition(tuple(positions), fragments, edges)
 
 
-def _edges(dag: OpDag, home_of_body: dict[int, int]) -> Iterable[Edge]:
-    gradients = differentiated(dag)
+def _edges(dag: OpDag, home_of_body: dict[int, int], gradients: frozenset[int]) -> Iterable[Edge]:
     index = 0
     for op in dag.ops:
         users = [user for user in dag.users[op.id] if user in home_of_body]
@@ -221,7 +225,9 @@ def _edges(dag: OpDag, home_of_body: dict[int, int]) -> Iterable[Edge]:
             index += 1
 
 
-def _fragment(dag: OpDag, index: int, body: Sequence[int], edges: Sequence[Edge]) -> Fragment:
+def _fragment(
+    dag: OpDag, index: int, body: Sequence[int], edges: Sequence[Edge], gradients: frozenset[int]
+) -> Fragment:
     inputs = tuple(edge for edge in edges if edge.target == index)
     arriving = {edge.value for edge in inputs}
     inside = set(body)
@@ -249,4 +255,7 @@ def _fragment(dag: OpDag, index: int, body: Sequence[int], edges: Sequence[Edge]
         inputs=inputs,
         outputs=tuple(edge for edge in edges if edge.source == index),
         has_loss=dag.loss.id in inside,
+        postponed=postponed(
+            dag, body, (edge.value for edge in inputs if edge.kind == "activation" and edge.gradient), gradients
+        ),
     )

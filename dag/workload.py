@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dag.cut import CutPoint, cut_points, differentiated
 from dag.graph import Op, OpDag, TensorMeta
+from dag.weight_gradients import separable
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -57,6 +58,10 @@ class Workload:
     parameter_bytes: Floats
     """Cumulative bytes of parameters, at the first op that uses each."""
     parameter_elements: Floats
+    weights_share: Floats
+    """By rank, not cumulative: the part of an op's backward that can wait (`dag.weight_gradients`)."""
+    waiting: Floats
+    """Cumulative bytes of the gradients of these ops' values, which are kept meanwhile."""
     saved: Floats
     """Cumulative bytes that autograd keeps from forward to backward."""
     stored: Floats
@@ -121,10 +126,16 @@ def workload(dag: OpDag) -> Workload:
             "backward_traffic",
             "calls",
             "backward_calls",
+            "waiting",
             "saved",
         )
     }
     gradients = differentiated(dag)
+    weights_share = np.zeros(size)
+    for op_id in separable(dag, gradients):
+        # Two products of the same three sizes: one for the input, one for the weights.
+        weights_share[rank[op_id]] = 0.5
+        columns["waiting"][rank[op_id]] = dag.ops[op_id].output_bytes
     for op_id, position in rank.items():
         op = dag.ops[op_id]
         moved = _traffic(dag, op)
@@ -165,6 +176,8 @@ def workload(dag: OpDag) -> Workload:
         backward_traffic=_cumulative(columns["backward_traffic"]),
         calls=_cumulative(columns["calls"]),
         backward_calls=_cumulative(columns["backward_calls"]),
+        weights_share=weights_share,
+        waiting=_cumulative(columns["waiting"]),
         saved=_cumulative(columns["saved"]),
         parameter_bytes=_cumulative(parameter_bytes),
         parameter_elements=_cumulative(parameter_elements),

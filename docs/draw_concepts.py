@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import heapq
+
 from draw_overview import STYLE, box, line, marker, text
 
-from executor.ordering import TaskKind, passes
+from dag.cut import Edge, Fragment, Partition
+from dag.graph import TensorMeta
+from executor.board import TaskBoard
+from executor.ordering import Task, TaskKind
+from fusion.wire import FrameKind
 
 _MORE = """
   .cut { stroke: #c2410c; stroke-width: 1.6; stroke-dasharray: 4 4; } .arrow { stroke: #5b6775; }
-  .fill-arrow { fill: #5b6775; } .task-f { fill: #bcd3f8; } .task-b { fill: #f4c9a8; } .task-u { fill: #b9dfc3; }
+  .fill-arrow { fill: #5b6775; } .task-f { fill: #bcd3f8; } .task-b { fill: #f4c9a8; } .task-u { fill: #b9dfc3; } .task-w { fill: #f6e3a1; }
   .gone { fill: none; stroke: #c2410c; stroke-width: 1.5; stroke-dasharray: 5 4; } .held { fill: #b9dfc3; stroke: #4d9a63; }
   @media (prefers-color-scheme: dark) {
     .cut, .gone { stroke: #f59e6b; } .arrow { stroke: #98a5b3; } .fill-arrow { fill: #98a5b3; }
-    .task-f { fill: #2b4a7d; } .task-b { fill: #7a4522; } .task-u { fill: #2d5c3b; } .held { fill: #2d5c3b; stroke: #63b37b; }
+    .task-f { fill: #2b4a7d; } .task-b { fill: #7a4522; } .task-u { fill: #2d5c3b; } .task-w { fill: #6b5a1e; } .held { fill: #2d5c3b; stroke: #63b37b; }
   }
 """
 
@@ -74,51 +80,72 @@ def cutting() -> str:
     return _page(920, 396, "An OP-DAG is cut into fragments, and the fragments are placed on workers", parts)
 
 
+_SECONDS = {TaskKind.FORWARD: 1.0, TaskKind.BACKWARD: 1.0, TaskKind.WEIGHTS: 1.0, TaskKind.UPDATE: 0.6}
+_LETTERS = {TaskKind.FORWARD: "f", TaskKind.BACKWARD: "b", TaskKind.WEIGHTS: "w", TaskKind.UPDATE: "u"}
+
+
+def _played(fragments: int, micro_batches: int) -> list[tuple[Task, float, float]]:
+    """The tasks of one step of 1F1B with (begin, end): what a worker's own board lets run, as soon as it may."""
+    meta = TensorMeta((1,), "float32")
+    edges = tuple(Edge(i, i, i, i + 1, "activation", meta, gradient=True) for i in range(fragments - 1))
+    partition = Partition(
+        tuple(range(1, fragments)),
+        tuple(
+            Fragment(
+                *(index, (), (), (), (), (), ()),
+                inputs=edges[max(0, index - 1) : index],
+                outputs=edges[index : index + 1],
+                has_loss=index == fragments - 1,
+                postponed=((index, ()),) if index else (),
+            )
+            for index in range(fragments)
+        ),
+        edges,
+    )
+    depths = {"in_flight": range(fragments, 0, -1), "weights_behind": [fragments] * fragments}
+    common = {"schedule": "1f1b", "micro_batches": micro_batches, "steps": 1, "clip": False, **depths}
+    boards = [TaskBoard(partition, [index], **common) for index in range(fragments)]  # type: ignore[arg-type]
+    running: list[tuple[float, int, Task]] = []
+    idle, found, now = set(range(fragments)), [], 0.0
+    while not all(board.finished for board in boards):
+        for index in sorted(idle):
+            task = boards[index].next_task()
+            if task is not None:
+                idle.discard(index)
+                # A backward that leaves nothing for later takes as long as both halves.
+                whole = task.kind is TaskKind.BACKWARD and not index
+                found.append((task, now, now + _SECONDS[task.kind] * (1 + whole)))
+                heapq.heappush(running, (found[-1][2], index, task))
+        now, index, task = heapq.heappop(running)
+        idle.add(index)
+        boards[index].completed(task)
+        if task.kind is TaskKind.FORWARD and index + 1 < fragments:
+            boards[index + 1].arrived(FrameKind.ACTIVATION, index, 1, task.micro_batch)
+        elif task.kind is TaskKind.BACKWARD and index:
+            boards[index - 1].arrived(FrameKind.GRADIENT, index - 1, 1, task.micro_batch)
+    return found
+
+
 def pipeline() -> str:
-    """One step of 1F1B over three fragments, each task as soon as its inputs are there; a backward takes two forwards."""
-    fragments, micro_batches, forward, backward = 3, 4, 1.0, 2.0
-    orders = [list(passes("1f1b", micro_batches, fragments - index)) for index in range(fragments)]
-    ended: dict[tuple[TaskKind, int, int], float] = {}
-    free = [0.0] * fragments
-    bars: list[tuple[int, TaskKind, int, float, float]] = []
-    while any(orders):
-        for index, order in enumerate(orders):
-            if not order:
-                continue
-            kind, micro_batch = order[0]
-            before = index - 1 if kind is TaskKind.FORWARD else index + 1
-            needed = (kind, before, micro_batch)
-            if 0 <= before < fragments and needed not in ended:
-                continue
-            begin = max(free[index], ended.get(needed, 0.0))
-            end = begin + (forward if kind is TaskKind.FORWARD else backward)
-            ended[kind, index, micro_batch] = free[index] = end
-            bars.append((index, kind, micro_batch, begin, end))
-            order.pop(0)
-    total = max(free) + 0.6
+    """One step of 1F1B over three fragments, each task as soon as it may run; each half of a backward takes a forward."""
+    fragments, micro_batches = 3, 4
+    bars = _played(fragments, micro_batches)
+    total = max(end for _, _, end in bars)
     left, top, scale, height = 110, 56, 760 / total, 36
     parts = [text(24, 32, "One step: 4 micro-batches over 3 fragments (1F1B)", "title")]
     for index in range(fragments):
-        y = top + index * (height + 12)
-        parts.append(text(24, y + 23, f"fragment {index}"))
-        begin = free[index]
-        parts.append(
-            f'<rect x="{left + begin * scale:.1f}" y="{y}" width="{0.6 * scale:.1f}" height="{height}" class="task-u"/>'
-        )
-        parts.append(text(left + (begin + 0.3) * scale, y + 23, "U", "small", "middle"))
-    for index, kind, micro_batch, begin, end in bars:
-        y, style = top + index * (height + 12), "task-f" if kind is TaskKind.FORWARD else "task-b"
-        letter = "F" if kind is TaskKind.FORWARD else "B"
+        parts.append(text(24, top + index * (height + 12) + 23, f"fragment {index}"))
+    for task, begin, end in bars:
+        y, style = top + task.fragment * (height + 12), f"task-{_LETTERS[task.kind]}"
+        label = task.kind.name[0] + ("" if task.kind is TaskKind.UPDATE else str(task.micro_batch))
         parts.append(
             f'<rect x="{left + begin * scale:.1f}" y="{y}" width="{(end - begin) * scale - 1.5:.1f}" height="{height}" class="{style}"/>'
         )
-        parts.append(
-            text(round(left + (begin + end) / 2 * scale, 1), y + 23, f"{letter}{micro_batch}", "small", "middle")
-        )
-    idle = 1 - sum(end - begin for _, _, _, begin, end in bars) / (fragments * max(free))
+        parts.append(text(round(left + (begin + end) / 2 * scale, 1), y + 23, label, "small", "middle"))
+    idle = 1 - sum(end - begin for _, begin, end in bars) / (fragments * total)
     y = top + fragments * (height + 12) + 16
-    parts.append(text(left, y, "F forward, B backward (in micro-batch order), U update;", "small"))
-    parts.append(text(left + 370, y, f"what is empty is the bubble: {idle:.0%} here", "small"))
+    parts.append(text(left, y, "F forward, B backward, W gradients of weights that it left, U update;", "small"))
+    parts.append(text(left + 470, y, f"what is empty is the bubble: {idle:.0%} here", "small"))
     return _page(900, y + 22, "The tasks of one step over three fragments, with the idle time between them", parts)
 
 

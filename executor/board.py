@@ -8,6 +8,7 @@ What a task needs, as keys (kind, edge, step, micro-batch):
 ========  =====================================================================================================
 FORWARD   ACTIVATION of every incoming activation edge, and (micro-batch 0) of every incoming parameter edge
 BACKWARD  GRADIENT of every outgoing edge that carries one
+WEIGHTS   nothing but the BACKWARD before it
 UPDATE    with clipping, NORMS of every fragment of the plan, this one's own included (`edge` is the fragment)
 EVALUATE  EVALUATION of every incoming activation edge; ACTIVATION of every incoming parameter edge for step + 1,
           the values that the update has just made
@@ -16,11 +17,17 @@ EVALUATE  EVALUATION of every incoming activation edge; ACTIVATION of every inco
 So the home of a borrowed parameter sends its value for step `first_step` at the start and for step s + 1 after UPDATE(s)
 (after the last update too when an evaluation follows), and every fragment's norms go to all workers, its own included,
 after its last backward of a step. Values that one hosted fragment makes for another are arrivals as well.
+
+Where backwards leave the gradients of weights (`Fragment.postponed`), these run when there is nothing else to do, when
+they are behind by more micro-batches than the plan allows, and before UPDATE. A fragment computes them in micro-batch
+order, so the sums have the same bits whenever that is.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dag.cut import Partition
 from executor.ordering import Task, TaskKind, TaskOrder, safe_in_flight
@@ -31,7 +38,13 @@ Key = tuple[FrameKind, int, int, int]
 """(kind, edge, step, micro-batch), as in a wire header."""
 
 # A lower rank goes first: backwards free memory and unblock the fragments before; evaluation holds nobody up.
-_RANK = {TaskKind.BACKWARD: 0, TaskKind.UPDATE: 1, TaskKind.FORWARD: 2, TaskKind.EVALUATE: 3}
+_RANK = {
+    TaskKind.BACKWARD: 0,
+    TaskKind.UPDATE: 1,
+    TaskKind.WEIGHTS: 2,
+    TaskKind.FORWARD: 2,
+    TaskKind.EVALUATE: 3,
+}
 
 
 class TaskBoard:
@@ -50,6 +63,7 @@ class TaskBoard:
         in_flight: Sequence[int],
         steps: int,
         clip: bool,
+        weights_behind: Sequence[int] = (),
         first_step: int = 1,
         eval_every: int | None = None,
         eval_batches: int = 0,
@@ -63,6 +77,8 @@ class TaskBoard:
         self._schedule = schedule
         self._micro_batches = micro_batches
         self._in_flight = safe_in_flight(partition, micro_batches, in_flight)
+        self.weights_behind = weights_behind
+        """As in a plan: one entry per fragment, or none where WEIGHTS follow their BACKWARD at once."""
         self._eval_every = eval_every
         self._eval_batches = eval_batches
         self.orders: dict[int, TaskOrder] = {}
@@ -77,12 +93,15 @@ class TaskBoard:
         self._limits = {
             TaskKind.FORWARD: micro_batches,
             TaskKind.BACKWARD: micro_batches,
+            TaskKind.WEIGHTS: micro_batches,
             TaskKind.UPDATE: 1,
             TaskKind.EVALUATE: eval_batches,
         }
         self._here: set[Key] = set()
         # For each fragment, what its next task still waits for.
         self._missing: dict[int, set[Key]] = {}
+        # For each fragment, the micro-batches whose backward has left the gradients of weights, oldest first.
+        self._postponed: dict[int, deque[Task]] = {}
         for fragment in sorted(hosted):
             self.add(fragment, first_step)
 
@@ -107,11 +126,12 @@ class TaskBoard:
         self._parameters[fragment] = tuple(e.index for e in piece.inputs if e.kind == "parameter")
         self._gradients[fragment] = tuple(e.index for e in piece.outputs if e.gradient)
         self._reached.update({(fragment, kind): (first_step, 0) for kind in TaskKind})
+        self._postponed[fragment] = deque()
         self._missing[fragment] = self._still_missing(fragment)
 
     def drop(self, fragment: int) -> list[Key]:
         """Host this fragment no longer; returns what had arrived for it alone."""
-        del self.orders[fragment], self._missing[fragment]
+        del self.orders[fragment], self._missing[fragment], self._postponed[fragment]
         unwanted = [key for key in self._here if not self._awaited(key)]
         self._here.difference_update(unwanted)
         return unwanted
@@ -136,7 +156,13 @@ class TaskBoard:
         return True
 
     def next_task(self) -> Task | None:
-        """The ready task to run now: lowest step first, then backward before forward, then the lower micro-batch."""
+        """The ready task to run now: lowest step first, then backward before forward, then the lower micro-batch.
+
+        WEIGHTS come first where too many wait, or an UPDATE needs them, and otherwise when nothing else is ready.
+        """
+        for fragment, waiting in self._postponed.items():
+            if waiting and len(waiting) > (self.weights_behind[fragment] if self.weights_behind else 0):
+                return waiting[0]
         best: Task | None = None
         for fragment, order in self.orders.items():
             task = order.peek()
@@ -144,7 +170,13 @@ class TaskBoard:
                 continue
             if self.hold_after is None or task.step <= self.hold_after:
                 best = task
-        return best
+        if best is not None and best.kind is TaskKind.UPDATE and self._postponed[best.fragment]:
+            return self._postponed[best.fragment][0]
+        return self.postponed() if best is None else best
+
+    def postponed(self) -> Task | None:
+        """What is to be done when nothing else may: the oldest WEIGHTS."""
+        return min((tasks[0] for tasks in self._postponed.values() if tasks), key=_priority, default=None)
 
     def needs(self, task: Task) -> tuple[Key, ...]:
         """Keys of everything that must have arrived before `task` may run."""
@@ -154,6 +186,8 @@ class TaskBoard:
             return (*activations, *((FrameKind.ACTIVATION, edge, step, 0) for edge in self._parameters[fragment]))
         if task.kind is TaskKind.BACKWARD:
             return tuple((FrameKind.GRADIENT, edge, step, micro_batch) for edge in self._gradients[fragment])
+        if task.kind is TaskKind.WEIGHTS:
+            return ()
         if task.kind is TaskKind.UPDATE:
             return tuple((FrameKind.NORMS, other, step, 0) for other in self._all_fragments) if self._clip else ()
         evaluations = [(FrameKind.EVALUATION, edge, step, micro_batch) for edge in self._activations[fragment]]
@@ -164,6 +198,12 @@ class TaskBoard:
 
         Raises `ValueError` unless it is its fragment's next task.
         """
+        if task.kind is TaskKind.WEIGHTS:
+            waiting = self._postponed.get(task.fragment)
+            if not waiting or waiting[0] != task:
+                raise ValueError(f"{task} is not the oldest that its fragment has postponed")
+            waiting.popleft()
+            return []
         order = self.orders.get(task.fragment)
         if order is None or order.peek() != task:
             raise ValueError(f"{task} is not the next task of a fragment hosted here")
@@ -173,6 +213,8 @@ class TaskBoard:
                 self._here.discard(key)
         order.advance()
         self._reached[task.fragment, task.kind] = (task.step, task.micro_batch + 1)
+        if task.kind is TaskKind.BACKWARD and self._partition.fragments[task.fragment].postponed:
+            self._postponed[task.fragment].append(replace(task, kind=TaskKind.WEIGHTS))
         over: list[Key] = []
         if task.kind is TaskKind.UPDATE:
             over = [key for key in self._here if key[2] <= task.step and not self._awaited(key)]

@@ -20,6 +20,8 @@ from executor.randomness import op_seed, seeder
 from fusion.errors import DagError
 
 Values = list[Any]
+Watch = Callable[[int, torch.Tensor], None]
+"""Told of an op's value."""
 _Getter = Callable[[Values], Sequence[Any]]
 _Instruction = tuple[Callable[..., Any], _Getter, int, tuple[int, ...]]
 
@@ -28,7 +30,8 @@ class Interpreter:
     """A compiled list of ops.
 
     `given` are the ops whose values are there before the run: bound once with `bind` (parameters, constants) or set for
-    each run in the list that `fresh` makes (data, arrivals). `kept` are the ops whose values the caller reads afterwards.
+    each run in the list that `fresh` makes (data, arrivals). `kept` are the ops whose values the caller reads afterwards,
+    `watched` those whose values it is shown as they are computed.
     Raises `DagError` when an op reads a value that is neither given nor computed before it.
     """
 
@@ -41,12 +44,15 @@ class Interpreter:
         device: torch.device,
         job_seed: int = 0,
         evaluation: bool = False,
+        watched: Iterable[int] = (),
     ) -> None:
         self._device = device
         self._job_seed = job_seed
         self._evaluation = evaluation
         self._seed = seeder(device) if any(op.random for op in ops) else None
         self._step = self._micro_batch = 0
+        self._watched = frozenset(watched)
+        self._watch: Watch | None = None
         self._base: Values = []
         self.slot: dict[int, int] = {}
         given = tuple(given)
@@ -70,9 +76,9 @@ class Interpreter:
         """The list for one run: bound values are in it; set the others by `slot`."""
         return self._base.copy()
 
-    def run(self, values: Values, step: int, micro_batch: int) -> None:
-        """Compute every op into `values`, with random ops seeded for (step, micro-batch)."""
-        self._step, self._micro_batch = step, micro_batch
+    def run(self, values: Values, step: int, micro_batch: int, watch: Watch | None = None) -> None:
+        """Compute every op into `values`, with random ops seeded for (step, micro-batch); show `watch` the watched ones."""
+        self._step, self._micro_batch, self._watch = step, micro_batch, watch
         for function, arguments, result, free in self._instructions:
             values[result] = function(*arguments(values))
             for slot in free:
@@ -108,6 +114,8 @@ class Interpreter:
             function = self._seeded(function, op.id)
         if op.no_grad:
             function = _without_grad(function)
+        if op.id in self._watched:
+            function = self._shown(function, op.id)
         return function, self._getter((*op.args, *(arg for _, arg in computed)))
 
     def _seeded(self, function: Callable[..., Any], op_id: int) -> Callable[..., Any]:
@@ -117,6 +125,15 @@ class Interpreter:
         def call(*args: Any) -> Any:
             seed(op_seed(self._job_seed, self._step, self._micro_batch, op_id, evaluation=self._evaluation))
             return function(*args)
+
+        return call
+
+    def _shown(self, function: Callable[..., Any], op_id: int) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            value = function(*args)
+            if self._watch is not None:
+                self._watch(op_id, value)
+            return value
 
         return call
 

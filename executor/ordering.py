@@ -25,6 +25,8 @@ class TaskKind(Enum):
 
     FORWARD = "forward"
     BACKWARD = "backward"
+    WEIGHTS = "weights"
+    """The gradients of weights that a backward has left (`Fragment.postponed`). In no fixed order: `executor.board`."""
     UPDATE = "update"
     EVALUATE = "evaluate"
 

@@ -8,6 +8,9 @@ The sums come out as one big backward would make them. Autograd adds the contrib
 first, and uses in later fragments come after the local ones. So the contributions that arrive are added first, higher
 fragment first, and autograd joins the local ones. A parameter that other fragments borrow enters each micro-batch as a
 view of itself, which takes part as a root: its gradient of one micro-batch is complete before it is added to `.grad`.
+
+Where other fragments wait for what a backward gives, it leaves the gradients of weights for `weights`
+(`executor.postponed`).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from executor.interpreter import Interpreter, Values
 from executor.layout import alone, arranged, arranged_like, transposed
 from executor.learning_rate import factor
 from executor.optimizers import FragmentOptimizer
+from executor.postponed import PostponedWeights
 from executor.storage import StorageGroups
 from fusion.errors import BlobError
 from fusion.spec import LrScheduleSpec, OptimizerSpec
@@ -57,6 +61,7 @@ class _Pass:
     roots: list[Tensor]
     leaves: list[tuple[int, Tensor]]
     loss: Tensor | None
+    postponed: PostponedWeights | None
 
 
 class FragmentProgram:
@@ -130,15 +135,20 @@ class FragmentProgram:
         self._constants = Interpreter(
             [dag.ops[op] for op in self._cached], fragment.constants, self._cached, device=self._device
         )
-        self._training = Interpreter(body, given, kept, device=self._device, job_seed=seed)
+        watched = [op for op, _ in fragment.postponed]
+        self._training = Interpreter(body, given, kept, device=self._device, job_seed=seed, watched=watched)
         self._evaluating = Interpreter(evaluated, given, kept, device=self._device, job_seed=seed, evaluation=True)
         evaluation_writes = {target for op in evaluated for target in op.mutates}
         self._scratch = frozenset(
             buffer for buffer in fragment.written_buffers if not evaluation_writes.isdisjoint(storage.members(buffer))
         )
 
+        waiting = {parameter for _, parameters in fragment.postponed for parameter in parameters}
+        self._prompt = tuple(op for op in self._names if op in fragment.parameters and op not in waiting)
         self._passes: dict[tuple[int, int], _Pass] = {}
         self._inputs: dict[tuple[int, int], _Inputs] = {}
+        self._owed: dict[tuple[int, int], PostponedWeights] = {}
+        """(step, micro-batch) -> the second half of a backward, oldest first."""
         self._first_backward = True
 
     # State
@@ -184,6 +194,7 @@ class FragmentProgram:
         self._optimizer = FragmentOptimizer(self._optimizer_spec, self._named(self._parameters))
         self._passes.clear()
         self._inputs.clear()
+        self._owed.clear()
         self._first_backward = True
 
     def state(self) -> dict[str, Tensor]:
@@ -231,7 +242,7 @@ class FragmentProgram:
         """Run one micro-batch backward: parameters' gradients add up here, the others are returned.
 
         `gradients` holds every outgoing edge with a gradient by index, None for a null gradient; the same goes for the
-        result and the incoming edges with a gradient.
+        result and the incoming edges with a gradient. The parameters in `fragment.postponed` get theirs from `weights`.
         """
         if self._recompute:
             inputs = self._inputs.pop((step, micro_batch))
@@ -249,10 +260,14 @@ class FragmentProgram:
             if gradient is not None and root.requires_grad:
                 roots.append(root)
                 root_gradients.append(arranged_like(gradient, root))
-        leaves = kept.leaves
+        leaves, postponed = kept.leaves, kept.postponed
         del kept
-        if roots:
+        if roots and postponed is None:
             torch.autograd.backward(roots, root_gradients)
+        elif roots and postponed is not None:
+            prompt = [leaf for _, leaf in leaves] + [self._parameters[op] for op in self._prompt]
+            torch.autograd.backward(roots, root_gradients, retain_graph=True, inputs=prompt)
+            self._owed[step, micro_batch] = postponed
         returned = {edge: leaf.grad for edge, leaf in leaves}
         if self._first_backward:
             # In the micro-batches to come, autograd adds to these gradients in place.
@@ -261,11 +276,18 @@ class FragmentProgram:
             self._first_backward = False
         return {edge: None if gradient is None else alone(gradient) for edge, gradient in returned.items()}
 
+    def weights(self, step: int, micro_batch: int) -> None:
+        """Compute what the micro-batch's backward left; micro-batches in order, so that the sums come out the same."""
+        postponed = self._owed.pop((step, micro_batch), None)
+        if postponed is not None:
+            postponed.compute()
+
     def norms(self) -> Tensor:
         """Float32 (parameters at home,) on the CPU: the norm of each gradient, in the order of `model.parameters()`.
 
         `clipping.NO_GRADIENT` (-1) stands for a parameter without gradient.
         """
+        self._settle()
         return clipping.norms_of(tuple(self._parameters.values()))
 
     def update(self, step: int, norms: Mapping[int, Tensor] | None) -> float | None:
@@ -274,6 +296,7 @@ class FragmentProgram:
         `norms` maps every fragment's index to its `norms()` of this step; without clipping it is not read.
         Raises `FrameError` when the norms do not fit the model.
         """
+        self._settle()
         total: float | None = None
         if self._clip_grad_norm is not None:
             norm = self._global_norm.total(norms or {}, self._device)
@@ -296,6 +319,11 @@ class FragmentProgram:
 
     # Pieces
 
+    def _settle(self) -> None:
+        """What no `weights` has asked for yet belongs to the step all the same."""
+        for step, micro_batch in list(self._owed):
+            self.weights(step, micro_batch)
+
     def _differentiable(self, step: int, micro_batch: int, inputs: _Inputs) -> tuple[Values, _Pass]:
         """Run the training ops under autograd."""
         training = self._training
@@ -310,10 +338,15 @@ class FragmentProgram:
                     leaves.append((edge.index, leaf))
             for op in self._aliased:
                 values[training.slot[op]] = self._parameters[op].view_as(self._parameters[op])
-            training.run(values, step, micro_batch)
+            postponed = None
+            if self.fragment.postponed:
+                postponed = PostponedWeights(
+                    {op: tuple(self._parameters[p] for p in waiting) for op, waiting in self.fragment.postponed}
+                )
+            training.run(values, step, micro_batch, None if postponed is None else postponed.watch)
         roots = [values[training.slot[value]] for value, _ in self._returning]
         loss = None if self._loss is None else values[training.slot[self._loss]]
-        return values, _Pass(roots, leaves, loss)
+        return values, _Pass(roots, leaves, loss, postponed)
 
     def _feed(self, interpreter: Interpreter, values: Values, inputs: _Inputs) -> None:
         slot = interpreter.slot

@@ -31,7 +31,8 @@ class Plan(BaseModel):
 
     `cuts` are positions in `OpDag.body` (see `dag.cut`); fragment `i` is `body[cuts[i-1]:cuts[i]]`. `placement[i]` is the
     name of the worker that hosts fragment `i`. `in_flight[i]` is how many forwards fragment `i` may be ahead of its
-    backwards (1F1B warm-up; GPipe uses the number of micro-batches).
+    backwards (1F1B warm-up; GPipe uses the number of micro-batches). `weights_behind[i]` is for how many micro-batches it may
+    leave the gradients of weights for later; empty: for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +43,7 @@ class Plan(BaseModel):
     cuts: tuple[int, ...]
     placement: tuple[str, ...]
     in_flight: tuple[int, ...]
+    weights_behind: tuple[int, ...] = ()
     codecs: dict[int, CodecChoice] = Field(default_factory=dict)
     """Edge index -> codec; an edge that is not named travels as it is."""
     predicted_step_seconds: float | None = None
@@ -50,6 +52,8 @@ class Plan(BaseModel):
     def _consistent(self) -> Self:
         if not len(self.placement) == len(self.in_flight) == len(self.cuts) + 1:
             raise ValueError("a plan needs one placement and one in_flight per fragment")
+        if len(self.weights_behind) not in (0, len(self.placement)):
+            raise ValueError("a plan's weights_behind has one entry per fragment, or none")
         return self
 
     @property

@@ -72,7 +72,17 @@ def simulate_plan(
             raise PlanError(f"the plan names worker {name}, which is not in the pool: {', '.join(index)}")
     encoded = messages(work, work.crossings(plan.cuts), plan.codecs)
     hosts = [index[name] for name in plan.placement]
-    return simulate(costs, plan.cuts, hosts, plan.in_flight, encoded, clip=settings.clip, steps=steps, trace=trace)
+    return simulate(
+        costs,
+        plan.cuts,
+        hosts,
+        plan.in_flight,
+        encoded,
+        weights_behind=plan.weights_behind,
+        clip=settings.clip,
+        steps=steps,
+        trace=trace,
+    )
 
 
 def compare(
@@ -86,7 +96,7 @@ def compare(
     """One plain dict for each policy and codec, in that order, ready for JSON.
 
     Keys: `policy`, `codec`, `step_seconds`, `bubble`, `bytes_per_link` (`"a -> b"` -> wire bytes per step),
-    `memory_per_worker` (bytes), `placement` (worker of each fragment), `cuts`, `in_flight`, `wire_ratio` (tensor bytes over
+    `memory_per_worker` (bytes), `placement` (worker of each fragment), `cuts`, `in_flight`, `weights_behind`, `wire_ratio` (tensor bytes over
     wire bytes of all crossings), `codecs_per_link` (`"a -> b"` -> the codec there and back, the ratio that was asked for and
     that on the wire), `simulated_steps` (1 where a pipeline is too long to play more; filling it counts then), `speedup` (over
     the faster one of `equal-ops` and `equal-compute` without a codec, where it was asked for) and `reason`: None, or why there
@@ -159,6 +169,7 @@ def row(
         "placement": [],
         "cuts": [],
         "in_flight": [],
+        "weights_behind": [],
         "wire_ratio": None,
         "codecs_per_link": {},
         "simulated_steps": STEPS,
@@ -174,6 +185,7 @@ def row(
         "placement": list(plan.placement),
         "cuts": list(plan.cuts),
         "in_flight": list(plan.in_flight),
+        "weights_behind": list(plan.weights_behind),
         "wire_ratio": wire_ratio(dag, plan),
         "codecs_per_link": codecs_per_link(dag, plan),
     }

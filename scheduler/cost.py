@@ -34,6 +34,8 @@ class DeviceTimes:
 
     forward: Floats
     backward: Floats
+    weights: Floats
+    """The part of `backward` that can wait until nothing else is to be done."""
 
     @cached_property
     def both(self) -> Floats:
@@ -70,7 +72,8 @@ class Costs:
                 work.backward_calls,
                 device,
             )
-            found = self._times[key] = DeviceTimes(forward, backward + forward if self.recompute else backward)
+            weights = np.concatenate(([0.0], np.cumsum(np.diff(backward) * work.weights_share)))
+            found = self._times[key] = DeviceTimes(forward, backward + forward if self.recompute else backward, weights)
         return found
 
     def forward_seconds(self, device: Device, first: int, last: int) -> float:
@@ -82,6 +85,11 @@ class Costs:
         """One micro-batch's backward, with the repeated forward where activations are recomputed."""
         backward = self.times(device).backward
         return float(backward[last] - backward[first]) + device.seconds_per_task
+
+    def weights_seconds(self, device: Device, first: int, last: int) -> float:
+        """The part of that backward that others need not wait for, in a fragment that sends gradients."""
+        weights = self.times(device).weights
+        return float(weights[last] - weights[first])
 
     def update_seconds(self, device: Device, first: int, last: int) -> float:
         """The optimiser's update: it reads value, gradient and slots, and writes value and slots."""
@@ -108,6 +116,12 @@ class Costs:
         saved = float(self.workload.saved[last] - self.workload.saved[first])
         # Backward holds about as many bytes of gradients as the largest share of what was saved; one micro-batch at a time.
         return (incoming, saved) if self.recompute else (incoming + saved, 0.0)
+
+    def waiting_bytes(self, first: int, last: int, incoming: float = 0.0) -> float:
+        """Bytes kept for each micro-batch whose gradients of weights wait; 0 where there are none."""
+        work = self.workload
+        gradients = float(work.waiting[last] - work.waiting[first])
+        return gradients + incoming + float(work.saved[last] - work.saved[first]) if gradients else 0.0
 
     def wire_bytes(self, crossings: Crossings) -> Floats:
         """Bytes of each edge's value as it is."""

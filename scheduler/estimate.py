@@ -101,6 +101,12 @@ class Estimator:
         backward = [costs.backward_seconds(device, *span) for device, span in zip(devices, spans, strict=True)]
         crossings = costs.workload.crossings(placed.cuts)
         edges = self._edges(placed, crossings)
+        memory = fragment_memory(costs, placed.cuts, crossings)
+        # What the fragments before wait for.
+        awaited = [
+            seconds - costs.weights_seconds(device, *span) if needs.behind else seconds
+            for seconds, device, span, needs in zip(backward, devices, spans, memory, strict=True)
+        ]
 
         count = len(spans)
         started, ended, returned = [0.0] * count, [0.0] * count, [0.0] * count
@@ -109,7 +115,7 @@ class Estimator:
             ended[index] = started[index] + forward[index]
         for index in reversed(range(count)):
             ready = max((returned[target] + wait for target, wait in edges.awaited[index]), default=0.0)
-            returned[index] = max(ended[index], ready) + backward[index]
+            returned[index] = max(ended[index], ready) + awaited[index]
         trips = [returned[index] - started[index] for index in range(count)]
 
         ahead, back, update = (
@@ -120,7 +126,6 @@ class Estimator:
                 [costs.update_seconds(device, *span) for device, span in zip(devices, spans, strict=True)],
             )
         )
-        memory = fragment_memory(costs, placed.cuts, crossings)
         if costs.schedule == "gpipe":
             period = max((*ahead.values(), *edges.forward.values()))
             period += max((*back.values(), *edges.backward.values()))

@@ -1,4 +1,4 @@
-"""Memory of a placement under its schedule, and how many micro-batches in flight fit in it."""
+"""Memory of a placement under its schedule, and how many micro-batches in flight, and behind, fit in it."""
 
 from __future__ import annotations
 
@@ -18,34 +18,46 @@ class FragmentMemory:
     state: float
     kept: float
     once: float
+    behind: float = 0.0
+    """For each micro-batch whose gradients of weights wait; 0 where none do."""
 
-    def total(self, in_flight: int) -> float:
-        return self.state + self.kept * in_flight + self.once
+    def total(self, in_flight: int, behind: int = 0) -> float:
+        return self.state + self.kept * in_flight + self.behind * behind + self.once
 
 
 def fragment_memory(costs: Costs, cuts: Sequence[int], crossings: Crossings) -> list[FragmentMemory]:
-    """Memory of every fragment: parameters, gradients, optimiser slots and buffers; saved values and incoming edges."""
+    """Memory of every fragment: parameters, gradients, optimiser slots and buffers; saved values and incoming edges.
+
+    What waits for gradients of weights keeps all that was saved, and the gradients of the values that they are for.
+    """
     bounds = (0, *cuts, costs.workload.size)
     incoming, borrowed = [0.0] * (len(bounds) - 1), [0.0] * (len(bounds) - 1)
     for edge in range(len(crossings)):
         held = borrowed if crossings.parameter[edge] else incoming
         held[int(crossings.target[edge])] += float(costs.workload.value_bytes[crossings.value[edge]])
+    answering = set(crossings.target[crossings.gradient & ~crossings.parameter].tolist())
     return [
         FragmentMemory(
-            costs.state_bytes(first, last, borrowed[index]), *costs.micro_batch_bytes(first, last, incoming[index])
+            costs.state_bytes(first, last, borrowed[index]),
+            *costs.micro_batch_bytes(first, last, incoming[index]),
+            costs.waiting_bytes(first, last, incoming[index]) if index in answering else 0.0,
         )
         for index, (first, last) in enumerate(pairwise(bounds))
     ]
 
 
 def worker_memory(
-    fragments: Sequence[FragmentMemory], devices: Sequence[int], in_flight: Sequence[int]
+    fragments: Sequence[FragmentMemory],
+    devices: Sequence[int],
+    in_flight: Sequence[int],
+    weights_behind: Sequence[int] = (),
 ) -> dict[int, float]:
     """Bytes by device index. Only one fragment of a device is worked on at a time."""
     memory: dict[int, float] = {}
     once: dict[int, float] = {}
-    for needs, device, depth in zip(fragments, devices, in_flight, strict=True):
-        memory[device] = memory.get(device, 0.0) + needs.total(depth) - needs.once
+    behind = weights_behind or (0,) * len(devices)
+    for needs, device, depth, late in zip(fragments, devices, in_flight, behind, strict=True):
+        memory[device] = memory.get(device, 0.0) + needs.total(depth, late) - needs.once
         once[device] = max(once.get(device, 0.0), needs.once)
     return {device: held + once[device] for device, held in memory.items()}
 
@@ -68,6 +80,33 @@ def fit_in_flight(
     for index in range(1, len(depth)):
         depth[index] = min(depth[index], depth[index - 1])
     return tuple(depth)
+
+
+def fit_behind(
+    costs: Costs, fragments: Sequence[FragmentMemory], devices: Sequence[int], in_flight: Sequence[int]
+) -> tuple[int, ...]:
+    """For how many micro-batches each fragment may leave gradients of weights for later: as many as are in flight at most.
+
+    What memory is left beside those in flight is shared out evenly: a device's fragments get one more each in turn.
+    """
+    most = [max(in_flight) if needs.behind else 0 for needs in fragments]
+    used = worker_memory(fragments, devices, in_flight)
+    for device, held in used.items():
+        limit = costs.devices[device].memory_bytes
+        if limit is None:
+            continue
+        mine = [index for index, host in enumerate(devices) if host == device]
+        allowed, room = dict.fromkeys(mine, 0), limit - held
+        growing = [index for index in mine if most[index]]
+        while growing:
+            growing = [i for i in growing if allowed[i] < most[i] and fragments[i].behind <= room]
+            for index in growing:
+                if fragments[index].behind <= room:
+                    allowed[index] += 1
+                    room -= fragments[index].behind
+        for index in mine:
+            most[index] = allowed[index]
+    return tuple(most)
 
 
 def _shrink(fragments: Sequence[FragmentMemory], mine: Sequence[int], depth: list[int], limit: int) -> None:

@@ -14,7 +14,7 @@ from scheduler.compression import choose_codecs, device_names, expected_factors
 from scheduler.cost import Costs
 from scheduler.devices import Device, Network
 from scheduler.estimate import Estimate, Estimator, Placed, busiest_seconds
-from scheduler.memory import fit_in_flight, fragment_memory
+from scheduler.memory import fit_behind, fit_in_flight, fragment_memory
 from scheduler.messages import Messages, messages
 from scheduler.policies import POLICIES, Request
 from scheduler.simulator import play
@@ -86,12 +86,14 @@ def plan_job(
     if estimate.missing_bytes > 0:
         raise PlanError(_too_large(costs, placed, estimate))
     in_flight, seconds = tuned(costs, estimator, placed, estimate)
+    memory = fragment_memory(costs, placed.cuts, work.crossings(placed.cuts))
     return Plan(
         policy=policy,
         schedule=schedule,
         cuts=placed.cuts,
         placement=device_names(costs.devices, placed.devices),
         in_flight=in_flight,
+        weights_behind=fit_behind(costs, memory, placed.devices, in_flight),
         codecs=dict(choices(placed, work.crossings(placed.cuts))),
         predicted_step_seconds=seconds,
     )

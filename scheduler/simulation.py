@@ -12,7 +12,18 @@ class Span:
 
     resource: str
     """A worker's name, `a → b` for a link, or a worker's name followed by `encoder` or `decoder`."""
-    kind: Literal["forward", "backward", "update", "activation", "gradient", "parameter", "norms", "encode", "decode"]
+    kind: Literal[
+        "forward",
+        "backward",
+        "weights",
+        "update",
+        "activation",
+        "gradient",
+        "parameter",
+        "norms",
+        "encode",
+        "decode",
+    ]
     fragment: int
     """The fragment that runs; for a message, the one that receives it."""
     step: int

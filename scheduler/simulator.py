@@ -22,12 +22,14 @@ from fusion.errors import PlanError
 from fusion.wire import FrameKind
 from scheduler.cost import Costs
 from scheduler.estimate import Estimator, Placed
-from scheduler.memory import fragment_memory, worker_memory
+from scheduler.memory import FragmentMemory, fit_behind, fragment_memory, worker_memory
 from scheduler.messages import Messages, Way
 from scheduler.simulation import Simulation, Span
 
 STEPS = 3
 """Steps to play: the first fills the pipeline, the others are counted."""
+_SOMETHING = ((-1, ()),)
+"""Stands in an outline for the ops that postpone the gradients of their weights."""
 
 
 def simulate(
@@ -37,17 +39,24 @@ def simulate(
     in_flight: Sequence[int],
     messages: Messages,
     *,
+    weights_behind: Sequence[int] | None = None,
     clip: bool = False,
     steps: int = STEPS,
     trace: bool = True,
 ) -> Simulation:
     """Play `steps` steps of a placement (`devices[i]`: index in `costs.devices` of fragment i's host).
 
+    `weights_behind` is by default as deep as fits.
+
     `trace` False leaves `spans` empty.
     Raises `PlanError` if the tasks block each other, which no plan made here does.
     """
     crossings = costs.workload.crossings(tuple(cuts))
-    run = _Run(costs, tuple(cuts), tuple(devices), tuple(in_flight), crossings, messages, clip, steps, trace)
+    memory = fragment_memory(costs, cuts, crossings)
+    if weights_behind is None:
+        weights_behind = fit_behind(costs, memory, devices, in_flight)
+    depths = (tuple(in_flight), tuple(weights_behind))
+    run = _Run(costs, tuple(cuts), tuple(devices), depths, crossings, memory, messages, clip, steps, trace)
     run.play()
     return run.result()
 
@@ -59,8 +68,9 @@ def play(costs: Costs, estimate: Estimator, placed: Placed, in_flight: Sequence[
     return simulate(costs, placed.cuts, placed.devices, in_flight, encoded, steps=steps, trace=False)
 
 
-def outline(workload: Workload, crossings: Crossings, fragments: int) -> Partition:
+def outline(workload: Workload, crossings: Crossings, postponing: Sequence[bool]) -> Partition:
     """A partition with fragments and edges but without their ops: all that a task board looks at."""
+    fragments = len(postponing)
     nothing = TensorMeta((), "float32")
     edges = tuple(
         Edge(
@@ -82,7 +92,14 @@ def outline(workload: Workload, crossings: Crossings, fragments: int) -> Partiti
     return Partition(
         (),
         tuple(
-            Fragment(index, (), (), (), (), (), (), tuple(inputs[index]), tuple(outputs[index]), index == fragments - 1)
+            Fragment(
+                index,
+                *((),) * 6,
+                inputs=tuple(inputs[index]),
+                outputs=tuple(outputs[index]),
+                has_loss=index == fragments - 1,
+                postponed=_SOMETHING if postponing[index] else (),
+            )
             for index in range(fragments)
         ),
         edges,
@@ -116,8 +133,9 @@ class _Run:
         costs: Costs,
         cuts: tuple[int, ...],
         devices: tuple[int, ...],
-        in_flight: tuple[int, ...],
+        depths: tuple[tuple[int, ...], tuple[int, ...]],
         crossings: Crossings,
+        memory: Sequence[FragmentMemory],
         messages: Messages,
         clip: bool,
         steps: int,
@@ -126,14 +144,14 @@ class _Run:
         self._costs = costs
         self._cuts = cuts
         self._hosts = devices
-        self._in_flight = in_flight
-        self._crossings = crossings
+        in_flight, weights_behind = depths
+        self._memory = worker_memory(memory, devices, in_flight, weights_behind)
         self._ways = {FrameKind.ACTIVATION: _parcels(messages.forward), FrameKind.GRADIENT: _parcels(messages.backward)}
         self._clip = clip
         self._steps = steps
         self._trace = trace
         self._names = [device.name for device in costs.devices]
-        self._partition = outline(costs.workload, crossings, len(devices))
+        self._partition = outline(costs.workload, crossings, [needs.behind > 0 for needs in memory])
         self._used = tuple(dict.fromkeys(devices))
         self._boards = {
             device: TaskBoard(
@@ -144,6 +162,7 @@ class _Run:
                 in_flight=in_flight,
                 steps=steps,
                 clip=clip,
+                weights_behind=weights_behind,
             )
             for device in self._used
         }
@@ -164,12 +183,15 @@ class _Run:
     def _durations(self) -> list[dict[TaskKind, float]]:
         costs = self._costs
         found = []
-        for host, span in zip(self._hosts, pairwise((0, *self._cuts, costs.workload.size)), strict=True):
+        spans = pairwise((0, *self._cuts, costs.workload.size))
+        for host, span, fragment in zip(self._hosts, spans, self._partition.fragments, strict=True):
             device = costs.devices[host]
+            weights = costs.weights_seconds(device, *span) if fragment.postponed else 0.0
             found.append(
                 {
                     TaskKind.FORWARD: costs.forward_seconds(device, *span),
-                    TaskKind.BACKWARD: costs.backward_seconds(device, *span),
+                    TaskKind.BACKWARD: costs.backward_seconds(device, *span) - weights,
+                    TaskKind.WEIGHTS: weights,
                     TaskKind.UPDATE: costs.update_seconds(device, *span),
                 }
             )
@@ -228,14 +250,21 @@ class _Run:
             for edge in fragment.inputs:
                 if edge.gradient:
                     self._send(time, edge, FrameKind.GRADIENT, task.step, task.micro_batch)
-            if self._clip and task.micro_batch == self._costs.micro_batches - 1:
-                for other in self._used:
-                    norms = _Message(other, FrameKind.NORMS, task.fragment, task.step, 0, 0.0)
-                    self._deliver(time, device, norms, 256.0)
+            if not fragment.postponed:
+                self._send_norms(time, device, task)
+        elif task.kind is TaskKind.WEIGHTS:
+            self._send_norms(time, device, task)
         elif task.kind is TaskKind.UPDATE and task.step < self._steps:
             for edge in fragment.outputs:
                 if edge.kind == "parameter":
                     self._send(time, edge, FrameKind.ACTIVATION, task.step + 1, 0)
+
+    def _send_norms(self, time: float, device: int, task: Task) -> None:
+        """With the step's last gradients, when clipping."""
+        if self._clip and task.micro_batch == self._costs.micro_batches - 1:
+            for other in self._used:
+                norms = _Message(other, FrameKind.NORMS, task.fragment, task.step, 0, 0.0)
+                self._deliver(time, device, norms, 256.0)
 
     def _taken_in(self, time: float, serial: int) -> bool:
         """A message has come over the link, or has been decoded: hand it on, or decode it first."""
@@ -297,11 +326,10 @@ class _Run:
         return ("gradient", edge.source) if message.kind is FrameKind.GRADIENT else (edge.kind, edge.target)
 
     def result(self) -> Simulation:
-        costs, steps = self._costs, self._steps
+        steps = self._steps
         step_seconds = self._step_ends[1]
         if steps > 1:
             step_seconds = (self._step_ends[steps] - self._step_ends[1]) / (steps - 1)
-        memory = worker_memory(fragment_memory(costs, self._cuts, self._crossings), self._hosts, self._in_flight)
         busy = {self._names[device]: seconds / steps for device, seconds in self._busy.items()}
         computing = sum(busy.values()) / len(busy)
         return Simulation(
@@ -311,7 +339,7 @@ class _Run:
                 (self._names[source], self._names[target]): size / steps
                 for (source, target), size in sorted(self._sent.items())
             },
-            memory_per_worker={self._names[device]: held for device, held in memory.items()},
+            memory_per_worker={self._names[device]: held for device, held in self._memory.items()},
             busy_per_worker=busy,
             spans=tuple(self._spans),
         )

@@ -15,6 +15,7 @@ from scheduler.timeline_page import PAGE
 _COLORS = {
     "forward": "#4c78a8",
     "backward": "#3f8f8a",
+    "weights": "#6b8e3d",
     "update": "#b279a2",
     "activation": "#d9822b",
     "gradient": "#c9523c",
@@ -24,7 +25,7 @@ _COLORS = {
     "decode": "#5f8f3e",
     "idle": "#f0f0f0",
 }
-_COMPUTE = ("forward", "backward", "update")
+_COMPUTE = ("forward", "backward", "weights", "update")
 
 
 def chrome_trace(simulation: Simulation) -> str:
@@ -88,7 +89,7 @@ def html(simulation: Simulation, title: str = "Pipeline") -> str:
             [
                 index[span.resource],
                 span.kind,
-                str(span.micro_batch) if span.kind in ("forward", "backward") else "",
+                str(span.micro_batch) if span.kind in ("forward", "backward", "weights") else "",
                 span.start,
                 span.end,
                 _tip(span),

@@ -16,6 +16,7 @@ from coordinator.life.jobs import Job
 from coordinator.life.pool import Member
 from coordinator.life.run import Run, Switch
 from fusion.messages import Adopt, Adopted, CaughtUp
+from fusion.plan import Plan
 from fusion.units import format_seconds, plural
 
 
@@ -50,6 +51,14 @@ def _in_blobs(run: Run) -> bool:
     return run.common_step == run.start
 
 
+def _for_adopters(plan: Plan, placement: tuple[str, ...]) -> tuple[int, ...]:
+    """`plan.weights_behind`, but nothing for the fragments of workers that get more than they had."""
+    fuller = {worker for worker in placement if placement.count(worker) > plan.placement.count(worker)}
+    return tuple(
+        0 if worker in fuller else behind for worker, behind in zip(placement, plan.weights_behind, strict=False)
+    )
+
+
 class Adoption:
     """Changes of the placement of running jobs."""
 
@@ -57,16 +66,27 @@ class Adoption:
         self._books = books
         self._backups = backups
 
-    def follow(self, job: Job, placement: tuple[str, ...], now: float, moved: Sequence[int] = ()) -> None:
+    def follow(
+        self,
+        job: Job,
+        placement: tuple[str, ...],
+        now: float,
+        moved: Sequence[int] = (),
+        weights_behind: tuple[int, ...] | None = None,
+    ) -> None:
         """Make the next plan epoch with this placement, and have everybody follow it from the common step on.
 
-        `moved` are the fragments that replay what followed.
+        `moved` are the fragments that replay what followed. `weights_behind` is what was planned for this placement; of
+        one that nobody planned, adopters keep their memory for what they have to hold.
         """
         run = job.run
         assert job.plan is not None
         assert run is not None
         job.epoch += 1
-        job.plan = job.plan.model_copy(update={"epoch": job.epoch, "placement": placement})
+        if weights_behind is None:
+            weights_behind = _for_adopters(job.plan, placement)
+        changes = {"epoch": job.epoch, "placement": placement, "weights_behind": weights_behind}
+        job.plan = job.plan.model_copy(update=changes)
         job.fragments = [
             summary
             if summary.worker == placement[summary.index]

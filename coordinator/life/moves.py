@@ -145,7 +145,8 @@ class Moves:
             return
         newcomers = [name for name in dict.fromkeys(placement) if name not in job.hosts]
         others = list(job.hosts)
-        run.move = Move(placement=placement, cause=cause, newcomers=newcomers, since=now)
+        behind = event.plan.weights_behind
+        run.move = Move(placement=placement, weights_behind=behind, cause=cause, newcomers=newcomers, since=now)
         if newcomers:
             run.move.unready, run.move.unconnected = list(newcomers), others
             self._take_in(job, [usable[name] for name in newcomers], others)
@@ -248,7 +249,7 @@ class Moves:
         for worker in plan.workers:
             if worker not in move.placement:
                 run.left[worker] = list(plan.fragments_of(worker))
-        self._adoption.follow(job, move.placement, now)
+        self._adoption.follow(job, move.placement, now, weights_behind=move.weights_behind)
 
     def _tell(self, job: Job, plan: Plan, move: Move, step: int) -> None:
         for worker in dict.fromkeys(move.placement):

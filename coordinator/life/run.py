@@ -53,6 +53,8 @@ class Move(BaseModel):
     """Fragments that are to change their host in good order."""
 
     placement: tuple[str, ...]
+    weights_behind: tuple[int, ...] = ()
+    """As in a plan: how far the memory of these hosts reaches."""
     cause: str
     newcomers: list[str] = Field(default_factory=list)
     """Workers of the new placement that have not taken part yet."""

@@ -42,7 +42,7 @@ class SpanView(BaseModel):
     """A task, or what travelled between two. Seconds after the timeline's origin, by the coordinator's clock."""
 
     worker: str = Field(description="Where it ran or arrived.")
-    kind: Literal["forward", "backward", "update", "evaluate", "activation", "gradient"]
+    kind: Literal["forward", "backward", "weights", "update", "evaluate", "activation", "gradient"]
     fragment: int = Field(description="That ran, or that made what arrived.")
     micro_batch: int
     step: int

@@ -8,7 +8,7 @@ from typing import Any
 
 from fusion.errors import UserError
 
-_TASKS = {"forward": "F", "backward": "B", "update": "U", "evaluate": "E"}
+_TASKS = {"forward": "F", "backward": "B", "weights": "W", "update": "U", "evaluate": "E"}
 
 
 def chrome_trace(timeline: dict[str, Any]) -> str:

@@ -47,9 +47,9 @@ class StepTrace(Message):
     """Seconds since the epoch, by the worker's clock."""
     told: FiniteFloat
     """When this was put together: whoever receives it can set the clocks against each other."""
-    tasks: list[tuple[Literal["forward", "backward", "update", "evaluate"], int, int, FiniteFloat, FiniteFloat]] = (
-        Field(max_length=MAX_TRACED)
-    )
+    tasks: list[
+        tuple[Literal["forward", "backward", "weights", "update", "evaluate"], int, int, FiniteFloat, FiniteFloat]
+    ] = Field(max_length=MAX_TRACED)
     """(kind, fragment, micro-batch, begin, end)."""
     arrivals: list[tuple[Literal["activation", "gradient"], int, int, FiniteFloat, str]] = Field(
         default_factory=list, max_length=MAX_TRACED

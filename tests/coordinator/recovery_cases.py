@@ -258,6 +258,7 @@ class Play:
             cuts=cuts,
             placement=placement,
             in_flight=(1,) * len(placement),
+            weights_behind=tuple(range(len(placement))),
             predicted_step_seconds=seconds,
         )
         summaries = tuple(

@@ -28,6 +28,15 @@ def test_the_holder_adopts_and_nobody_else_goes_back() -> None:
     assert f"c adopts fragment 1 from snapshot of step {step}" in stories
 
 
+def test_adopters_keep_their_memory_for_what_they_have_to_hold() -> None:
+    play = Play("abc")
+    play.backed_up()
+    assert play.plan.weights_behind == (0, 1, 2)
+    play.lose("b")
+    adopt = play.all_adopted()
+    assert (adopt.plan.placement, adopt.plan.weights_behind) == (("a", "c", "c"), (0, 0, 0))
+
+
 def test_what_is_told_after_the_replay() -> None:
     play = Play("abc")
     play.backed_up()

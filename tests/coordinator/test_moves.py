@@ -68,6 +68,7 @@ def test_a_leaving_worker_hands_its_fragments_over_first() -> None:
     orders = play.sent(Adopt)
     assert set(orders) == {"a", "b", "c"}
     assert (orders["a"].step, orders["a"].plan.placement, orders["a"].plan.epoch) == (6, ("a", "a", "c"), 1)
+    assert orders["a"].plan.weights_behind == (0, 1, 2), "as it was planned for this placement"
     assert not play.sent(Commit)
     assert "fragment 1 -> a at step 6 (worker b leaves)" in play.stories()
     assert not play.sent(Shutdown)

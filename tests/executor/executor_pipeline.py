@@ -93,6 +93,7 @@ class Pipeline:
             if resume is not None:
                 program.load_state(resume)
         in_flight = [self.random.randint(1, settings.in_flight) for _ in range(count)]
+        behind = [self.random.randint(0, settings.in_flight) for _ in range(count)]
         self.boards = [
             TaskBoard(
                 self.partition,
@@ -102,6 +103,7 @@ class Pipeline:
                 in_flight=in_flight,
                 steps=settings.steps,
                 clip=settings.clip_grad_norm is not None,
+                weights_behind=behind,
                 first_step=first_step,
                 eval_every=settings.eval_every,
                 eval_batches=settings.eval_batches,
@@ -168,8 +170,12 @@ class Pipeline:
             }
             for edge, gradient in program.backward(step, index, given).items():
                 self._send((FrameKind.GRADIENT, edge, step, index), gradient)
-            if index == self.settings.micro_batches - 1:
-                self._send((FrameKind.NORMS, fragment.index, step, 0), program.norms())
+            if not fragment.postponed:
+                self._tell_norms(program, task)
+            return
+        if task.kind is TaskKind.WEIGHTS:
+            program.weights(step, index)
+            self._tell_norms(program, task)
             return
         evaluation = task.kind is TaskKind.EVALUATE
         kind = FrameKind.EVALUATION if evaluation else FrameKind.ACTIVATION
@@ -186,6 +192,10 @@ class Pipeline:
             self._send((kind, edge, step, index), value)
         if result.loss is not None:
             (self.evaluated if evaluation else self.losses).setdefault(step, []).append(result.loss)
+
+    def _tell_norms(self, program: FragmentProgram, task: Task) -> None:
+        if task.micro_batch == self.settings.micro_batches - 1:
+            self._send((FrameKind.NORMS, program.fragment.index, task.step, 0), program.norms())
 
     def _lend(self, program: FragmentProgram, step: int) -> None:
         if any(board.wants_parameters(step) for board in self.boards):

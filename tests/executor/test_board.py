@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pytest
@@ -18,7 +19,7 @@ from fusion.wire import FrameKind
 META = TensorMeta((2,), "float32")
 
 
-def partition_of(count: int, edges: list[tuple[int, int, str, bool]]) -> Partition:
+def partition_of(count: int, edges: list[tuple[int, int, str, bool]], postponing: Collection[int] = ()) -> Partition:
     """Fragments 0 .. count - 1 and edges (source, target, kind, gradient)."""
     made = tuple(
         Edge(index, index, source, target, kind, META, gradient)  # type: ignore[arg-type]
@@ -36,6 +37,7 @@ def partition_of(count: int, edges: list[tuple[int, int, str, bool]]) -> Partiti
             inputs=tuple(edge for edge in made if edge.target == index),
             outputs=tuple(edge for edge in made if edge.source == index),
             has_loss=index == count - 1,
+            postponed=((index, (index,)),) if index in postponing else (),
         )
         for index in range(count)
     )
@@ -68,6 +70,10 @@ class Pool:
                 if self.random.random() < 0.2:
                     travelling.append((board, key))
 
+        def tell_norms(task: Task) -> None:
+            if self.clip and task.micro_batch == self.micro_batches - 1:
+                send((FrameKind.NORMS, task.fragment, task.step, 0))
+
         def lend(fragment: int, step: int) -> None:
             if any(board.wants_parameters(step) for board in self.boards):
                 for edge in self.partition.fragments[fragment].outputs:
@@ -93,8 +99,10 @@ class Pool:
                     for edge in fragment.inputs:
                         if edge.gradient:
                             send((FrameKind.GRADIENT, edge.index, task.step, task.micro_batch))
-                    if self.clip and task.micro_batch == self.micro_batches - 1:
-                        send((FrameKind.NORMS, task.fragment, task.step, 0))
+                    if not fragment.postponed:
+                        tell_norms(task)
+                elif task.kind is TaskKind.WEIGHTS:
+                    tell_norms(task)
                 else:
                     lend(task.fragment, task.step + 1)
             elif travelling:
@@ -117,7 +125,9 @@ def pools(draw: st.DrawFn) -> tuple[Pool, int, int | None, int]:
     chain = [(index, index + 1, "activation", draw(st.booleans())) for index in range(count - 1) if draw(st.booleans())]
     skips = draw(st.lists(st.sampled_from(pairs), max_size=5)) if pairs else []
     extra = [(s, t, draw(st.sampled_from(["activation", "parameter"])), draw(st.booleans())) for s, t in skips]
-    partition = partition_of(count, chain + extra)
+    postponing = draw(st.sets(st.integers(0, count - 1)))
+    partition = partition_of(count, chain + extra, postponing)
+    weights_behind = draw(st.just(()) | st.lists(st.integers(0, 4), min_size=count, max_size=count).map(tuple))
     workers = draw(st.integers(1, count))
     placement = [draw(st.integers(0, workers - 1)) for _ in range(count)]
     micro_batches = draw(st.integers(1, 5))
@@ -137,6 +147,7 @@ def pools(draw: st.DrawFn) -> tuple[Pool, int, int | None, int]:
             in_flight=in_flight,
             steps=steps,
             clip=clip,
+            weights_behind=weights_behind,
             first_step=first_step,
             eval_every=eval_every,
             eval_batches=eval_batches,
@@ -145,7 +156,7 @@ def pools(draw: st.DrawFn) -> tuple[Pool, int, int | None, int]:
     ]
     shuffle = random.Random(draw(st.integers(0, 2**32)))
     pool = Pool(boards, partition, micro_batches, clip, shuffle, first_step, lossy=draw(st.booleans()))
-    expected = 0
+    expected = (steps - first_step + 1) * micro_batches * len(postponing)
     for index in range(count):
         order = TaskOrder(
             index,
@@ -175,8 +186,24 @@ def test_never_deadlocks_and_runs_every_task_once_in_order(made: tuple[Pool, int
             for kind in TaskKind:
                 keys = [(task.step, task.micro_batch) for task in mine if task.kind is kind]
                 assert keys == sorted(keys)
+            if pool.partition.fragments[index].postponed:
+                _check_weights(mine, board.weights_behind[index] if board.weights_behind else 0)
         assert board.next_task() is None
         assert board.owed() == []
+
+
+def _check_weights(tasks: list[Task], most: int) -> None:
+    """Each after its own backward, none behind by more than `most` when the next one begins, all before the update."""
+    waiting: list[tuple[int, int]] = []
+    for task in tasks:
+        match task.kind:
+            case TaskKind.BACKWARD:
+                assert len(waiting) <= most
+                waiting.append((task.step, task.micro_batch))
+            case TaskKind.WEIGHTS:
+                assert waiting.pop(0) == (task.step, task.micro_batch)
+            case TaskKind.UPDATE:
+                assert not waiting
 
 
 def board_of(partition: Partition, hosted: list[int], **options: object) -> TaskBoard:
@@ -258,6 +285,44 @@ def test_evaluating_the_last_step_takes_the_parameters_of_one_more() -> None:
         kinds.append(task.kind)
     assert kinds == [TaskKind.FORWARD, TaskKind.BACKWARD, TaskKind.UPDATE, TaskKind.EVALUATE]
     assert board.finished
+
+
+def test_weights_wait_until_there_is_nothing_else_to_do() -> None:
+    partition = partition_of(2, [(0, 1, "activation", True)], postponing=[1])
+    options = {"micro_batches": 3, "in_flight": [3, 3], "steps": 1}
+
+    def ran(weights_behind: tuple[int, ...], *, late: bool) -> str:
+        """The last of three micro-batches arrives when nothing else is to be done, or with the others."""
+        board = board_of(
+            partition, [1], weights_behind=weights_behind, schedule="1f1b", **(options | {"in_flight": [3, 1]})
+        )
+        for index in range(2 if late else 3):
+            board.arrived(FrameKind.ACTIVATION, 0, 1, index)
+        found = []
+        while not board.finished:
+            task = board.next_task()
+            if task is None:
+                assert board.arrived(FrameKind.ACTIVATION, 0, 1, 2)
+                continue
+            board.completed(task)
+            found.append(f"{task.kind.name[0]}{task.micro_batch}")
+        return " ".join(found)
+
+    assert ran((), late=False) == "F0 B0 W0 F1 B1 W1 F2 B2 W2 U0"
+    assert ran((0, 1), late=False) == "F0 B0 F1 B1 W0 F2 B2 W1 W2 U0"
+    assert ran((0, 9), late=False) == "F0 B0 F1 B1 F2 B2 W0 W1 W2 U0"
+    assert ran((0, 9), late=True) == "F0 B0 F1 B1 W0 W1 F2 B2 W2 U0"
+
+
+def test_only_the_oldest_weights_can_be_completed() -> None:
+    board = board_of(partition_of(1, [], postponing=[0]), [0], weights_behind=(2,), in_flight=[2])
+    for kind, index in ((TaskKind.FORWARD, 0), (TaskKind.FORWARD, 1), (TaskKind.BACKWARD, 0), (TaskKind.BACKWARD, 1)):
+        board.completed(Task(kind, 0, 1, index))
+    for task in (Task(TaskKind.WEIGHTS, 0, 1, 1), Task(TaskKind.WEIGHTS, 1, 1, 0)):
+        with pytest.raises(ValueError, match="not the oldest"):
+            board.completed(task)
+    board.completed(Task(TaskKind.WEIGHTS, 0, 1, 0))
+    assert board.next_task() == Task(TaskKind.WEIGHTS, 0, 1, 1)
 
 
 def test_in_flight_falls_along_every_edge() -> None:

@@ -118,6 +118,57 @@ def test_null_gradients_pass_through() -> None:
     assert all(same(value, before[key]) for key, value in second.state().items())
 
 
+@pytest.mark.parametrize("name", ["gpt", "resnet", "vit"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_of_weights_come_later_with_the_same_bits(name: str, recompute: bool) -> None:
+    made = captured(name)
+    first, second = programs(name, [len(made.dag.body) // 2], recompute=recompute)
+    whole = programs(name, [])[0]
+    # The same as if nothing could wait: what the whole model gets, which sends nothing.
+    assert whole.fragment.postponed == () == first.fragment.postponed
+    parameters = {op.id: op.target for op in made.dag.ops if op.kind == "parameter"}
+    waiting = {parameters[op] for _, ops in second.fragment.postponed for op in ops}
+    assert waiting
+    assert waiting < set(second.parameter_names)
+    sent: dict[int, dict[int, Tensor | None]] = {}
+    for index in range(2):
+        batch = CASES[name].batch_of(1, index)
+        whole.forward(1, index, {}, batch)
+        second.forward(1, index, first.forward(1, index, {}, batch).outputs, batch)
+    for index in range(2):
+        whole.backward(1, index, {})
+        sent[index] = second.backward(1, index, {})
+    here = dict(zip(second.parameter_names, second._parameters.values(), strict=True))
+    assert all((here[key].grad is None) == (key in waiting) for key in here)
+    copies = {key: value if value is None else value.clone() for key, value in sent[0].items()}
+    for index in range(2):
+        second.weights(1, index)
+        first.backward(1, index, sent[index])
+    assert all(same(copies[key], value) for key, value in sent[0].items()), "what was sent has changed"
+    expected = {key: value.grad for key, value in zip(whole.parameter_names, whole._parameters.values(), strict=True)}
+    for program in (first, second):
+        for key, value in zip(program.parameter_names, program._parameters.values(), strict=True):
+            assert same(value.grad, expected[key]), key
+
+
+def test_what_nobody_asked_for_is_in_the_norms_and_the_update() -> None:
+    made = captured("gpt")
+    outcomes = []
+    for asked in (True, False):
+        first, second = programs("gpt", [len(made.dag.body) // 2])
+        batch = CASES["gpt"].batch_of(1, 0)
+        second.forward(1, 0, first.forward(1, 0, {}, batch).outputs, batch)
+        second.backward(1, 0, {})
+        if asked:
+            second.weights(1, 0)
+        norms = second.norms()
+        second.update(1, None)
+        outcomes.append((norms, second.state()))
+    (norms, state), (others, other) = outcomes
+    assert same(norms, others)
+    assert all(same(value, other[key]) for key, value in state.items())
+
+
 def test_norms_that_do_not_fit_the_model_are_refused() -> None:
     program = programs("gpt", [], clip_grad_norm=1.0)[0]
     with pytest.raises(FrameError, match="the model has"):

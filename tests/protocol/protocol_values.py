@@ -62,6 +62,7 @@ class Program:
         self.state = state
         self._forwards: dict[tuple[int, int], int] = {}
         self._gradients = 0
+        self._owed: dict[tuple[int, int], int] = {}
 
     def forward(self, step: int, micro_batch: int, arrivals: Mapping[int, int]) -> dict[int, int]:
         """Edge -> activation. The loss is `loss_of` the last forward."""
@@ -73,15 +74,22 @@ class Program:
         return _loss(self._forwards[step, micro_batch]) if self.fragment.has_loss else None
 
     def backward(self, step: int, micro_batch: int, gradients: Mapping[int, int]) -> dict[int, int]:
-        """Edge -> gradient."""
+        """Edge -> gradient. What a fragment postpones counts from `weights` on."""
         made = mix(2, self._forwards.pop((step, micro_batch)), *_flat(gradients))
-        self._gradients = mix(3, self._gradients, made)
+        self._owed[step, micro_batch] = made
+        if not self.fragment.postponed:
+            self.weights(step, micro_batch)
         return {edge.index: mix(made, edge.index) for edge in self.fragment.inputs if edge.gradient}
 
+    def weights(self, step: int, micro_batch: int) -> None:
+        self._gradients = mix(3, self._gradients, self._owed.pop((step, micro_batch)))
+
     def norms(self) -> int:
+        assert not self._owed, "norms without all gradients"
         return mix(4, self._gradients)
 
     def update(self, step: int, norms: Mapping[int, int]) -> None:
+        assert not self._owed, "an update without all gradients"
         self.state = mix(5, self.state, step, self._gradients, *_flat(norms))
         self._gradients = 0
 
@@ -169,6 +177,8 @@ class Undisturbed:
                 gradients = {edge: self.values[FrameKind.GRADIENT, edge, step, batch] for edge in wanted}
                 made = program.backward(step, batch, gradients)
                 self.values.update({(FrameKind.GRADIENT, edge, step, batch): v for edge, v in made.items()})
+                if program.fragment.postponed:
+                    program.weights(step, batch)
         norms = {index: program.norms() for index, program in enumerate(programs)}
         if train.clip_grad_norm is not None:
             self.values.update({(FrameKind.NORMS, index, step, 0): norm for index, norm in norms.items()})
@@ -217,6 +227,8 @@ def partition_of(count: int, edges: Sequence[EDGES]) -> Partition:
             inputs=tuple(edge for edge in made if edge.target == index),
             outputs=tuple(edge for edge in made if edge.source == index),
             has_loss=index == count - 1,
+            # As weights do behind an activation whose gradient somebody waits for.
+            postponed=((index, (index,)),) if any(e.gradient for e in made if e.target == index) else (),
         )
         for index in range(count)
     )

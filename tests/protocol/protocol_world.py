@@ -27,7 +27,13 @@ from fusion.wire import FrameKind, Header
 from worker.protocol.session import Session
 
 COORDINATOR = "coordinator"
-_SECONDS = {TaskKind.FORWARD: 0.02, TaskKind.BACKWARD: 0.03, TaskKind.UPDATE: 0.02, TaskKind.EVALUATE: 0.01}
+_SECONDS = {
+    TaskKind.FORWARD: 0.02,
+    TaskKind.BACKWARD: 0.03,
+    TaskKind.WEIGHTS: 0.01,
+    TaskKind.UPDATE: 0.02,
+    TaskKind.EVALUATE: 0.01,
+}
 _CHECK_EVERY = 16  # Events between two looks at what is costly to look at.
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import combinations, count, pairwise, product
 from typing import TypeVar
 
+import numpy as np
+
 from scheduler.cost import Costs
 from scheduler.devices import Device, Link
 from scheduler.estimate import Estimator, Placed
@@ -60,6 +62,8 @@ class _Partial:
     """By device: `path` before its first fragment."""
     ahead: tuple[float, ...]
     back: tuple[float, ...]
+    weights: tuple[float, ...]
+    """By device: seconds of gradients of weights that can wait, which are in `back` too, but not in `path`."""
     link: float
     """The largest transfer time of a message, without the delay."""
 
@@ -81,8 +85,8 @@ def search(costs: Costs, known: float, most_nodes: int = 1_000_000) -> Answer:
     """The least step time of a chain without memory limits; `known` is the time of some placement."""
     chain = _Chain(costs)
     estimator, turn, best, nodes = Estimator(costs), count(), known, 0
-    nothing = (0.0,) * len(costs.devices)
-    heap = [_Partial(0.0, next(turn), Placed((), ()), 0, 0.0, (None,) * len(costs.devices), nothing, nothing, 0.0)]
+    none = (0.0,) * len(costs.devices)
+    heap = [_Partial(0.0, next(turn), Placed((), ()), 0, 0.0, (None,) * len(costs.devices), none, none, none, 0.0)]
     while heap:
         partial = heapq.heappop(heap)
         if partial.bound >= best * (1 - PRECISION):
@@ -110,12 +114,15 @@ class _Chain:
         self._bytes = {point.position: (point.forward_bytes, point.backward_bytes) for point in work.cut_points}
         self._times = [costs.times(device) for device in costs.devices]
         self._rest = [
-            min(float(times.both[-1] - times.both[position]) for times in self._times)
+            min(
+                float(prompt[-1] - prompt[position]) for prompt in (times.both - times.weights for times in self._times)
+            )
             for position in range(work.size + 1)
         ]
-        self._flops = [
-            float(flops) for flops in work.flops[-1] + work.backward_flops[-1] - work.flops - work.backward_flops
-        ]
+        both = work.flops + work.backward_flops
+        waiting = np.concatenate(([0.0], np.cumsum(np.diff(work.backward_flops) * work.weights_share)))
+        self._flops = (both[-1] - both).tolist()
+        self._prompt_flops = (both[-1] - waiting[-1] - both + waiting).tolist()
 
     def extended(self, partial: _Partial, turn: Iterator[int]) -> Iterator[_Partial]:
         """One more fragment, on every device and up to every position."""
@@ -126,9 +133,9 @@ class _Chain:
                 if hosts[-1] == index:
                     continue
                 there, here = self._links(self._costs.devices[hosts[-1]], device)
-                out, back = self._bytes[begin]
-                path += there.transfer(out) + here.transfer(back)
-                link = max(link, out / there.bytes_per_second, back / here.bytes_per_second)
+                out, returned = self._bytes[begin]
+                path += there.transfer(out) + here.transfer(returned)
+                link = max(link, out / there.bytes_per_second, returned / here.bytes_per_second)
             head = partial.heads[index]
             heads = _with(partial.heads, index, path if head is None else head)
             for end in self._ends:
@@ -138,11 +145,14 @@ class _Chain:
                 forward = float(times.forward[end] - times.forward[begin])
                 backward = float(times.backward[end] - times.backward[begin])
                 ahead = _with(partial.ahead, index, partial.ahead[index] + forward)
-                behind = _with(partial.back, index, partial.back[index] + backward)
+                back = _with(partial.back, index, partial.back[index] + backward)
+                waiting = float(times.weights[end] - times.weights[begin]) if hosts else 0.0
+                weights = _with(partial.weights, index, partial.weights[index] + waiting)
                 cuts = (*partial.placed.cuts, begin) if hosts else ()
-                whole = path + forward + backward
-                bound = max(partial.bound, self._bound(end, whole, heads, ahead, behind, link))
-                yield _Partial(bound, next(turn), Placed(cuts, (*hosts, index)), end, whole, heads, ahead, behind, link)
+                whole = path + forward + backward - waiting
+                bound = max(partial.bound, self._bound(end, whole, heads, ahead, back, weights, link))
+                placed = Placed(cuts, (*hosts, index))
+                yield _Partial(bound, next(turn), placed, end, whole, heads, ahead, back, weights, link)
 
     def _links(self, first: Device, second: Device) -> tuple[Link, Link]:
         network = self._costs.network
@@ -155,29 +165,43 @@ class _Chain:
         heads: Sequence[float | None],
         ahead: Sequence[float],
         back: Sequence[float],
+        weights: Sequence[float],
         link: float,
     ) -> float:
         """No placement that begins like this is faster.
 
         A step holds the way of its first micro-batch there and back, and something that keeps one device or link busy for
-        each of the others; a device works M times through its share once it is reached; and all share the rest.
+        each of the others; a device works M times through its share once it is reached; and all share the rest. Gradients of
+        weights that wait are in none of these, but they keep their device from beginning the next step.
         """
         times = self._costs.micro_batches
-        one, other = max(*ahead, link), max(*back, link)
+        prompt = [first - second for first, second in zip(back, weights, strict=True)]
+        one, other = max(*ahead, link), max(*prompt, link)
         found = (
             path + self._rest[end] + (times - 1) * (one + other if self._costs.schedule == "gpipe" else max(one, other))
         )
-        free = [
-            ((path if head is None else head) + times * (first + second), device.flops_per_second)
-            for head, first, second, device in zip(heads, ahead, back, self._costs.devices, strict=True)
+        rates = [device.flops_per_second for device in self._costs.devices]
+        working = [times * (first + second) for first, second in zip(ahead, back, strict=True)]
+        answering = [
+            (path if head is None else head) + times * (first + second)
+            for head, first, second in zip(heads, ahead, prompt, strict=True)
         ]
-        found = max([found, *(at for (at, _), head in zip(free, heads, strict=True) if head is not None)])
-        speed = done = 0.0
-        level = float("inf")
-        for at, rate in sorted(free):
-            speed, done = speed + rate, done + rate * at
-            level = min(level, (times * self._flops[end] + done) / speed)
-        return max(found, level)
+        found = max([found, *working, *(at for at, head in zip(answering, heads, strict=True) if head is not None)])
+        return max(
+            found,
+            _level(working, rates, times * self._flops[end]),
+            _level(answering, rates, times * self._prompt_flops[end]),
+        )
+
+
+def _level(free: Sequence[float], rates: Sequence[float], flops: float) -> float:
+    """When `flops` are done by devices of these rates that are free from then on."""
+    speed = done = 0.0
+    level = float("inf")
+    for at, rate in sorted(zip(free, rates, strict=True)):
+        speed, done = speed + rate, done + rate * at
+        level = min(level, (flops + done) / speed)
+    return level
 
 
 def _with(values: tuple[T, ...], index: int, value: T) -> tuple[T, ...]:

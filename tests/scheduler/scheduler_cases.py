@@ -64,7 +64,7 @@ def transformer(
     return OpDag(tuple(ops), tuple(parameters))
 
 
-def chain(works: list[int], sizes: list[int]) -> OpDag:
+def chain(works: list[int], sizes: list[int], target: str = "aten.linear.default") -> OpDag:
     """Calls in a row: call i costs `works[i]` FLOPs and hands on `sizes[i]` float32 values (the last one: a scalar)."""
     ops = [Op(0, "inputs", "placeholder", "inputs", outputs=(TensorMeta((1,), "float32"),))]
     parameters = []
@@ -80,7 +80,7 @@ def chain(works: list[int], sizes: list[int]) -> OpDag:
                 len(ops),
                 f"call{index}",
                 "call",
-                "aten.linear.default",
+                target,
                 args=(Ref(source), Ref(weight.id)),
                 outputs=(TensorMeta((size,), "float32"),),
                 requires_grad=True,

@@ -69,7 +69,8 @@ def test_memory_is_respected() -> None:
             plan = plan_job(dag, devices, micro_batches=8, policy="op-fence" if seed % 2 else "equal-compute")
             hosts = [int(name[1:]) for name in plan.placement]
             costs = Costs(work, devices, Network(), "1f1b", 8, OptimizerSpec())
-            used = worker_memory(fragment_memory(costs, plan.cuts, work.crossings(plan.cuts)), hosts, plan.in_flight)
+            needs = fragment_memory(costs, plan.cuts, work.crossings(plan.cuts))
+            used = worker_memory(needs, hosts, plan.in_flight, plan.weights_behind)
             assert all(held <= (devices[index].memory_bytes or 0) for index, held in used.items())
             planned += 1
     assert 3 <= planned < 14
@@ -83,7 +84,11 @@ def test_little_memory_lowers_the_micro_batches_in_flight() -> None:
     tight = tuple(Device(name, memory_bytes=int(needs[index].total(1)) + 1) for index, name in enumerate("ab"))
     plan = plan_job(dag, tight, micro_batches=16, policy="equal-ops")
     assert plan.in_flight == (1, 1)
+    assert plan.weights_behind == (0, 0)
     assert roomy.in_flight[0] > 1
+    assert roomy.weights_behind == (0, max(roomy.in_flight))
+    some = tuple(Device(name, memory_bytes=int(needs[i].total(roomy.in_flight[i], 2))) for i, name in enumerate("ab"))
+    assert plan_job(dag, some, micro_batches=16, policy="equal-ops").weights_behind in ((0, 1), (0, 2))
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_missing_bytes() -> None:

@@ -21,6 +21,8 @@ from scheduler.simulator import simulate
 
 INSTANT = Link(1e15, 0.0)
 SGD = OptimizerSpec(name="sgd")
+WHOLE, SEPARABLE = "aten.mul.Tensor", "aten.linear.default"
+"""Ops whose backward is one, and ops that leave the gradients of weights for later: 1 s of the 2."""
 
 
 def stages(
@@ -32,10 +34,12 @@ def stages(
     size: float = 0.0,
     in_flight: tuple[int, ...] | None = None,
     hosts: tuple[int, ...] | None = None,
+    weights_behind: tuple[int, ...] | None = None,
     clip: bool = False,
+    target: str = WHOLE,
 ) -> Simulation:
     """`count` stages of 1 s forward and 2 s backward each; messages of `size` bytes."""
-    dag = chain([1000] * count, [1] * (count - 1))
+    dag = chain([1000] * count, [1] * (count - 1), target)
     devices = tuple(
         Device(f"d{index}", flops_per_second=1000, bytes_per_second=1e15, seconds_per_call=0, seconds_per_task=0)
         for index in range(count)
@@ -48,6 +52,7 @@ def stages(
         hosts or tuple(range(count)),
         in_flight or tuple(count - index for index in range(count)),
         plain(sizes),
+        weights_behind=weights_behind,
         clip=clip,
     )
 
@@ -61,6 +66,27 @@ def test_equal_stages_take_m_plus_p_minus_1_rounds(schedule: ScheduleName, count
     assert all(busy == pytest.approx(3 * micro_batches) for busy in simulation.busy_per_worker.values())
 
 
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize(("count", "micro_batches"), [(1, 4), (2, 1), (2, 4), (4, 8), (5, 3)])
+def test_nobody_waits_for_gradients_of_weights(schedule: ScheduleName, count: int, micro_batches: int) -> None:
+    simulation = stages(count, micro_batches, schedule, target=SEPARABLE, weights_behind=(0,) * count)
+    # Filling takes P - 1 forwards, draining as many gradients of inputs, where it took as many whole backwards.
+    assert simulation.step_seconds == pytest.approx(micro_batches * 3 + (count - 1) * 2)
+    assert all(busy == pytest.approx(3 * micro_batches) for busy in simulation.busy_per_worker.values())
+
+
+def test_weights_that_wait_fill_the_pipeline_s_bubble() -> None:
+    depths = (7, 5, 3, 1)
+    usual = stages(4, 8, "1f1b", in_flight=depths)
+    filled = stages(4, 8, "1f1b", in_flight=depths, target=SEPARABLE)
+    assert usual.step_seconds == pytest.approx(8 * 3 + 3 * 3)
+    # ZB-H1's bubble is (P - 1)(F + B - W) = 3 of these seconds (Qi et al. 2024, table 2); more in flight leaves one.
+    assert filled.step_seconds == pytest.approx(8 * 3 + 1)
+    assert {span.kind for span in filled.spans if span.resource == "d0"} == {"forward", "backward", "update"}
+    assert sum(span.kind == "weights" and span.step == 2 for span in filled.spans) == 3 * 8
+    assert max(filled.memory_per_worker.values()) > max(usual.memory_per_worker.values())
+
+
 @pytest.mark.parametrize("clip", [False, True])
 def test_one_micro_batch_pays_every_latency_and_transfer(clip: bool) -> None:
     simulation = stages(3, 1, "1f1b", link=Link(10.0, 0.5), size=20.0, clip=clip)
@@ -72,7 +98,7 @@ def test_one_micro_batch_pays_every_latency_and_transfer(clip: bool) -> None:
 
 
 def test_encoding_and_decoding_take_threads_of_their_own() -> None:
-    dag = chain([1000] * 2, [1])
+    dag = chain([1000] * 2, [1], WHOLE)
     devices = tuple(
         Device(f"d{i}", flops_per_second=1000, bytes_per_second=1e15, seconds_per_call=0, seconds_per_task=0)
         for i in range(2)
@@ -90,7 +116,7 @@ def test_encoding_and_decoding_take_threads_of_their_own() -> None:
 
 
 def test_a_slow_codec_paces_the_pipeline_like_a_slow_link() -> None:
-    dag = chain([1000] * 2, [1])
+    dag = chain([1000] * 2, [1], WHOLE)
     devices = tuple(
         Device(f"d{i}", flops_per_second=1000, bytes_per_second=1e15, seconds_per_call=0, seconds_per_task=0)
         for i in range(2)

@@ -209,7 +209,7 @@ def test_the_trace_of_a_step_fits_together_across_workers() -> None:
         assert arrived["activation", 0, micro_batch] <= ran["forward", 1, micro_batch][0] + slack
         assert ran["backward", 1, micro_batch][0] <= arrived["gradient", 1, micro_batch] + slack
         assert arrived["gradient", 1, micro_batch] <= ran["backward", 0, micro_batch][0] + slack
-    assert {kind for kind, _, _ in ran} == {"forward", "backward", "update"}
+    assert {kind for kind, _, _ in ran} == {"forward", "backward", "weights", "update"}
 
 
 PLACEMENTS = [("a",), ("a", "b"), ("a", "b", "c"), ("a", "b", "a"), ("a", "b", "b", "a")]

@@ -105,6 +105,9 @@ class Rerun:
                 self._forward(task)
             case TaskKind.BACKWARD:
                 self._backward(task)
+            case TaskKind.WEIGHTS:
+                self._piece.program.weights(task.step, task.micro_batch)
+                self._note_norms(task)
             case _:
                 self._update(task)
         for key in self._board.completed(task):
@@ -158,9 +161,13 @@ class Rerun:
         gradients = {key[1]: on_device(self._here.pop(key)) for key in self._board.needs(task)}
         for edge, value in self._piece.program.backward(step, micro_batch, gradients).items():
             self._make(FrameKind.GRADIENT, edge, step, micro_batch, value)
-        if self._train.clip_grad_norm is not None and micro_batch == self._train.micro_batches - 1:
+        if not self._piece.program.fragment.postponed:
+            self._note_norms(task)
+
+    def _note_norms(self, task: Task) -> None:
+        if self._train.clip_grad_norm is not None and task.micro_batch == self._train.micro_batches - 1:
             norms = self._piece.program.norms()
-            key = (FrameKind.NORMS, task.fragment, step, 0)
+            key = (FrameKind.NORMS, task.fragment, task.step, 0)
             self._board.arrived(*key)
             self._here[key] = norms
             self._note(key, norms)

@@ -59,6 +59,9 @@ class TaskRunner:
                 self._forward(task)
             case TaskKind.BACKWARD:
                 self._backward(task)
+            case TaskKind.WEIGHTS:
+                self._pieces[task.fragment].program.weights(task.step, task.micro_batch)
+                self._tell_norms(task)
             case TaskKind.UPDATE:
                 self._update(task)
             case TaskKind.EVALUATE:
@@ -86,8 +89,13 @@ class TaskRunner:
         program = self._pieces[task.fragment].program
         for edge, gradient in program.backward(task.step, task.micro_batch, gradients).items():
             self._pass_on(task.fragment, FrameKind.GRADIENT, edge, task.step, task.micro_batch, gradient)
+        if not program.fragment.postponed:
+            self._tell_norms(task)
+
+    def _tell_norms(self, task: Task) -> None:
+        """Once the step's last gradients are there, to whom they are for: everyone, when clipping."""
         if self._train.clip_grad_norm is not None and task.micro_batch == self._train.micro_batches - 1:
-            norms = program.norms()
+            norms = self._pieces[task.fragment].program.norms()
             shape = tuple(norms.shape)
             header = Header(
                 self._job, self._session.epoch, FrameKind.NORMS, task.fragment, task.step, 0, "none", "float32", shape

@@ -53,7 +53,7 @@ class Accounts:
                 FragmentTimes(
                     fragment=fragment,
                     forward=spent[TaskKind.FORWARD],
-                    backward=spent[TaskKind.BACKWARD],
+                    backward=spent[TaskKind.BACKWARD] + spent[TaskKind.WEIGHTS],
                     update=spent[TaskKind.UPDATE],
                 )
                 for fragment, spent in seconds.items()

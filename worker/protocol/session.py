@@ -72,6 +72,7 @@ class Session(Generic[P]):
             in_flight=plan.in_flight,
             steps=train.steps,
             clip=train.clip_grad_norm is not None,
+            weights_behind=plan.weights_behind,
             first_step=first_step,
             eval_every=train.eval_every,
             eval_batches=train.eval_batches,
@@ -128,7 +129,7 @@ class Session(Generic[P]):
     def next_task(self) -> Task | None:
         """The task to run now, if any may."""
         task = self.board.next_task()
-        return None if task is None or self._pacing.holds(task) else task
+        return self.board.postponed() if task is None or self._pacing.holds(task) else task
 
     def owed(self) -> list[tuple[str, Key]]:
         """What the next tasks wait for that comes from elsewhere, with the worker that makes it."""
@@ -237,6 +238,7 @@ class Session(Generic[P]):
                 self.inbox.discard(key)
             del self._floor[fragment], self._updated[fragment], self._reported[fragment]
             self._replaying.discard(fragment)
+        self.board.weights_behind = plan.weights_behind
         added = tuple(sorted(now - before))
         for fragment in added:
             self.board.add(fragment, step + 1)

@@ -1,5 +1,5 @@
 // The last steps of a pipeline on a canvas: a lane per worker. Forward tasks fill the upper part of a lane, backward tasks the
-// lower, updates both; thin bars at the foot are transfers that arrive; what stays empty is idle.
+// lower, as do the gradients of weights that they leave for later, updates both; thin bars at the foot are transfers that arrive; what stays empty is idle.
 
 import { el, setText } from "./dom.js";
 import { seconds } from "./format.js";
@@ -9,11 +9,11 @@ const LANE = 34;
 const BAR = 24;
 const TOP = 24;
 export const KINDS = [
-  ["forward", "forward"], ["backward", "backward"], ["update", "update"], ["evaluate", "evaluation"],
+  ["forward", "forward"], ["backward", "backward"], ["weights", "gradients of weights"], ["update", "update"], ["evaluate", "evaluation"],
   ["activation", "activation on its way"], ["gradient", "gradient on its way"], ["idle", "idle"],
 ];
-const PLACES = { forward: [0, 14], backward: [10, 14], update: [0, BAR], evaluate: [0, BAR], activation: [BAR + 1, 3], gradient: [BAR + 5, 3] };
-const LETTERS = { forward: "F", backward: "B", update: "U", evaluate: "E" };
+const PLACES = { forward: [0, 14], backward: [10, 14], weights: [10, 14], update: [0, BAR], evaluate: [0, BAR], activation: [BAR + 1, 3], gradient: [BAR + 5, 3] };
+const LETTERS = { forward: "F", backward: "B", weights: "W", update: "U", evaluate: "E" };
 
 export class Timeline {
   constructor() {
@@ -86,7 +86,7 @@ export class Timeline {
       const y = lane.get(span.worker) + offset;
       pen.fillStyle = colour(span.kind);
       pen.fillRect(from, y, wide, tall);
-      const text = span.kind in LETTERS ? `${LETTERS[span.kind]}${["forward", "backward"].includes(span.kind) ? span.micro_batch : ""}` : "";
+      const text = span.kind in LETTERS ? `${LETTERS[span.kind]}${["forward", "backward", "weights"].includes(span.kind) ? span.micro_batch : ""}` : "";
       if (text && wide > 9 + 7 * text.length) {
         pen.fillStyle = colour("on-bar");
         pen.fillText(text, from + wide / 2, y + tall / 2 + 0.5);
