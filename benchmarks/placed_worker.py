@@ -1,17 +1,19 @@
-"""The ordinary worker, put into a network namespace, with two switches, and a note of the last step that it reported.
+"""The ordinary worker, put into a network namespace, with three switches, and a note of the last step that it reported.
 
 `python -m benchmarks.placed_worker worker --join URL ...`; the folder NOTES is what `placed_pool.py` shares with it:
 
 - `NAME.namespace`: the network namespace to enter, if there is such a file;
 - `NAME.step`: written here, the last step that was reported; whoever kills the worker reads what it had done;
 - `refuse`: while there is such a file, no fragment is adopted, as if no snapshot was held anywhere;
-- `bare`: a job that is prepared while there is such a file takes no snapshots and keeps no log.
+- `bare`: a job that is prepared while there is such a file takes no snapshots and keeps no log;
+- `whole`: in a job that is prepared while there is such a file, no gradients of weights wait: a backward is one task.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from fusion.topology import Topology
 
 REFUSE = "refuse"
 BARE = "bare"
+WHOLE = "whole"
 
 
 def slow_down_only() -> None:
@@ -37,6 +40,7 @@ def slow_down_only() -> None:
 def install(notes: Path, name: str) -> None:
     from fusion.errors import BlobError
     from fusion.messages import Backup, Prepare
+    from worker.jobs import assembly
     from worker.jobs.host import JobHost
     from worker.jobs.job_parts import Parts
     from worker.jobs.job_run import JobRun, Order
@@ -64,6 +68,15 @@ def install(notes: Path, name: str) -> None:
         if not (isinstance(order, Backup) and self.job in bare):
             take(self, order)
 
+    cut = assembly.cut
+
+    def cut_for_whole_backwards(*args: Any) -> Any:
+        found = cut(*args)
+        if not (notes / WHOLE).exists():
+            return found
+        return replace(found, fragments=tuple(replace(each, postponed=()) for each in found.fragments))
+
+    assembly.cut = cut_for_whole_backwards  # type: ignore[attr-defined]
     JobHost._report_step = report_and_note  # type: ignore[method-assign]
     Parts.install = adopt_or_refuse  # type: ignore[method-assign, assignment]
     JobRun.__init__ = begin_full_or_bare  # type: ignore[method-assign]

@@ -17,22 +17,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import ROOT
 from benchmarks.page import plots, tables
 from benchmarks.page.blocks import filled
-from benchmarks.slow_settings import FAST
+from benchmarks.slow_settings import APART, CITIES, FAST
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURES = ROOT / "docs" / "images"
-CITIES = ("8", "20", "100", FAST)
 OTHERS = ("home-devices", "one-bad-link")
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "recovery": tables.recovery,
     "prediction": tables.prediction,
-    "slow-network-seconds": partial(tables.slow_table, "gpt", CITIES, tables.seconds),
-    "slow-network-bytes": partial(tables.slow_table, "gpt", CITIES, tables.sent),
+    "slow-network-seconds": partial(tables.slow_table, "gpt", (*CITIES, FAST), tables.seconds),
+    "slow-network-bytes": partial(tables.slow_table, "gpt", (*CITIES, FAST), tables.sent),
+    "apart-seconds": partial(tables.slow_table, "gpt", APART, tables.seconds_over_bound),
     "other-networks-seconds": partial(tables.slow_table, "gpt", OTHERS, tables.seconds),
     "slow-network-goals": partial(tables.slow_goals, "gpt"),
     "slow-network-losses": partial(tables.losses, "gpt"),
-    "resnet-seconds": partial(tables.slow_table, "resnet", CITIES + OTHERS, tables.seconds),
+    "resnet-seconds": partial(tables.slow_table, "resnet", (*CITIES, FAST, *OTHERS), tables.seconds),
     "resnet-goals": partial(tables.slow_goals, "resnet"),
     "codec-harm": tables.harm,
     "paper-scale-gpus": partial(tables.paper_scale, "48 GPUs"),

@@ -7,11 +7,12 @@ trains 300 steps of every plan that a row had, without a network (`one_process.p
 
 - *Two cities*: two workers in each with 1 Gbit/s and 1 ms between them, between the cities the rate of the setting and 20 ms one way.
   *fast* is 1 Gbit/s and 1 ms everywhere. *Home devices*: six, 1 to 4 times apart, with 8 to 100 Mbit/s and 15 ms. *One bad link*: four
-  workers with 1 Gbit/s and 1 ms, but 8 Mbit/s and 50 ms between two of them. All processes have one thread and share this machine's cores.
+  workers with 1 Gbit/s and 1 ms, but 8 Mbit/s and 50 ms between two of them. All processes have one thread and share this machine's cores;
+  in *apart*, two cities again, each worker is slowed down to a third of a core, as if it had one of its own.
 - torch's ranks each take a fourth of the model, in the orders of `slow_settings.py`. The better of GPipe and 1F1B counts.
 - In ours all workers have to take part, but nothing says with how much: OP-Fence may give some next to nothing. *Equal-ops, auto* is the
   split that torch has, too; in *free to leave workers out* they may stay idle. Workers join in the order of the topology, which is the
-  one that the equal policies follow. No snapshots are taken.
+  one that the equal policies follow. No snapshots are taken. *Whole backwards* has no gradients of weights wait.
 
 A step counts with the median over the counted steps of its round, and a row with the median over rounds. What is compared is
 compared round by round, and each round goes through all settings that were asked for: a machine's speed drifts.
@@ -40,6 +41,7 @@ os.environ.update(ONE_THREAD)  # before torch is loaded
 from benchmarks import slow_jobs, slow_losses, slow_report, slow_rows, testbed, topologies
 from benchmarks.common import Disturbance, machine, run_child
 from benchmarks.placed_pool import PlacedPool
+from benchmarks.placed_worker import WHOLE
 from benchmarks.pool_runs import train_on
 from benchmarks.relay import DEVICE
 from benchmarks.slow_rows import Row
@@ -95,6 +97,7 @@ def train(pool: PlacedPool, setting: Setting, job: CapturedJob, warm_up: int, va
         update={"codec": variant.codec, "ratio": variant.ratio, "backward": variant.backward}
     )
     spec = job.spec.model_copy(update={"plan": plan, "compression": compression})
+    pool.switch(WHOLE, variant.whole)
     disturbance = Disturbance()
     steps, ended = train_on(pool, CapturedJob(spec, job.dag, job.tensors, job.data))
     disturbed = round(disturbance.cores(), 2)

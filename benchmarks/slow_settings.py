@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks import topologies
 from fusion.topology import Topology
@@ -31,6 +31,19 @@ _CITIES = {"grouped": ("a-1", "a-2", "b-1", "b-2"), "alternating": ("a-1", "b-1"
 HOME_SHARE = 3.0
 """Its fastest device is a third of a core, so that all six together need little more than one."""
 
+APART_SHARE = 3.0
+"""So that four like workers have a core's share each that nobody else gets, as devices of their own have."""
+
+
+def _apart(megabits: float) -> Setting:
+    return Setting(
+        f"{megabits:g}-apart",
+        f"two cities, {megabits:g} Mbit/s, cores of their own",
+        lambda: topologies.slower(topologies.two_cities(megabits), APART_SHARE),
+        _CITIES,
+    )
+
+
 _ALL = (
     Setting("8", "two cities, 8 Mbit/s", lambda: topologies.two_cities(8.0), _CITIES),
     Setting("20", "two cities, 20 Mbit/s", lambda: topologies.two_cities(20.0), _CITIES),
@@ -48,9 +61,12 @@ _ALL = (
         topologies.one_bad_link,
         {"as joined": ("w-1", "w-2", "w-3", "w-4"), "around the bad link": ("w-2", "w-1", "w-3", "w-4")},
     ),
+    *(_apart(megabits) for megabits in (8.0, 20.0, 100.0)),
 )
 SETTINGS = {setting.name: setting for setting in _ALL}
 """By what `--setting` is given; a number is Mbit/s between two cities."""
+CITIES = ("8", "20", "100")
+APART = tuple(f"{rate}-apart" for rate in CITIES)
 
 
 @dataclass(frozen=True)
@@ -61,6 +77,8 @@ class Variant:
     codec: str = "none"
     ratio: float = 100.0
     all_workers: bool = True
+    whole: bool = False
+    """No gradients of weights wait: what these gain when they do."""
 
     @property
     def backward(self) -> str | None:
@@ -71,7 +89,8 @@ class Variant:
     def name(self) -> str:
         codec = {"none": "dense", "topk": f"top-k 1/{self.ratio:g}", "adatopk": f"AdaTopK {self.ratio:g}"}
         free = "" if self.all_workers else ", free to leave workers out"
-        return f"{self.policy}, {codec.get(self.codec, self.codec)}{free}"
+        whole = ", whole backwards" if self.whole else ""
+        return f"{self.policy}, {codec.get(self.codec, self.codec)}{free}{whole}"
 
     @property
     def uniform(self) -> bool:
@@ -83,6 +102,7 @@ DENSE = Variant("op-fence")
 HEADLINE = Variant("op-fence", "auto", all_workers=False)
 """What a job gets that says nothing of workers: a device may be left out where it would hurt."""
 ALL_TAKE_PART = Variant("op-fence", "auto")
+WHOLE_BACKWARDS = replace(HEADLINE, whole=True)
 VARIANTS = (
     Variant("equal-ops"),
     Variant("equal-compute"),
@@ -97,4 +117,5 @@ VARIANTS = (
     Variant("equal-ops", "auto"),
     ALL_TAKE_PART,
     HEADLINE,
+    WHOLE_BACKWARDS,
 )

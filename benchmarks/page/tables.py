@@ -53,6 +53,11 @@ def seconds(row: Row) -> str:
     return f"{row.seconds:.2f}{spread}"
 
 
+def seconds_over_bound(row: Row) -> str:
+    """The step, and how many times as long as its slowest stage or link it took."""
+    return seconds(row) if row.over_bound is None else f"{seconds(row)}; {row.over_bound:.2f}"
+
+
 def sent(row: Row) -> str:
     return "" if row.sent_bytes is None else f"{row.sent_bytes / 2**20:.1f}"
 

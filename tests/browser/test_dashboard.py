@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import pytest_asyncio
 from browser_cases import CHROMIUM, Line, ShownWorker, Tab, a_browser, a_tab
 from coordinator_cases import Server, serving
-from playwright.async_api import Browser
+from playwright.async_api import Browser, Route
 
 from fusion.messages import Unreached, Warned
 
@@ -76,6 +77,26 @@ async def test_the_pool_is_what_the_api_says_and_changes_with_it(server: Server,
             await tab.shows("th", "late")
             await server.call("POST", "/api/v1/workers/late/drain")
             await tab.until("() => ![...document.querySelectorAll('th')].some(head => head.textContent === 'late')")
+    assert tab.problems == []
+
+
+async def test_the_first_words_claim_nothing_that_is_not_known_yet(server: Server, tab: Tab) -> None:
+    async with ShownWorker(server, "a"):
+        held = asyncio.Event()
+
+        async def hold(route: Route) -> None:
+            await held.wait()
+            await route.continue_()
+
+        await tab.page.route("**/api/v1/stream", hold)
+        await tab.page.goto(server.url)
+        await tab.shows("section[aria-labelledby='h-workers']", "Asking the coordinator…")
+        assert [await tab.page.locator("dd").nth(index).text_content() for index in range(3)] == ["–"] * 3
+        assert "No worker yet" not in await tab.text("main")
+        assert "No job yet" not in await tab.text("main")
+        held.set()
+        await tab.until("() => document.querySelector('dd').textContent === '1'")
+        await tab.shows("section[aria-labelledby='h-jobs']", "No job yet")
     assert tab.problems == []
 
 

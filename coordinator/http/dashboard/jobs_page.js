@@ -2,7 +2,7 @@
 
 import { el, section, setClass, setText } from "./dom.js";
 import { count, day, precise, seconds, stateClass } from "./format.js";
-import { jobs, secondsLeft } from "./state.js";
+import { jobs, known, secondsLeft } from "./state.js";
 import { Table } from "./table.js";
 
 export function drawState(td, item) {
@@ -33,7 +33,7 @@ export const jobItems = () => [...jobs.values()].reverse().map((job) => [job.id,
 
 export function jobsPage(main) {
   const table = jobTable();
-  const show = () => table.show(jobItems());
+  const show = () => table.show(jobItems(), known);
   main.append(section("Jobs", table.element));
   show();
   return {

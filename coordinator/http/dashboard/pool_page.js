@@ -5,7 +5,7 @@ import { el, Facts, section } from "./dom.js";
 import { bits, bytes, count, flops, percent, rate, seconds } from "./format.js";
 import { drawState, jobItems, jobTable } from "./jobs_page.js";
 import { act, noticeLine } from "./operator.js";
-import { jobs, memory, traffic, workers } from "./state.js";
+import { jobs, known, memory, traffic, workers } from "./state.js";
 import { Table } from "./table.js";
 import { TopologyView } from "./topology.js";
 
@@ -28,20 +28,21 @@ export function poolPage(main) {
     section("Topology", view.element), section("Jobs", running.element),
     section("Workers", notice, table.element), section("Links", links.element, more));
   let map = { groups: [], between: [], relayed: [] };
-  let measured = [];
+  let measured = null;
   let asked = 0;
   let timer = null;
 
   function show() {
     const all = [...workers.values()];
     const used = [...memory].filter(([name]) => workers.has(name)).reduce((sum, [, size]) => sum + size, 0);
+    const once = (text) => (known ? text : "–");
     facts.show([
-      ["Workers", count(all.filter(({ state }) => state !== "lost").length)],
-      ["Busy", count(all.filter(({ state }) => state === "busy").length)],
-      ["Jobs running", count([...jobs.values()].filter(({ state }) => state === "running").length)],
-      ["Speed together", `${flops(all.reduce((sum, { device }) => sum + device.flops_per_second, 0))}FLOP/s`],
-      ["Memory used", bytes(used)],
-      ["On the links now", rate(traffic.reduce((sum, flow) => sum + flow.bytes_per_second, 0))],
+      ["Workers", once(count(all.filter(({ state }) => state !== "lost").length))],
+      ["Busy", once(count(all.filter(({ state }) => state === "busy").length))],
+      ["Jobs running", once(count([...jobs.values()].filter(({ state }) => state === "running").length))],
+      ["Speed together", once(`${flops(all.reduce((sum, { device }) => sum + device.flops_per_second, 0))}FLOP/s`)],
+      ["Memory used", once(bytes(used))],
+      ["On the links now", once(rate(traffic.reduce((sum, flow) => sum + flow.bytes_per_second, 0)))],
     ]);
     const known = new Set(map.groups.flatMap((group) => group.workers));
     const fresh = all.map(({ name }) => name).filter((name) => !known.has(name));
@@ -51,24 +52,24 @@ export function poolPage(main) {
       soon(); // for a map that has them
     }
     view.show({ groups: groups.filter((group) => group.workers.length), between: map.between, relayed: map.relayed, traffic, workers });
-    table.show(all.map((worker) => [worker.name, worker]));
+    table.show(all.map((worker) => [worker.name, worker]), known);
     showLinks();
   }
 
   // Steps come often, so they touch nothing else.
   function showJobs() {
-    running.show(jobItems().filter(([, job]) => LIVE.has(job.state)));
+    running.show(jobItems().filter(([, job]) => LIVE.has(job.state)), known);
   }
 
   // Every link that was measured or carries something now, the busiest first.
   function showLinks() {
-    const rows = new Map(measured.map((link) => [`${link.from} ${link.to}`, { ...link, flow: 0 }]));
+    const rows = new Map((measured ?? []).map((link) => [`${link.from} ${link.to}`, { ...link, flow: 0 }]));
     for (const flow of traffic) {
       const key = `${flow.from} ${flow.to}`;
       rows.set(key, { from: flow.from, to: flow.to, ...rows.get(key), flow: flow.bytes_per_second });
     }
     const sorted = [...rows].sort(([, a], [, b]) => b.flow - a.flow);
-    links.show(sorted.slice(0, MOST_LINKS));
+    links.show(sorted.slice(0, MOST_LINKS), measured !== null);
     more.textContent = sorted.length > MOST_LINKS ? `The busiest ${MOST_LINKS} of ${count(sorted.length)}; all: fusion workers --links` :
       workers.size > MOST_LISTED ? "Those in use; all that were measured: fusion workers --links" : "";
   }

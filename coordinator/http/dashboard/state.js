@@ -10,6 +10,7 @@ export const jobs = new Map();
 export const memory = new Map();
 export const events = [];
 export let traffic = [];
+export let known = false; // whether the stream has told all that there is
 
 const listeners = new Set();
 let pending = new Map();
@@ -101,6 +102,7 @@ export const hear = {
       for (const name of [...workers.keys()]) if (!arriving.workers.has(name)) workers.delete(name);
       for (const id of [...jobs.keys()]) if (!arriving.jobs.has(id)) jobs.delete(id);
       arriving = null;
+      known = true;
       changed("worker", null);
       changed("job", null);
     }

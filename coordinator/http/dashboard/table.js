@@ -10,13 +10,14 @@ export class Table {
     this.rows = new Map();
     const heads = columns.map(({ head, number }) => el("th", { text: head, scope: "col", class: number && "number" }));
     this.table = el("table", {}, el("caption", { class: "hidden", text: caption }), el("thead", {}, el("tr", {}, ...heads)), this.body);
-    this.empty = el("p", { class: "quiet", text: empty });
+    this.none = empty;
+    this.empty = el("p", { class: "quiet" });
     this.element = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, this.table, this.empty);
-    this.show([]);
+    this.show([], false);
   }
 
-  // `items` are [key, item], in order.
-  show(items) {
+  // `items` are [key, item], in order. Until all that there are is `known`, none is no news.
+  show(items, known = true) {
     const keys = new Set();
     let previous = null;
     for (const [key, item] of items) {
@@ -38,6 +39,7 @@ export class Table {
     }
     this.table.hidden = keys.size === 0;
     this.empty.hidden = keys.size > 0;
+    setText(this.empty, known ? this.none : "Asking the coordinator…");
   }
 
   #make(key) {
