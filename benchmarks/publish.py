@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import ROOT
 from benchmarks.page import plots, tables
 from benchmarks.page.blocks import filled
-from benchmarks.slow_settings import APART, CITIES, FAST
+from benchmarks.slow_settings import CITIES, FAST, SLOW_MOTION
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURES = ROOT / "docs" / "images"
@@ -28,7 +28,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "prediction": tables.prediction,
     "slow-network-seconds": partial(tables.slow_table, "gpt", (*CITIES, FAST), tables.seconds),
     "slow-network-bytes": partial(tables.slow_table, "gpt", (*CITIES, FAST), tables.sent),
-    "apart-seconds": partial(tables.slow_table, "gpt", APART, tables.seconds_over_bound),
+    "slow-motion-seconds": partial(tables.slow_table, "gpt", SLOW_MOTION, tables.seconds_over_bound),
     "other-networks-seconds": partial(tables.slow_table, "gpt", OTHERS, tables.seconds),
     "slow-network-goals": partial(tables.slow_goals, "gpt"),
     "slow-network-losses": partial(tables.losses, "gpt"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from benchmarks.slow_rows import Row, over
-from benchmarks.slow_settings import ALL_TAKE_PART, APART, CITIES, DENSE, FAST, HEADLINE, SETTINGS
+from benchmarks.slow_settings import ALL_TAKE_PART, CITIES, DENSE, FAST, HEADLINE, SETTINGS, SLOW_MOTION
 
 LEAST_OVER_TORCH = {"grouped": 10.0, "alternating": 13.0}
 """At 8 Mbit/s."""
@@ -75,7 +75,7 @@ def _speed(best: Row, mine: Sequence[Row], fast: Sequence[Row]) -> Iterator[Goal
     dense = _dense(mine)
     if dense is not None and best.setting == FAST:
         yield Goal("auto over dense", over(best, dense), MOST_OVER_DENSE_ON_FAST, at_least=False)
-    if best.over_bound is not None and best.setting in CITIES + APART:
+    if best.over_bound is not None and best.setting in CITIES + SLOW_MOTION:
         yield Goal("step over its slowest stage or link", (best.over_bound,), MOST_OVER_BOUND, at_least=False)
 
 

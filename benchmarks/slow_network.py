@@ -8,7 +8,7 @@ trains 300 steps of every plan that a row had, without a network (`one_process.p
 - *Two cities*: two workers in each with 1 Gbit/s and 1 ms between them, between the cities the rate of the setting and 20 ms one way.
   *fast* is 1 Gbit/s and 1 ms everywhere. *Home devices*: six, 1 to 4 times apart, with 8 to 100 Mbit/s and 15 ms. *One bad link*: four
   workers with 1 Gbit/s and 1 ms, but 8 Mbit/s and 50 ms between two of them. All processes have one thread and share this machine's cores;
-  in *apart*, two cities again, each worker is slowed down to a third of a core, as if it had one of its own.
+  *slow motion* is two cities again with cores, rates and delays six times slower, so that no worker waits for another's core.
 - torch's ranks each take a fourth of the model, in the orders of `slow_settings.py`. The better of GPipe and 1F1B counts.
 - In ours all workers have to take part, but nothing says with how much: OP-Fence may give some next to nothing. *Equal-ops, auto* is the
   split that torch has, too; in *free to leave workers out* they may stay idle. Workers join in the order of the topology, which is the

@@ -31,15 +31,15 @@ _CITIES = {"grouped": ("a-1", "a-2", "b-1", "b-2"), "alternating": ("a-1", "b-1"
 HOME_SHARE = 3.0
 """Its fastest device is a third of a core, so that all six together need little more than one."""
 
-APART_SHARE = 3.0
-"""So that four like workers have a core's share each that nobody else gets, as devices of their own have."""
+SLOWER = 6.0
+"""So many times slower four workers share two cores, and seldom one that another is using: as if each had one of its own."""
 
 
-def _apart(megabits: float) -> Setting:
+def _slow_motion(megabits: float) -> Setting:
     return Setting(
-        f"{megabits:g}-apart",
-        f"two cities, {megabits:g} Mbit/s, cores of their own",
-        lambda: topologies.slower(topologies.two_cities(megabits), APART_SHARE),
+        f"{megabits:g}-slow-motion",
+        f"two cities, {megabits:g} Mbit/s, in slow motion",
+        lambda: topologies.slow_motion(topologies.two_cities(megabits), SLOWER),
         _CITIES,
     )
 
@@ -61,12 +61,12 @@ _ALL = (
         topologies.one_bad_link,
         {"as joined": ("w-1", "w-2", "w-3", "w-4"), "around the bad link": ("w-2", "w-1", "w-3", "w-4")},
     ),
-    *(_apart(megabits) for megabits in (8.0, 20.0, 100.0)),
+    *(_slow_motion(megabits) for megabits in (8.0, 20.0, 100.0)),
 )
 SETTINGS = {setting.name: setting for setting in _ALL}
 """By what `--setting` is given; a number is Mbit/s between two cities."""
 CITIES = ("8", "20", "100")
-APART = tuple(f"{rate}-apart" for rate in CITIES)
+SLOW_MOTION = tuple(f"{rate}-slow-motion" for rate in CITIES)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,15 @@ def slower(topology: Topology, times: float) -> Topology:
     return Topology.model_validate({"workers": workers, "links": links})
 
 
+def slow_motion(topology: Topology, times: float) -> Topology:
+    """The same with everything that many times slower, workers, rates and delays: a step takes that many times as long."""
+    links = [
+        link.model_dump() | {"bandwidth": link.bandwidth / times, "latency": link.latency * times}
+        for link in topology.links
+    ]
+    return slower(Topology.model_validate({**topology.model_dump(), "links": links}), times)
+
+
 def names(topology: Topology) -> list[str]:
     """The workers to start."""
     return [worker.name for worker in topology.workers if worker.name != REFERENCE]
