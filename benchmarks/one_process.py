@@ -103,9 +103,10 @@ class OneProcess:
             if task is None:
                 break
             begin = perf_counter()
-            self._runner.run(task)
+            done = self._runner.run(task)
             self._accounts.spent(task, perf_counter() - begin)
-            self._session.completed(task)
+            if done:
+                self._session.completed(task)
         if not self._session.finished:
             raise RuntimeError(f"the tasks of the plan block each other after step {self._session.step}")
 

@@ -19,8 +19,9 @@ So the home of a borrowed parameter sends its value for step `first_step` at the
 after its last backward of a step. Values that one hosted fragment makes for another are arrivals as well.
 
 Where backwards leave the gradients of weights (`Fragment.postponed`), these run when there is nothing else to do, when
-they are behind by more micro-batches than the plan allows, and before UPDATE. A fragment computes them in micro-batch
-order, so the sums have the same bits whenever that is.
+they are behind by more micro-batches than the plan allows, and before UPDATE. They go op by op, and something urgent goes
+between: what is not completed is given out again. A fragment computes them in micro-batch order, so the sums have the same
+bits whenever that is.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class _Watched:
 
 
 class PostponedWeights:
-    """One micro-batch's. `watch` in the forward, then the first half of the backward, then `compute`.
+    """One micro-batch's. `watch` in the forward, then the first half of the backward, then `compute` while there is more.
 
     `parameters` maps each op that is watched to those whose gradients wait. Keeps the autograd graph alive until then.
     """
@@ -50,13 +50,13 @@ class PostponedWeights:
         hook = value.grad_fn.register_prehook(keep)
         self._watched.append(_Watched(get_gradient_edge(value), hook, gradients, self._parameters[op]))
 
-    def compute(self) -> None:
-        """Add the gradients to the parameters' `.grad`, and let go of the graph."""
-        while self._watched:
+    def compute(self) -> bool:
+        """Add the gradients of one op to its parameters' `.grad`; whether there are more. The graph goes with the last."""
+        if self._watched:
             watched = self._watched.pop()  # from the last op to the first, as autograd goes
             watched.hook.remove()
-            if not watched.gradients:
-                continue
-            fresh = [parameter for parameter in watched.parameters if parameter.grad is None]
-            torch.autograd.backward((watched.edge,), watched.gradients, inputs=watched.parameters)
-            own_gradients(fresh, watched.gradients)
+            if watched.gradients:
+                fresh = [parameter for parameter in watched.parameters if parameter.grad is None]
+                torch.autograd.backward((watched.edge,), watched.gradients, inputs=watched.parameters)
+                own_gradients(fresh, watched.gradients)
+        return bool(self._watched)

@@ -276,11 +276,15 @@ class FragmentProgram:
             self._first_backward = False
         return {edge: None if gradient is None else alone(gradient) for edge, gradient in returned.items()}
 
-    def weights(self, step: int, micro_batch: int) -> None:
-        """Compute what the micro-batch's backward left; micro-batches in order, so that the sums come out the same."""
-        postponed = self._owed.pop((step, micro_batch), None)
-        if postponed is not None:
-            postponed.compute()
+    def weights(self, step: int, micro_batch: int) -> bool:
+        """Compute what the micro-batch's backward left, of one op; whether there is more, so that something urgent can go
+        between. Micro-batches in order, so that the sums come out the same.
+        """
+        postponed = self._owed.get((step, micro_batch))
+        if postponed is not None and postponed.compute():
+            return True
+        self._owed.pop((step, micro_batch), None)
+        return False
 
     def norms(self) -> Tensor:
         """Float32 (parameters at home,) on the CPU: the norm of each gradient, in the order of `model.parameters()`.
@@ -322,7 +326,8 @@ class FragmentProgram:
     def _settle(self) -> None:
         """What no `weights` has asked for yet belongs to the step all the same."""
         for step, micro_batch in list(self._owed):
-            self.weights(step, micro_batch)
+            while self.weights(step, micro_batch):
+                pass
 
     def _differentiable(self, step: int, micro_batch: int, inputs: _Inputs) -> tuple[Values, _Pass]:
         """Run the training ops under autograd."""

@@ -10,6 +10,9 @@ from itertools import pairwise
 from dag.workload import Crossings
 from scheduler.cost import Costs
 
+_SPARED = 0.1
+"""Share of a device's memory that nothing is put into which can do without: figures of memory are estimates."""
+
 
 @dataclass(frozen=True, slots=True)
 class FragmentMemory:
@@ -87,7 +90,8 @@ def fit_behind(
 ) -> tuple[int, ...]:
     """For how many micro-batches each fragment may leave gradients of weights for later: as many as are in flight at most.
 
-    What memory is left beside those in flight is shared out evenly: a device's fragments get one more each in turn.
+    What memory is left beside those in flight, but for a tenth of it all, is shared out evenly: a device's fragments get one
+    more each in turn.
     """
     most = [max(in_flight) if needs.behind else 0 for needs in fragments]
     used = worker_memory(fragments, devices, in_flight)
@@ -96,7 +100,7 @@ def fit_behind(
         if limit is None:
             continue
         mine = [index for index, host in enumerate(devices) if host == device]
-        allowed, room = dict.fromkeys(mine, 0), limit - held
+        allowed, room = dict.fromkeys(mine, 0), (1 - _SPARED) * limit - held
         growing = [index for index in mine if most[index]]
         while growing:
             growing = [i for i in growing if allowed[i] < most[i] and fragments[i].behind <= room]

@@ -170,6 +170,10 @@ class _Run:
         self._events: list[tuple[float, int, int, Task | None]] = []
         self._order = count()
         self._running: dict[int, bool] = dict.fromkeys(self._used, False)
+        # WEIGHTS give way to what becomes ready: by device, the ones that run with the serial number and time of their
+        # end; by task, what is left of those that were interrupted.
+        self._yielding: dict[int, tuple[Task, int, float]] = {}
+        self._left: dict[Task, float] = {}
         self._link_free: dict[tuple[int, int], float] = {}
         # A worker has one thread that encodes and one that takes messages in; both run beside its compute thread.
         self._encoder_free: dict[int, float] = {}
@@ -208,6 +212,9 @@ class _Run:
             if task is None:
                 if not self._taken_in(time, serial):
                     continue
+                self._interrupt(time, device)
+            elif task.kind is TaskKind.WEIGHTS and self._yielding.get(device, (task, -1))[1] != serial:
+                continue  # was interrupted
             else:
                 self._finish(time, device, task)
             if not self._running[device]:
@@ -220,10 +227,13 @@ class _Run:
         task = self._boards[device].next_task()
         if task is None:
             return
-        seconds = self._seconds[task.fragment][task.kind]
+        seconds = self._left.pop(task, self._seconds[task.fragment][task.kind])
         self._running[device] = True
         self._busy[device] += seconds
-        heapq.heappush(self._events, (time + seconds, next(self._order), device, task))
+        serial = next(self._order)
+        if task.kind is TaskKind.WEIGHTS:
+            self._yielding[device] = (task, serial, time + seconds)
+        heapq.heappush(self._events, (time + seconds, serial, device, task))
         if self._trace:
             self._spans.append(
                 Span(
@@ -237,8 +247,25 @@ class _Run:
                 )
             )
 
+    def _interrupt(self, time: float, device: int) -> None:
+        """Something has arrived: WEIGHTS make way for what may run now. A worker does so between their ops."""
+        if device not in self._yielding:
+            return
+        task, _, end = self._yielding[device]
+        if self._boards[device].next_task() == task:
+            return
+        del self._yielding[device]
+        self._left[task] = end - time
+        self._busy[device] -= end - time
+        self._running[device] = False
+        if self._trace:
+            index = max(i for i, span in enumerate(self._spans) if span.resource == self._names[device])
+            self._spans[index] = replace(self._spans[index], end=time)
+
     def _finish(self, time: float, device: int, task: Task) -> None:
         self._running[device] = False
+        if task.kind is TaskKind.WEIGHTS:
+            del self._yielding[device]
         self._boards[device].completed(task)
         self._step_ends[task.step] = max(self._step_ends[task.step], time)
         fragment = self._partition.fragments[task.fragment]

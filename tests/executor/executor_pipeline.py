@@ -128,7 +128,8 @@ class Pipeline:
             assert ready or self.travelling, "deadlock"
             if ready and (not self.travelling or self.random.random() < 0.5):
                 board, task = self.random.choice(ready)
-                self._execute(task)
+                if not self._execute(task):
+                    continue
                 board.completed(task)
                 if task.kind is TaskKind.UPDATE and task.step in snapshots:
                     snapshots[task.step] |= self.programs[task.fragment].state()
@@ -150,7 +151,8 @@ class Pipeline:
             snapshots=snapshots,
         )
 
-    def _execute(self, task: Task) -> None:
+    def _execute(self, task: Task) -> bool:
+        """Whether it is completed."""
         program = self.programs[task.fragment]
         fragment = program.fragment
         step, index = task.step, task.micro_batch
@@ -163,7 +165,7 @@ class Pipeline:
             if total is not None:
                 assert self.total_norms.setdefault(step, total) == total
             self._lend(program, step + 1)
-            return
+            return True
         if task.kind is TaskKind.BACKWARD:
             given = {
                 e.index: self.values[FrameKind.GRADIENT, e.index, step, index] for e in fragment.outputs if e.gradient
@@ -172,11 +174,12 @@ class Pipeline:
                 self._send((FrameKind.GRADIENT, edge, step, index), gradient)
             if not fragment.postponed:
                 self._tell_norms(program, task)
-            return
+            return True
         if task.kind is TaskKind.WEIGHTS:
-            program.weights(step, index)
+            if program.weights(step, index):
+                return False
             self._tell_norms(program, task)
-            return
+            return True
         evaluation = task.kind is TaskKind.EVALUATE
         kind = FrameKind.EVALUATION if evaluation else FrameKind.ACTIVATION
         arrivals = {
@@ -192,6 +195,7 @@ class Pipeline:
             self._send((kind, edge, step, index), value)
         if result.loss is not None:
             (self.evaluated if evaluation else self.losses).setdefault(step, []).append(result.loss)
+        return True
 
     def _tell_norms(self, program: FragmentProgram, task: Task) -> None:
         if task.micro_batch == self.settings.micro_batches - 1:

@@ -204,14 +204,15 @@ class JobHost:
 
     def _execute(self, task: Task) -> None:
         begin, busy_from = perf_counter(), self._busy_clock()
-        self._runner.run(task)
+        done = self._runner.run(task)
         rest = self._surroundings.rest(self._busy_clock() - busy_from, perf_counter() - begin)
         if rest:
             self._stopping.wait(rest)
         end = perf_counter()
         self._accounts.spent(task, end - begin)
         self._trace.ran(task, begin, end)
-        self._session.completed(task)
+        if done:
+            self._session.completed(task)
         if task.kind is TaskKind.UPDATE:
             self._checkpoint(task)
         self._carry_out()

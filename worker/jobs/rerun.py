@@ -106,7 +106,8 @@ class Rerun:
             case TaskKind.BACKWARD:
                 self._backward(task)
             case TaskKind.WEIGHTS:
-                self._piece.program.weights(task.step, task.micro_batch)
+                while self._piece.program.weights(task.step, task.micro_batch):
+                    pass
                 self._note_norms(task)
             case _:
                 self._update(task)

@@ -52,20 +52,22 @@ class TaskRunner:
         self.sent = SentPlaces()
         """What gradients are still to come for."""
 
-    def run(self, task: Task) -> None:
-        """Compute it; what it makes is given to the session."""
+    def run(self, task: Task) -> bool:
+        """Compute it; what it makes is given to the session. False when it is to be taken up again: WEIGHTS go op by op."""
         match task.kind:
             case TaskKind.FORWARD:
                 self._forward(task)
             case TaskKind.BACKWARD:
                 self._backward(task)
             case TaskKind.WEIGHTS:
-                self._pieces[task.fragment].program.weights(task.step, task.micro_batch)
+                if self._pieces[task.fragment].program.weights(task.step, task.micro_batch):
+                    return False
                 self._tell_norms(task)
             case TaskKind.UPDATE:
                 self._update(task)
             case TaskKind.EVALUATE:
                 self._evaluate(task)
+        return True
 
     def lend_parameters(self, fragment: int, step: int) -> None:
         """Give the fragment's tied parameters to those who borrow them in this step."""

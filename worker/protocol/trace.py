@@ -24,7 +24,11 @@ class Trace:
     def ran(self, task: Task, begin: float, end: float) -> None:
         """A task ran here. Evaluations come after their step's report, so they count to the next one."""
         step = task.step + (task.kind is TaskKind.EVALUATE)
-        self._tasks.setdefault(step, []).append((task.kind, task.fragment, task.micro_batch, begin, end))
+        tasks = self._tasks.setdefault(step, [])
+        this = (task.kind, task.fragment, task.micro_batch)
+        if tasks and tasks[-1][:3] == this:  # WEIGHTS, op by op
+            begin = tasks.pop()[3]
+        tasks.append((*this, begin, end))
 
     def arrived(self, step: int, gradient: bool, fragment: int, micro_batch: int, at: float, sender: str) -> None:
         """What `fragment` made on another worker has arrived."""

@@ -44,8 +44,8 @@ export function poolPage(main) {
       ["Memory used", once(bytes(used))],
       ["On the links now", once(rate(traffic.reduce((sum, flow) => sum + flow.bytes_per_second, 0)))],
     ]);
-    const known = new Set(map.groups.flatMap((group) => group.workers));
-    const fresh = all.map(({ name }) => name).filter((name) => !known.has(name));
+    const drawn = new Set(map.groups.flatMap((group) => group.workers));
+    const fresh = all.map(({ name }) => name).filter((name) => !drawn.has(name));
     const groups = map.groups.map((group) => ({ ...group, workers: group.workers.filter((name) => workers.has(name)) }));
     if (fresh.length) {
       groups.push({ name: groups.length ? "just joined" : "pool", kind: "pool", workers: fresh });
