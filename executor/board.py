@@ -179,6 +179,11 @@ class TaskBoard:
         """What is to be done when nothing else may: the oldest WEIGHTS."""
         return min((tasks[0] for tasks in self._postponed.values() if tasks), key=_priority, default=None)
 
+    def completes_gradients(self, task: Task) -> bool:
+        """Whether with `task` its fragment has all gradients of the step: with clipping, its norms are due."""
+        last = TaskKind.WEIGHTS if self._partition.fragments[task.fragment].postponed else TaskKind.BACKWARD
+        return task.kind is last and task.micro_batch == self._micro_batches - 1
+
     def needs(self, task: Task) -> tuple[Key, ...]:
         """Keys of everything that must have arrived before `task` may run."""
         fragment, step, micro_batch = task.fragment, task.step, task.micro_batch

@@ -277,18 +277,11 @@ class _Run:
             for edge in fragment.inputs:
                 if edge.gradient:
                     self._send(time, edge, FrameKind.GRADIENT, task.step, task.micro_batch)
-            if not fragment.postponed:
-                self._send_norms(time, device, task)
-        elif task.kind is TaskKind.WEIGHTS:
-            self._send_norms(time, device, task)
         elif task.kind is TaskKind.UPDATE and task.step < self._steps:
             for edge in fragment.outputs:
                 if edge.kind == "parameter":
                     self._send(time, edge, FrameKind.ACTIVATION, task.step + 1, 0)
-
-    def _send_norms(self, time: float, device: int, task: Task) -> None:
-        """With the step's last gradients, when clipping."""
-        if self._clip and task.micro_batch == self._costs.micro_batches - 1:
+        if self._clip and self._boards[device].completes_gradients(task):
             for other in self._used:
                 norms = _Message(other, FrameKind.NORMS, task.fragment, task.step, 0, 0.0)
                 self._deliver(time, device, norms, 256.0)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from executor_models import CASES, captured, random_cuts
 from executor_pipeline import Pipeline, Settings, same
-from torch import Tensor
+from torch import Tensor, nn
 
-from dag.cut import cut
+from dag.capture import capture
+from dag.cut import cut, cut_points
 from executor.gradients import add_in_order, own_gradients
 from executor.program import FragmentProgram
 from fusion.errors import BlobError, FrameError
@@ -152,6 +153,61 @@ def test_gradients_of_weights_come_later_with_the_same_bits(name: str, recompute
     for program in (first, second):
         for key, value in zip(program.parameter_names, program._parameters.values(), strict=True):
             assert same(value.grad, expected[key]), key
+
+
+class Product(nn.Module):
+    """`x @ w`, with a bias inside (`addmm`) or without (`mm`)."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 5))
+        self.bias = nn.Parameter(torch.randn(5)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self.weight) if self.bias is None else torch.addmm(self.bias, x, self.weight)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: nn.Linear(6, 5), (3, 7, 6)),
+        (lambda: nn.Linear(6, 5), (1, 6)),
+        (lambda: Product(True), (4, 6)),
+        (lambda: Product(False), (4, 6)),
+        (lambda: nn.Conv1d(4, 6, 3, padding="same"), (2, 4, 9)),
+        (lambda: nn.Conv2d(4, 6, 3, stride=2, groups=2), (2, 4, 9, 9)),
+        (lambda: nn.Conv3d(4, 6, 3, dilation=2), (2, 4, 7, 7, 7)),
+        (lambda: nn.ConvTranspose1d(4, 6, 3), (2, 4, 9)),
+        (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1), (2, 4, 5, 5)),
+        (lambda: nn.ConvTranspose3d(4, 6, 3), (2, 4, 5, 5, 5)),
+    ],
+)
+def test_every_op_that_waits_computes_both_halves_with_the_bits_of_the_whole(
+    layer: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(shape[-1]), layer())
+    x = torch.randn(shape)
+    y = torch.randn(model(x).shape)
+    made = capture(model, {"inputs": x, "targets": y}, "mse")
+    common: dict[str, Any] = {"seed": 0, "micro_batches": 1, "optimizer": OptimizerSpec(name="sgd", lr=0.1)}
+    partition = cut(made.dag, [cut_points(made.dag)[0].position])
+    first, second = (
+        FragmentProgram(made.dag, fragment, **common, lr_schedule=LrScheduleSpec(), steps=1)
+        for fragment in partition.fragments
+    )
+    assert second.fragment.postponed
+    for program in (first, second):
+        program.load(made.tensors)
+    batch = {"inputs": x, "targets": y}
+    second.forward(1, 0, first.forward(1, 0, {}, batch).outputs, batch)
+    first.backward(1, 0, second.backward(1, 0, {}))
+    while second.weights(1, 0):
+        pass
+    torch.nn.functional.mse_loss(model(x), y).backward()
+    found = {key: value.grad for each in (first, second) for key, value in each._named(each._parameters).items()}
+    for key, value in model.named_parameters():
+        assert same(found[key], value.grad), key
 
 
 def test_what_nobody_asked_for_is_in_the_norms_and_the_update() -> None:

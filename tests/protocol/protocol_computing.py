@@ -182,11 +182,12 @@ class Computing:
                 self._backward(task)
             case TaskKind.WEIGHTS:
                 self.programs[task.fragment].weights(task.step, task.micro_batch)
-                self._tell_norms(task)
             case TaskKind.UPDATE:
                 self._update(task)
             case TaskKind.EVALUATE:
                 self._evaluate(task)
+        if self.prepare.train.clip_grad_norm is not None and self.session.board.completes_gradients(task):
+            self._tell_norms(task)
         self._accounts.spent(task, seconds)
         self.session.completed(task)
         if task.kind is TaskKind.UPDATE:
@@ -209,14 +210,10 @@ class Computing:
         self.sent -= {key[1:] for key in self.session.board.needs(task)}
         for edge, value in program.backward(task.step, task.micro_batch, self._arrivals(task)).items():
             self._pass_on(FrameKind.GRADIENT, edge, task.step, task.micro_batch, value)
-        if not self.case.partition.fragments[task.fragment].postponed:
-            self._tell_norms(task)
 
     def _tell_norms(self, task: Task) -> None:
-        train = self.prepare.train
-        if train.clip_grad_norm is not None and task.micro_batch == train.micro_batches - 1:
-            header = Header(self.job, self.epoch, FrameKind.NORMS, task.fragment, task.step, 0, "none", "float32", (1,))
-            self._emit(header, Value(self.programs[task.fragment].norms(), 4))
+        header = Header(self.job, self.epoch, FrameKind.NORMS, task.fragment, task.step, 0, "none", "float32", (1,))
+        self._emit(header, Value(self.programs[task.fragment].norms(), 4))
 
     def _update(self, task: Task) -> None:
         program = self.programs[task.fragment]

@@ -108,9 +108,10 @@ class Rerun:
             case TaskKind.WEIGHTS:
                 while self._piece.program.weights(task.step, task.micro_batch):
                     pass
-                self._note_norms(task)
             case _:
                 self._update(task)
+        if self._train.clip_grad_norm is not None and self._board.completes_gradients(task):
+            self._note_norms(task)
         for key in self._board.completed(task):
             self._here.pop(key, None)
         if task.kind is TaskKind.UPDATE and task.step < self.order.through:
@@ -162,16 +163,13 @@ class Rerun:
         gradients = {key[1]: on_device(self._here.pop(key)) for key in self._board.needs(task)}
         for edge, value in self._piece.program.backward(step, micro_batch, gradients).items():
             self._make(FrameKind.GRADIENT, edge, step, micro_batch, value)
-        if not self._piece.program.fragment.postponed:
-            self._note_norms(task)
 
     def _note_norms(self, task: Task) -> None:
-        if self._train.clip_grad_norm is not None and task.micro_batch == self._train.micro_batches - 1:
-            norms = self._piece.program.norms()
-            key = (FrameKind.NORMS, task.fragment, task.step, 0)
-            self._board.arrived(*key)
-            self._here[key] = norms
-            self._note(key, norms)
+        norms = self._piece.program.norms()
+        key = (FrameKind.NORMS, task.fragment, task.step, 0)
+        self._board.arrived(*key)
+        self._here[key] = norms
+        self._note(key, norms)
 
     def _update(self, task: Task) -> None:
         norms = {key[1]: value for key in self._board.needs(task) if (value := on_device(self._here[key])) is not None}

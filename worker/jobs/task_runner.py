@@ -62,11 +62,12 @@ class TaskRunner:
             case TaskKind.WEIGHTS:
                 if self._pieces[task.fragment].program.weights(task.step, task.micro_batch):
                     return False
-                self._tell_norms(task)
             case TaskKind.UPDATE:
                 self._update(task)
             case TaskKind.EVALUATE:
                 self._evaluate(task)
+        if self._train.clip_grad_norm is not None and self._session.board.completes_gradients(task):
+            self._tell_norms(task)
         return True
 
     def lend_parameters(self, fragment: int, step: int) -> None:
@@ -91,18 +92,14 @@ class TaskRunner:
         program = self._pieces[task.fragment].program
         for edge, gradient in program.backward(task.step, task.micro_batch, gradients).items():
             self._pass_on(task.fragment, FrameKind.GRADIENT, edge, task.step, task.micro_batch, gradient)
-        if not program.fragment.postponed:
-            self._tell_norms(task)
 
     def _tell_norms(self, task: Task) -> None:
-        """Once the step's last gradients are there, to whom they are for: everyone, when clipping."""
-        if self._train.clip_grad_norm is not None and task.micro_batch == self._train.micro_batches - 1:
-            norms = self._pieces[task.fragment].program.norms()
-            shape = tuple(norms.shape)
-            header = Header(
-                self._job, self._session.epoch, FrameKind.NORMS, task.fragment, task.step, 0, "none", "float32", shape
-            )
-            self._session.emit(header, Parcel(norms))
+        norms = self._pieces[task.fragment].program.norms()
+        shape = tuple(norms.shape)
+        header = Header(
+            self._job, self._session.epoch, FrameKind.NORMS, task.fragment, task.step, 0, "none", "float32", shape
+        )
+        self._session.emit(header, Parcel(norms))
 
     def _update(self, task: Task) -> None:
         norms: dict[int, Tensor] | None = None
