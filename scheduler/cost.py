@@ -60,7 +60,13 @@ class Costs:
 
     def times(self, device: Device) -> DeviceTimes:
         """Cumulative forward and backward seconds of one micro-batch on `device`."""
-        key = (device.flops_per_second, device.convolution_rate, device.traffic_rate, device.seconds_per_call)
+        key = (
+            device.flops_per_second,
+            device.convolution_rate,
+            device.traffic_rate,
+            device.seconds_per_call,
+            device.convolution_call,
+        )
         found = self._times.get(key)
         if found is None:
             work = self.workload
@@ -132,4 +138,5 @@ def _seconds(flops: Floats, convolutions: Floats, traffic: Floats, calls: Floats
     convolving = np.diff(convolutions)
     computing = (np.diff(flops) - convolving) / device.flops_per_second + convolving / device.convolution_rate
     per_op = np.maximum(computing, np.diff(traffic) / device.traffic_rate)
-    return np.concatenate(([0.0], np.cumsum(per_op + np.diff(calls) * device.seconds_per_call)))
+    per_call = np.where(convolving > 0, device.convolution_call, device.seconds_per_call)
+    return np.concatenate(([0.0], np.cumsum(per_op + np.diff(calls) * per_call)))

@@ -37,6 +37,8 @@ class Device:
     """Memory traffic; None: in proportion to `flops_per_second`."""
     seconds_per_call: float = SECONDS_PER_CALL
     """Fixed time of each operator call that computes something."""
+    seconds_per_convolution: float | None = None
+    """That of a convolution's; None: that of any call. Its kernel is looked up, and its values put into another layout."""
     seconds_per_task: float = SECONDS_PER_TASK
     """Fixed time of each forward and each backward of a fragment."""
 
@@ -54,6 +56,11 @@ class Device:
         """FLOP/s of convolutions."""
         return self.convolution_flops_per_second or self.flops_per_second
 
+    @property
+    def convolution_call(self) -> float:
+        """Fixed seconds of each call of a convolution."""
+        return self.seconds_per_call if self.seconds_per_convolution is None else self.seconds_per_convolution
+
     def slowed(self, times: float) -> Device:
         """The same device, so many times slower in everything that it computes."""
         return replace(
@@ -62,6 +69,7 @@ class Device:
             convolution_flops_per_second=self.convolution_rate / times,
             bytes_per_second=self.traffic_rate / times,
             seconds_per_call=self.seconds_per_call * times,
+            seconds_per_convolution=self.convolution_call * times,
             seconds_per_task=self.seconds_per_task * times,
         )
 
@@ -138,19 +146,22 @@ def measured(
     bytes_per_second: float = 0.0,
     training_share: float = 0.0,
     seconds_per_call: float = 0.0,
+    convolution_share: float = 0.0,
+    seconds_per_convolution: float = 0.0,
 ) -> Device:
     """A device by what it measured of itself; 0: it did not, and then the figures of one CPU core stand in.
 
-    Speeds are those of large products and convolutions (FLOP/s), of which training reaches the share.
+    Speeds are those of large products and convolutions (FLOP/s), of which training reaches the shares.
     """
     share = training_share or TRAINING_SHARE
     return Device(
         name,
         flops_per_second=matrix_product_speed * share if matrix_product_speed > 0 else DEFAULT_SPEED,
         memory_bytes=memory_bytes,
-        convolution_flops_per_second=convolution_speed * share or None,
+        convolution_flops_per_second=convolution_speed * (convolution_share or share) or None,
         bytes_per_second=bytes_per_second or None,
         seconds_per_call=seconds_per_call or SECONDS_PER_CALL,
+        seconds_per_convolution=seconds_per_convolution or None,
     )
 
 

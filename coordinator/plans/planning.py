@@ -74,15 +74,18 @@ def _twins(slower: Candidate, faster: Candidate) -> bool:
 def _common(group: Sequence[Candidate]) -> dict[str, float]:
     """Whatever else ran meanwhile made a measured speed lower, never higher."""
     devices = [each.device for each in group]
-    speed = max(device.flops_per_second for device in devices)
-    rates: dict[str, float] = {"flops_per_second": speed}
-    for rate in ("convolution_flops_per_second", "bytes_per_second"):
+    rates: dict[str, float] = {}
+    for rate in ("flops_per_second", "convolution_flops_per_second", "bytes_per_second"):
         rates[rate] = max(getattr(device, rate) for device in devices)
-    regressed = [device for device in devices if device.training_share > 0]
-    if regressed and speed > 0:
-        reached = median(device.training_share * device.flops_per_second for device in regressed)
-        rates["training_share"] = min(1.0, reached / speed)
-        rates["seconds_per_call"] = median(device.seconds_per_call for device in regressed)
+    for speed, share, fixed in (
+        ("flops_per_second", "training_share", "seconds_per_call"),
+        ("convolution_flops_per_second", "convolution_share", "seconds_per_convolution"),
+    ):
+        regressed = [device for device in devices if getattr(device, share) > 0]
+        if regressed and rates[speed] > 0:
+            reached = median(getattr(device, share) * getattr(device, speed) for device in regressed)
+            rates[share] = min(1.0, reached / rates[speed])
+            rates[fixed] = median(getattr(device, fixed) for device in regressed)
     return rates
 
 

@@ -135,4 +135,6 @@ def _measured(candidate: Candidate) -> scheduler.Device:
         bytes_per_second=said.bytes_per_second,
         training_share=said.training_share,
         seconds_per_call=said.seconds_per_call,
+        convolution_share=said.convolution_share,
+        seconds_per_convolution=said.seconds_per_convolution,
     )

@@ -14,8 +14,6 @@ from fusion.errors import UserError
 from fusion.logs import LogFormat
 
 _PROFILE_SECONDS = 1.0
-_LOCAL_PROFILE_SECONDS = 0.1
-"""Workers of one machine start at the same time, and are alike."""
 
 
 def worker(
@@ -80,6 +78,9 @@ def worker(
     ca: CaOption = None,
     log_format: LogFormatOption = LogFormat.text,
     local: Annotated[bool, typer.Option("--local", envvar="FUSION_LOCAL", hidden=True)] = False,
+    profile_seconds: Annotated[
+        float, typer.Option("--profile-seconds", envvar="FUSION_PROFILE_SECONDS", min=0.01, max=60, hidden=True)
+    ] = _PROFILE_SECONDS,
     topology: Annotated[
         Path | None, typer.Option("--topology", envvar="FUSION_TOPOLOGY", metavar="FILE", hidden=True)
     ] = None,
@@ -106,7 +107,7 @@ def worker(
             threads=threads,
             memory_limit=limit,
             speed=_speed(speed) if speed is not None else None,
-            profile_seconds=_LOCAL_PROFILE_SECONDS if local else _PROFILE_SECONDS,
+            profile_seconds=profile_seconds,
             advertise=advertise,
             interface=interface,
             listen=listen,

@@ -98,7 +98,18 @@ def rates(speed: float, **more: Any) -> Device:
 def test_like_machines_have_the_same_rates_up_to_noise() -> None:
     pool = [
         Candidate("a", rates(1.0e11, training_share=0.6, seconds_per_call=2e-5), place="p"),
-        Candidate("b", rates(1.2e11, training_share=0.4, seconds_per_call=4e-5), place="q"),
+        Candidate(
+            "b",
+            rates(
+                1.2e11,
+                training_share=0.4,
+                seconds_per_call=4e-5,
+                convolution_flops_per_second=1e11,
+                convolution_share=0.5,
+                seconds_per_convolution=6e-5,
+            ),
+            place="q",
+        ),
         Candidate("c", rates(3.0e11), place="q"),
         Candidate("d", rates(1.1e11, threads=2), place="q"),
         Candidate("e", Device(flops_per_second=1.1e11, declared=True), place="q"),
@@ -107,6 +118,8 @@ def test_like_machines_have_the_same_rates_up_to_noise() -> None:
     assert a == b
     assert (a.flops_per_second, a.bytes_per_second, a.seconds_per_call) == (1.2e11, 1.5e10, pytest.approx(3e-5))
     assert a.training_share * a.flops_per_second == pytest.approx((0.6e11 + 0.48e11) / 2)
+    # `a` did not get to convolutions.
+    assert (a.convolution_flops_per_second, a.convolution_share, a.seconds_per_convolution) == (1e11, 0.5, 6e-5)
     assert [c, d, e] == [each.device for each in pool[2:]]
 
 

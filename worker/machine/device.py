@@ -55,6 +55,8 @@ def measure(
             "bytes_per_second": found.memory,
             "training_share": found.training_share,
             "seconds_per_call": found.seconds_per_call,
+            "convolution_share": found.convolution_share,
+            "seconds_per_convolution": found.seconds_per_convolution,
         }
     )
 

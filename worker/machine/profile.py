@@ -2,7 +2,8 @@
 
 The cost model (`scheduler.cost`) counts an operator as the larger of FLOPs / speed and bytes / memory rate, and a fixed time
 per call. The speed that training reaches is a share of that of a large matrix product, FusionLLM's lambda; a transformer
-layer, forward and back, in several sizes gives that share and the time per call by regression.
+layer, forward and back, in several sizes gives that share and the time per call by regression. Convolutions have a line of
+their own: a call of a small one takes many times as long as any other operator's.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ _LAYER_CALLS = 13 * 3
 """Operator calls that compute: 13 forward, and two for each of them back."""
 _CONVOLUTIONS = (1, 4, 16, 64)
 """Images of 32 channels, 32 x 32."""
+_SMALL_CONVOLUTIONS = ((8, 16), (16, 8), (16, 16), (32, 8), (32, 16), (64, 16))
+"""Channels, and height and width, of 8 images that are convolved forward and back."""
+_IMAGES = 8
+_CONVOLUTION_CALLS = 3
+"""One forward, and two in backward."""
 _ELEMENTS = 2**18
 _LEAST_SHARE = 0.05
 _LONGEST_CALL = 1e-3
@@ -42,13 +48,17 @@ class Profile:
     matrix_products: float
     """FLOP/s of large matrix products."""
     convolutions: float
-    """FLOP/s of 3 x 3 convolutions."""
+    """FLOP/s of large 3 x 3 convolutions."""
     memory: float
     """Bytes that element-wise operators and normalisations read and write."""
     training_share: float
-    """Of the speed of matrix products and convolutions, what training reaches; 0: there was no time to find out."""
+    """Of the speed of matrix products, what training reaches; 0: there was no time to find out."""
     seconds_per_call: float
     """0: there was no time to find out."""
+    convolution_share: float
+    """Of the speed of convolutions, what training reaches; 0: there was no time to find out."""
+    seconds_per_convolution: float
+    """Fixed time of a convolution's call; 0: there was no time to find out."""
 
 
 def profile(device: torch.device, threads: int, seconds: float) -> Profile:
@@ -57,12 +67,14 @@ def profile(device: torch.device, threads: int, seconds: float) -> Profile:
     # The first product loads the libraries.
     watch.best(_matrix_product(device, 64), 0.0)
     long = seconds >= _LEAST_FOR_TRAINING
-    each = seconds / 3 if long else seconds / 2
+    each = seconds / 3.5 if long else seconds / 2
     matrix = max(_rates(watch, each, [(2.0 * n**3, _matrix_product(device, n)) for n in _MATRICES]))
     memory = _memory_rate(watch, each / 3, device)
     convolution = max(_rates(watch, each / 2, [_convolution(device, images) for images in _CONVOLUTIONS]))
-    share, call = _training(watch, each, device, matrix, memory) if long else (0.0, 0.0)
-    return Profile(matrix, convolution, memory, share, call)
+    if not long:
+        return Profile(matrix, convolution, memory, 0.0, 0.0, 0.0, 0.0)
+    share, call = _training(watch, each, device, matrix, memory)
+    return Profile(matrix, convolution, memory, share, call, *_convolving(watch, each / 2, device, convolution))
 
 
 class _Stopwatch:
@@ -128,7 +140,11 @@ def _convolution(device: torch.device, images: int) -> tuple[float, Callable[[],
         with torch.no_grad():
             F.conv2d(held[0], held[1], padding=1)
 
-    return 2.0 * 9 * 32 * 32 * 32 * 32 * images, work
+    return _convolution_flops(images, 32, 32), work
+
+
+def _convolution_flops(images: int, channels: int, side: int) -> float:
+    return 2.0 * images * 9 * channels**2 * side**2
 
 
 def _memory_rate(watch: _Stopwatch, seconds: float, device: torch.device) -> float:
@@ -165,6 +181,32 @@ def _training(
     line = fit(points)
     share = min(1.0, max(_LEAST_SHARE, line.rate / matrix))
     return share, min(_LONGEST_CALL, line.seconds / _LAYER_CALLS)
+
+
+def _convolving(watch: _Stopwatch, seconds: float, device: torch.device, speed: float) -> tuple[float, float]:
+    """The share of the speed of large convolutions that training reaches, and the seconds per call of one."""
+    deadline = perf_counter() + seconds
+    points: list[tuple[float, float]] = []
+    for channels, side in _SMALL_CONVOLUTIONS:
+        flops = _CONVOLUTION_CALLS * _convolution_flops(_IMAGES, channels, side)
+        left = deadline - perf_counter()
+        if len(points) > 1 and (_REPEATS + 1) * flops * points[-1][1] / points[-1][0] > left:
+            break
+        points.append((flops, watch.best(_trained_convolution(device, channels, side), left / 3)))
+    line = fit(points)
+    share = min(1.0, max(_LEAST_SHARE, line.rate / speed))
+    return share, min(_LONGEST_CALL, line.seconds / _CONVOLUTION_CALLS)
+
+
+def _trained_convolution(device: torch.device, channels: int, side: int) -> Callable[[], object]:
+    """A convolution, forward and back."""
+    value = torch.randn(_IMAGES, channels, side, side, device=device).requires_grad_()
+    weights = torch.randn(channels, channels, 3, 3, device=device).requires_grad_()
+
+    def work() -> None:
+        torch.autograd.grad(F.conv2d(value, weights, padding=1).sum(), (value, weights))
+
+    return work
 
 
 def _layer(device: torch.device, tokens: int, width: int) -> Callable[[], object]:
