@@ -102,7 +102,7 @@ def _played(fragments: int, micro_batches: int) -> list[tuple[Task, float, float
         ),
         edges,
     )
-    depths = {"in_flight": range(fragments, 0, -1), "weights_behind": [fragments] * fragments}
+    depths = {"in_flight": range(fragments, 0, -1), "weights_behind": [fragments + 1] * fragments}
     common = {"schedule": "1f1b", "micro_batches": micro_batches, "steps": 1, "clip": False, **depths}
     boards = [TaskBoard(partition, [index], **common) for index in range(fragments)]  # type: ignore[arg-type]
     running: list[tuple[float, int, Task]] = []

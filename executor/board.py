@@ -18,10 +18,10 @@ So the home of a borrowed parameter sends its value for step `first_step` at the
 (after the last update too when an evaluation follows), and every fragment's norms go to all workers, its own included,
 after its last backward of a step. Values that one hosted fragment makes for another are arrivals as well.
 
-Where backwards leave the gradients of weights (`Fragment.postponed`), these run when there is nothing else to do, when
-they are behind by more micro-batches than the plan allows, and before UPDATE. They go op by op, and something urgent goes
-between: what is not completed is given out again. A fragment computes them in micro-batch order, so the sums have the same
-bits whenever that is.
+Where backwards leave the gradients of weights (`Fragment.postponed`, and the plan lets them wait), these run when there
+is nothing else to do, when as many micro-batches wait for theirs as the plan allows, and before UPDATE. They go op by op, and
+something urgent goes between: what is not completed is given out again. A fragment computes them in micro-batch order, so
+the sums have the same bits whenever that is. Whether a fragment's backwards leave them is decided anew for each step.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class TaskBoard:
         self._micro_batches = micro_batches
         self._in_flight = safe_in_flight(partition, micro_batches, in_flight)
         self.weights_behind = weights_behind
-        """As in a plan: one entry per fragment, or none where WEIGHTS follow their BACKWARD at once."""
+        """As in a plan: one entry per fragment, or none where no backward leaves anything."""
         self._eval_every = eval_every
         self._eval_batches = eval_batches
         self.orders: dict[int, TaskOrder] = {}
@@ -101,7 +101,9 @@ class TaskBoard:
         self._here: set[Key] = set()
         # For each fragment, what its next task still waits for.
         self._missing: dict[int, set[Key]] = {}
-        # For each fragment, the micro-batches whose backward has left the gradients of weights, oldest first.
+        # For each fragment, whether its backwards of this step leave gradients of weights, and for which micro-batches they
+        # have, oldest first.
+        self._postpones: dict[int, bool] = {}
         self._postponed: dict[int, deque[Task]] = {}
         for fragment in sorted(hosted):
             self.add(fragment, first_step)
@@ -127,12 +129,13 @@ class TaskBoard:
         self._parameters[fragment] = tuple(e.index for e in piece.inputs if e.kind == "parameter")
         self._gradients[fragment] = tuple(e.index for e in piece.outputs if e.gradient)
         self._reached.update({(fragment, kind): (first_step, 0) for kind in TaskKind})
+        self._postpones[fragment] = self._may_postpone(fragment)
         self._postponed[fragment] = deque()
         self._missing[fragment] = self._still_missing(fragment)
 
     def drop(self, fragment: int) -> list[Key]:
         """Host this fragment no longer; returns what had arrived for it alone."""
-        del self.orders[fragment], self._missing[fragment], self._postponed[fragment]
+        del self.orders[fragment], self._missing[fragment], self._postpones[fragment], self._postponed[fragment]
         unwanted = [key for key in self._here if not self._awaited(key)]
         self._here.difference_update(unwanted)
         return unwanted
@@ -162,7 +165,7 @@ class TaskBoard:
         WEIGHTS come first where too many wait, or an UPDATE needs them, and otherwise when nothing else is ready.
         """
         for fragment, waiting in self._postponed.items():
-            if waiting and len(waiting) > (self.weights_behind[fragment] if self.weights_behind else 0):
+            if waiting and len(waiting) >= self._most_behind(fragment):
                 return waiting[0]
         best: Task | None = None
         for fragment, order in self.orders.items():
@@ -179,9 +182,13 @@ class TaskBoard:
         """What is to be done when nothing else may: the oldest WEIGHTS."""
         return min((tasks[0] for tasks in self._postponed.values() if tasks), key=_priority, default=None)
 
+    def postpones(self, fragment: int) -> bool:
+        """Whether a hosted fragment's backwards leave gradients of weights, in the step that it is in."""
+        return self._postpones[fragment]
+
     def completes_gradients(self, task: Task) -> bool:
         """Whether with `task` its fragment has all gradients of the step: with clipping, its norms are due."""
-        last = TaskKind.WEIGHTS if self._partition.fragments[task.fragment].postponed else TaskKind.BACKWARD
+        last = TaskKind.WEIGHTS if self._postpones[task.fragment] else TaskKind.BACKWARD
         return task.kind is last and task.micro_batch == self._micro_batches - 1
 
     def needs(self, task: Task) -> tuple[Key, ...]:
@@ -219,10 +226,11 @@ class TaskBoard:
                 self._here.discard(key)
         order.advance()
         self._reached[task.fragment, task.kind] = (task.step, task.micro_batch + 1)
-        if task.kind is TaskKind.BACKWARD and self._partition.fragments[task.fragment].postponed:
+        if task.kind is TaskKind.BACKWARD and self._postpones[task.fragment]:
             self._postponed[task.fragment].append(replace(task, kind=TaskKind.WEIGHTS))
         over: list[Key] = []
         if task.kind is TaskKind.UPDATE:
+            self._postpones[task.fragment] = self._may_postpone(task.fragment)
             over = [key for key in self._here if key[2] <= task.step and not self._awaited(key)]
             self._here.difference_update(over)
         self._missing[task.fragment] = self._still_missing(task.fragment)
@@ -232,6 +240,12 @@ class TaskBoard:
         """What the next task of each fragment waits for, without repeats: ask for it again if it is long in coming."""
         keys = (key for order in self.orders.values() if (task := order.peek()) is not None for key in self.needs(task))
         return [key for key in dict.fromkeys(keys) if key not in self._here]
+
+    def _most_behind(self, fragment: int) -> int:
+        return self.weights_behind[fragment] if self.weights_behind else 0
+
+    def _may_postpone(self, fragment: int) -> bool:
+        return bool(self._partition.fragments[fragment].postponed) and self._most_behind(fragment) > 0
 
     def _still_missing(self, fragment: int) -> set[Key]:
         task = self.orders[fragment].peek()

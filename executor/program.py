@@ -9,14 +9,14 @@ first, and uses in later fragments come after the local ones. So the contributio
 fragment first, and autograd joins the local ones. A parameter that other fragments borrow enters each micro-batch as a
 view of itself, which takes part as a root: its gradient of one micro-batch is complete before it is added to `.grad`.
 
-Where other fragments wait for what a backward gives, it leaves the gradients of weights for `weights`
+Where other fragments wait for what a backward gives, it may leave the gradients of weights for `weights`
 (`executor.postponed`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class _Inputs:
     arrivals: Mapping[int, Tensor]
     data: Mapping[str, Tensor]
     buffers: Mapping[int, Tensor]
+    postpone: bool = False
+    """Whether the backward leaves the gradients of weights that can wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,21 +221,28 @@ class FragmentProgram:
     # Tasks
 
     def forward(
-        self, step: int, micro_batch: int, arrivals: Mapping[int, Tensor], data: Mapping[str, Tensor]
+        self,
+        step: int,
+        micro_batch: int,
+        arrivals: Mapping[int, Tensor],
+        data: Mapping[str, Tensor],
+        *,
+        postpone: bool = False,
     ) -> ForwardResult:
         """Run one micro-batch forward and keep what its backward needs.
 
         `arrivals` holds every incoming edge by index, the step's borrowed parameters among them; `data` the placeholders
-        by key. Both are only read, and must stay unchanged until the backward.
+        by key. Both are only read, and must stay unchanged until the backward. With `postpone`, the same for all
+        micro-batches of a step, the backward leaves the gradients of `fragment.postponed` for `weights`.
         """
         before = self._buffers
         if self._renewed:
             self._buffers = {op: value.clone() if op in self._renewed else value for op, value in before.items()}
-        values, kept = self._differentiable(step, micro_batch, _Inputs(arrivals, data, self._buffers))
+        values, kept = self._differentiable(step, micro_batch, _Inputs(arrivals, data, self._buffers, postpone))
         result = self._result(self._training, values)
         if self._recompute:
             edges = {edge.index: arrivals[edge.index] for edge in self.fragment.inputs}
-            self._inputs[step, micro_batch] = _Inputs(edges, dict(data), before)
+            self._inputs[step, micro_batch] = _Inputs(edges, dict(data), before, postpone)
         else:
             self._passes[step, micro_batch] = kept
         return result
@@ -242,12 +251,13 @@ class FragmentProgram:
         """Run one micro-batch backward: parameters' gradients add up here, the others are returned.
 
         `gradients` holds every outgoing edge with a gradient by index, None for a null gradient; the same goes for the
-        result and the incoming edges with a gradient. The parameters in `fragment.postponed` get theirs from `weights`.
+        result and the incoming edges with a gradient. After a forward with `postpone`, the parameters in
+        `fragment.postponed` get theirs from `weights`.
         """
         if self._recompute:
             inputs = self._inputs.pop((step, micro_batch))
             scratch = {op: value.clone() for op, value in inputs.buffers.items()}
-            kept = self._differentiable(step, micro_batch, _Inputs(inputs.arrivals, inputs.data, scratch))[1]
+            kept = self._differentiable(step, micro_batch, replace(inputs, buffers=scratch))[1]
         else:
             kept = self._passes.pop((step, micro_batch))
         roots: list[Tensor] = []
@@ -344,7 +354,7 @@ class FragmentProgram:
             for op in self._aliased:
                 values[training.slot[op]] = self._parameters[op].view_as(self._parameters[op])
             postponed = None
-            if self.fragment.postponed:
+            if inputs.postpone and self.fragment.postponed:
                 postponed = PostponedWeights(
                     {op: tuple(self._parameters[p] for p in waiting) for op, waiting in self.fragment.postponed}
                 )

@@ -31,8 +31,8 @@ class Plan(BaseModel):
 
     `cuts` are positions in `OpDag.body` (see `dag.cut`); fragment `i` is `body[cuts[i-1]:cuts[i]]`. `placement[i]` is the
     name of the worker that hosts fragment `i`. `in_flight[i]` is how many forwards fragment `i` may be ahead of its
-    backwards (1F1B warm-up; GPipe uses the number of micro-batches). `weights_behind[i]` is for how many micro-batches it may
-    leave the gradients of weights for later; empty: for none.
+    backwards (1F1B warm-up; GPipe uses the number of micro-batches). `weights_behind[i]` is for how many micro-batches at a
+    time it may owe the gradients of weights: 0 for whole backwards, 1 where they follow at once what is sent; empty: 0 for all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -20,6 +20,11 @@ from scheduler.devices import Device, Network
 
 Floats = NDArray[np.float64]
 
+CALLS_PER_SPLIT = 10.0
+PASSES_PER_SPLIT = 6.0
+"""What it costs to compute the gradients of an op's weights apart from its backward: so many operators' calls, and so many
+times the memory traffic of the op, as its operands have left the caches (`benchmarks/split_backward.py`)."""
+
 
 def optimizer_slots(optimizer: OptimizerSpec) -> int:
     """Tensors of a parameter's size that the optimiser keeps for it."""
@@ -36,6 +41,8 @@ class DeviceTimes:
     backward: Floats
     weights: Floats
     """The part of `backward` that can wait until nothing else is to be done."""
+    splitting: Floats
+    """What is added when it does wait."""
 
     @cached_property
     def both(self) -> Floats:
@@ -79,7 +86,13 @@ class Costs:
                 device,
             )
             weights = np.concatenate(([0.0], np.cumsum(np.diff(backward) * work.weights_share)))
-            found = self._times[key] = DeviceTimes(forward, backward + forward if self.recompute else backward, weights)
+            each = (
+                CALLS_PER_SPLIT * device.seconds_per_call
+                + PASSES_PER_SPLIT * np.diff(work.traffic) / device.traffic_rate
+            )
+            splitting = np.concatenate(([0.0], np.cumsum(np.where(work.weights_share > 0, each, 0.0))))
+            whole = backward + forward if self.recompute else backward
+            found = self._times[key] = DeviceTimes(forward, whole, weights, splitting)
         return found
 
     def forward_seconds(self, device: Device, first: int, last: int) -> float:
@@ -96,6 +109,11 @@ class Costs:
         """The part of that backward that others need not wait for, in a fragment that sends gradients."""
         weights = self.times(device).weights
         return float(weights[last] - weights[first])
+
+    def splitting_seconds(self, device: Device, first: int, last: int) -> float:
+        """What it costs to compute that part later."""
+        splitting = self.times(device).splitting
+        return float(splitting[last] - splitting[first])
 
     def update_seconds(self, device: Device, first: int, last: int) -> float:
         """The optimiser's update: it reads value, gradient and slots, and writes value and slots."""

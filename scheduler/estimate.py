@@ -101,12 +101,13 @@ class Estimator:
         backward = [costs.backward_seconds(device, *span) for device, span in zip(devices, spans, strict=True)]
         crossings = costs.workload.crossings(placed.cuts)
         edges = self._edges(placed, crossings)
-        memory = fragment_memory(costs, placed.cuts, crossings)
-        # What the fragments before wait for.
-        awaited = [
-            seconds - costs.weights_seconds(device, *span) if needs.behind else seconds
-            for seconds, device, span, needs in zip(backward, devices, spans, memory, strict=True)
-        ]
+        memory = fragment_memory(costs, placed.cuts, placed.devices, crossings)
+        # What the fragments before wait for is shorter than what is computed, and that gets longer for it.
+        awaited = backward.copy()
+        for index, (device, span, needs) in enumerate(zip(devices, spans, memory, strict=True)):
+            if needs.behind:
+                awaited[index] -= costs.weights_seconds(device, *span)
+                backward[index] += costs.splitting_seconds(device, *span)
 
         count = len(spans)
         started, ended, returned = [0.0] * count, [0.0] * count, [0.0] * count

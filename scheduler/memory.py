@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from dag.workload import Crossings
 from scheduler.cost import Costs
 
@@ -22,23 +24,30 @@ class FragmentMemory:
     kept: float
     once: float
     behind: float = 0.0
-    """For each micro-batch whose gradients of weights wait; 0 where none do."""
+    """For each micro-batch whose gradients of weights wait while another is worked on; 0 where nobody elsewhere would have
+    its gradients earlier."""
 
     def total(self, in_flight: int, behind: int = 0) -> float:
-        return self.state + self.kept * in_flight + self.behind * behind + self.once
+        """`behind` is that of a plan: so many are owed at a time, the last one of them right after its backward."""
+        return self.state + self.kept * in_flight + self.behind * max(behind - 1, 0) + self.once
 
 
-def fragment_memory(costs: Costs, cuts: Sequence[int], crossings: Crossings) -> list[FragmentMemory]:
+def fragment_memory(
+    costs: Costs, cuts: Sequence[int], devices: Sequence[int], crossings: Crossings
+) -> list[FragmentMemory]:
     """Memory of every fragment: parameters, gradients, optimiser slots and buffers; saved values and incoming edges.
 
     What waits for gradients of weights keeps all that was saved, and the gradients of the values that they are for.
+    `devices[i]` hosts fragment i.
     """
     bounds = (0, *cuts, costs.workload.size)
     incoming, borrowed = [0.0] * (len(bounds) - 1), [0.0] * (len(bounds) - 1)
     for edge in range(len(crossings)):
         held = borrowed if crossings.parameter[edge] else incoming
         held[int(crossings.target[edge])] += float(costs.workload.value_bytes[crossings.value[edge]])
-    answering = set(crossings.target[crossings.gradient & ~crossings.parameter].tolist())
+    hosts = np.asarray(devices)
+    away = hosts[crossings.source] != hosts[crossings.target]
+    answering = set(crossings.target[crossings.gradient & ~crossings.parameter & away].tolist())
     return [
         FragmentMemory(
             costs.state_bytes(first, last, borrowed[index]),
@@ -88,12 +97,12 @@ def fit_in_flight(
 def fit_behind(
     costs: Costs, fragments: Sequence[FragmentMemory], devices: Sequence[int], in_flight: Sequence[int]
 ) -> tuple[int, ...]:
-    """For how many micro-batches each fragment may leave gradients of weights for later: as many as are in flight at most.
+    """For how many micro-batches at a time each fragment may owe gradients of weights (`Plan.weights_behind`).
 
-    What memory is left beside those in flight, but for a tenth of it all, is shared out evenly: a device's fragments get one
-    more each in turn.
+    One costs no memory. Others wait, as many as are in flight at most: what memory is left beside those in flight, but for
+    a tenth of it all, is shared out evenly, so that a device's fragments get one more each in turn.
     """
-    most = [max(in_flight) if needs.behind else 0 for needs in fragments]
+    waiting = [max(in_flight) if needs.behind else 0 for needs in fragments]
     used = worker_memory(fragments, devices, in_flight)
     for device, held in used.items():
         limit = costs.devices[device].memory_bytes
@@ -101,16 +110,16 @@ def fit_behind(
             continue
         mine = [index for index, host in enumerate(devices) if host == device]
         allowed, room = dict.fromkeys(mine, 0), (1 - _SPARED) * limit - held
-        growing = [index for index in mine if most[index]]
+        growing = [index for index in mine if waiting[index]]
         while growing:
-            growing = [i for i in growing if allowed[i] < most[i] and fragments[i].behind <= room]
+            growing = [i for i in growing if allowed[i] < waiting[i] and fragments[i].behind <= room]
             for index in growing:
                 if fragments[index].behind <= room:
                     allowed[index] += 1
                     room -= fragments[index].behind
         for index in mine:
-            most[index] = allowed[index]
-    return tuple(most)
+            waiting[index] = allowed[index]
+    return tuple(1 + more if needs.behind else 0 for more, needs in zip(waiting, fragments, strict=True))
 
 
 def _shrink(fragments: Sequence[FragmentMemory], mine: Sequence[int], depth: list[int], limit: int) -> None:

@@ -21,6 +21,8 @@ from scheduler.simulator import play
 
 MOST_SIMULATED = 4096
 """Forwards per step up to which the predicted time comes from the simulator."""
+MOST_TRIED = 512
+"""Forwards per step up to which it is tried out whose gradients of weights are to wait: one simulation for each fragment."""
 
 
 def plan_job(
@@ -85,27 +87,31 @@ def plan_job(
     estimate = estimator(placed)
     if estimate.missing_bytes > 0:
         raise PlanError(_too_large(costs, placed, estimate))
-    in_flight, seconds = tuned(costs, estimator, placed, estimate)
-    memory = fragment_memory(costs, placed.cuts, work.crossings(placed.cuts))
+    in_flight, weights_behind, seconds = tuned(costs, estimator, placed, estimate)
     return Plan(
         policy=policy,
         schedule=schedule,
         cuts=placed.cuts,
         placement=device_names(costs.devices, placed.devices),
         in_flight=in_flight,
-        weights_behind=fit_behind(costs, memory, placed.devices, in_flight),
+        weights_behind=weights_behind,
         codecs=dict(choices(placed, work.crossings(placed.cuts))),
         predicted_step_seconds=seconds,
     )
 
 
-def tuned(costs: Costs, estimator: Estimator, placed: Placed, estimate: Estimate) -> tuple[tuple[int, ...], float]:
-    """The depths with the least simulated step time among the estimate's and some others that fit; that time."""
+def tuned(
+    costs: Costs, estimator: Estimator, placed: Placed, estimate: Estimate
+) -> tuple[tuple[int, ...], tuple[int, ...], float]:
+    """The depths with the least simulated step time among the estimate's and some others that fit; how far gradients of
+    weights may be behind with them; that time.
+    """
+    memory = fragment_memory(costs, placed.cuts, placed.devices, costs.workload.crossings(placed.cuts))
     if costs.micro_batches * len(placed.devices) > MOST_SIMULATED:
-        return estimate.in_flight, estimate.seconds
+        behind = fit_behind(costs, memory, placed.devices, estimate.in_flight)
+        return estimate.in_flight, behind, estimate.seconds
     depths = [estimate.in_flight]
     if costs.schedule == "1f1b" and len(placed.devices) > 1:
-        memory = fragment_memory(costs, placed.cuts, costs.workload.crossings(placed.cuts))
         last = len(placed.devices) - 1
         wanted = [[depth + (index < last) * more for index, depth in enumerate(estimate.in_flight)] for more in (1, 2)]
         wanted.append([last + 1 - index for index in range(last + 1)])
@@ -115,7 +121,37 @@ def tuned(costs: Costs, estimator: Estimator, placed: Placed, estimate: Estimate
             depths.append(fit_in_flight(costs, memory, placed.devices, capped))
     played = {depth: play(costs, estimator, placed, depth).step_seconds for depth in dict.fromkeys(depths)}
     best = min(played, key=lambda depth: (round(played[depth], 9), sum(depth)))
-    return best, played[best]
+    behind = fit_behind(costs, memory, placed.devices, best)
+    return best, *_worthwhile(costs, estimator, placed, best, behind, played[best])
+
+
+def _worthwhile(
+    costs: Costs,
+    estimator: Estimator,
+    placed: Placed,
+    in_flight: tuple[int, ...],
+    behind: tuple[int, ...],
+    seconds: float,
+) -> tuple[tuple[int, ...], float]:
+    """Gradients of weights wait where it makes a step shorter: to compute them apart takes longer than a whole backward.
+
+    From all that may wait, one fragment after the other is tried without, and at last none at all.
+    """
+    if costs.micro_batches * len(placed.devices) > MOST_TRIED:
+        return behind, seconds
+
+    def played(tried: tuple[int, ...]) -> float:
+        return play(costs, estimator, placed, in_flight, weights_behind=tried).step_seconds
+
+    kept = behind
+    for index in range(len(behind)):
+        without = (*kept[:index], 0, *kept[index + 1 :])
+        if kept[index] and (shorter := played(without)) <= seconds:
+            kept, seconds = without, shorter
+    none = (0,) * len(behind)
+    if any(kept) and (shorter := played(none)) <= seconds:
+        kept, seconds = none, shorter
+    return kept, seconds
 
 
 def _check_cuts(cuts: Sequence[int], legal: set[int], size: int) -> None:

@@ -46,13 +46,11 @@ def simulate(
 ) -> Simulation:
     """Play `steps` steps of a placement (`devices[i]`: index in `costs.devices` of fragment i's host).
 
-    `weights_behind` is by default as deep as fits.
-
-    `trace` False leaves `spans` empty.
+    `weights_behind` is by default as deep as fits. `trace` False leaves `spans` empty.
     Raises `PlanError` if the tasks block each other, which no plan made here does.
     """
     crossings = costs.workload.crossings(tuple(cuts))
-    memory = fragment_memory(costs, cuts, crossings)
+    memory = fragment_memory(costs, cuts, devices, crossings)
     if weights_behind is None:
         weights_behind = fit_behind(costs, memory, devices, in_flight)
     depths = (tuple(in_flight), tuple(weights_behind))
@@ -61,11 +59,28 @@ def simulate(
     return run.result()
 
 
-def play(costs: Costs, estimate: Estimator, placed: Placed, in_flight: Sequence[int], *, steps: int = 2) -> Simulation:
+def play(
+    costs: Costs,
+    estimate: Estimator,
+    placed: Placed,
+    in_flight: Sequence[int],
+    *,
+    weights_behind: Sequence[int] | None = None,
+    steps: int = 2,
+) -> Simulation:
     """A short simulation without spans, for searching; a single step includes filling the pipeline."""
     crossings = costs.workload.crossings(placed.cuts)
     encoded = estimate.encoding(placed, crossings)
-    return simulate(costs, placed.cuts, placed.devices, in_flight, encoded, steps=steps, trace=False)
+    return simulate(
+        costs,
+        placed.cuts,
+        placed.devices,
+        in_flight,
+        encoded,
+        weights_behind=weights_behind,
+        steps=steps,
+        trace=False,
+    )
 
 
 def outline(workload: Workload, crossings: Crossings, postponing: Sequence[bool]) -> Partition:
@@ -104,6 +119,16 @@ def outline(workload: Workload, crossings: Crossings, postponing: Sequence[bool]
         ),
         edges,
     )
+
+
+def _postponing(workload: Workload, cuts: Sequence[int], crossings: Crossings) -> list[bool]:
+    """Which fragments can leave gradients of weights for later: those that send gradients and have ops that can."""
+    answering = set(crossings.target[crossings.gradient & ~crossings.parameter].tolist())
+    spans = pairwise((0, *cuts, workload.size))
+    return [
+        index in answering and bool(workload.weights_share[first:last].any())
+        for index, (first, last) in enumerate(spans)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +176,7 @@ class _Run:
         self._steps = steps
         self._trace = trace
         self._names = [device.name for device in costs.devices]
-        self._partition = outline(costs.workload, crossings, [needs.behind > 0 for needs in memory])
+        self._partition = outline(costs.workload, crossings, _postponing(costs.workload, cuts, crossings))
         self._used = tuple(dict.fromkeys(devices))
         self._boards = {
             device: TaskBoard(
@@ -188,14 +213,15 @@ class _Run:
         costs = self._costs
         found = []
         spans = pairwise((0, *self._cuts, costs.workload.size))
-        for host, span, fragment in zip(self._hosts, spans, self._partition.fragments, strict=True):
+        for index, (host, span) in enumerate(zip(self._hosts, spans, strict=True)):
             device = costs.devices[host]
-            weights = costs.weights_seconds(device, *span) if fragment.postponed else 0.0
+            apart = self._boards[host].postpones(index)
+            weights = costs.weights_seconds(device, *span) if apart else 0.0
             found.append(
                 {
                     TaskKind.FORWARD: costs.forward_seconds(device, *span),
                     TaskKind.BACKWARD: costs.backward_seconds(device, *span) - weights,
-                    TaskKind.WEIGHTS: weights,
+                    TaskKind.WEIGHTS: weights + costs.splitting_seconds(device, *span) if apart else 0.0,
                     TaskKind.UPDATE: costs.update_seconds(device, *span),
                 }
             )

@@ -56,7 +56,7 @@ class Request:
 
     def _deepest(self, placed: Placed) -> tuple[int, ...]:
         costs = self.costs
-        memory = fragment_memory(costs, placed.cuts, costs.workload.crossings(placed.cuts))
+        memory = fragment_memory(costs, placed.cuts, placed.devices, costs.workload.crossings(placed.cuts))
         last = 1 if costs.schedule == "1f1b" else costs.micro_batches
         ahead = [costs.micro_batches] * (len(placed.devices) - 1) + [last]
         return fit_in_flight(costs, memory, placed.devices, ahead)

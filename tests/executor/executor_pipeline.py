@@ -124,12 +124,18 @@ class Pipeline:
         for program in self.programs:
             self._lend(program, self.first_step)
         while not all(board.finished for board in self.boards):
+            if self.random.random() < 0.05:
+                # As after a change of the placement, at any moment.
+                for board in self.boards:
+                    board.weights_behind = [self.random.randint(0, 2) for _ in self.programs]
             ready = [(board, task) for board in self.boards if (task := board.next_task()) is not None]
             assert ready or self.travelling, "deadlock"
             if ready and (not self.travelling or self.random.random() < 0.5):
                 board, task = self.random.choice(ready)
-                if not self._execute(task):
+                if not self._execute(board, task):
                     continue
+                if board.completes_gradients(task):
+                    self._tell_norms(self.programs[task.fragment], task)
                 board.completed(task)
                 if task.kind is TaskKind.UPDATE and task.step in snapshots:
                     snapshots[task.step] |= self.programs[task.fragment].state()
@@ -151,7 +157,7 @@ class Pipeline:
             snapshots=snapshots,
         )
 
-    def _execute(self, task: Task) -> bool:
+    def _execute(self, board: TaskBoard, task: Task) -> bool:
         """Whether it is completed."""
         program = self.programs[task.fragment]
         fragment = program.fragment
@@ -172,14 +178,9 @@ class Pipeline:
             }
             for edge, gradient in program.backward(step, index, given).items():
                 self._send((FrameKind.GRADIENT, edge, step, index), gradient)
-            if not fragment.postponed:
-                self._tell_norms(program, task)
             return True
         if task.kind is TaskKind.WEIGHTS:
-            if program.weights(step, index):
-                return False
-            self._tell_norms(program, task)
-            return True
+            return not program.weights(step, index)
         evaluation = task.kind is TaskKind.EVALUATE
         kind = FrameKind.EVALUATION if evaluation else FrameKind.ACTIVATION
         arrivals = {
@@ -188,9 +189,12 @@ class Pipeline:
             else self.values[FrameKind.ACTIVATION, e.index, step + evaluation, 0]
             for e in fragment.inputs
         }
-        run = program.evaluate if evaluation else program.forward
         data = self.batch_of(-step if evaluation else step, index)
-        result = run(step, index, arrivals, data)  # type: ignore[arg-type]
+        if evaluation:
+            result = program.evaluate(step, index, arrivals, data)  # type: ignore[arg-type]
+        else:
+            postpone = board.postpones(task.fragment)
+            result = program.forward(step, index, arrivals, data, postpone=postpone)  # type: ignore[arg-type]
         for edge, value in result.outputs.items():
             self._send((kind, edge, step, index), value)
         if result.loss is not None:
@@ -198,8 +202,7 @@ class Pipeline:
         return True
 
     def _tell_norms(self, program: FragmentProgram, task: Task) -> None:
-        if task.micro_batch == self.settings.micro_batches - 1:
-            self._send((FrameKind.NORMS, program.fragment.index, task.step, 0), program.norms())
+        self._send((FrameKind.NORMS, program.fragment.index, task.step, 0), program.norms())
 
     def _lend(self, program: FragmentProgram, step: int) -> None:
         if any(board.wants_parameters(step) for board in self.boards):

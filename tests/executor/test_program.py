@@ -135,7 +135,7 @@ def test_gradients_of_weights_come_later_with_the_same_bits(name: str, recompute
     for index in range(2):
         batch = CASES[name].batch_of(1, index)
         whole.forward(1, index, {}, batch)
-        second.forward(1, index, first.forward(1, index, {}, batch).outputs, batch)
+        second.forward(1, index, first.forward(1, index, {}, batch).outputs, batch, postpone=True)
     for index in range(2):
         whole.backward(1, index, {})
         sent[index] = second.backward(1, index, {})
@@ -200,7 +200,7 @@ def test_every_op_that_waits_computes_both_halves_with_the_bits_of_the_whole(
     for program in (first, second):
         program.load(made.tensors)
     batch = {"inputs": x, "targets": y}
-    second.forward(1, 0, first.forward(1, 0, {}, batch).outputs, batch)
+    second.forward(1, 0, first.forward(1, 0, {}, batch).outputs, batch, postpone=True)
     first.backward(1, 0, second.backward(1, 0, {}))
     while second.weights(1, 0):
         pass
@@ -216,7 +216,7 @@ def test_what_nobody_asked_for_is_in_the_norms_and_the_update() -> None:
     for asked in (True, False):
         first, second = programs("gpt", [len(made.dag.body) // 2])
         batch = CASES["gpt"].batch_of(1, 0)
-        second.forward(1, 0, first.forward(1, 0, {}, batch).outputs, batch)
+        second.forward(1, 0, first.forward(1, 0, {}, batch).outputs, batch, postpone=True)
         second.backward(1, 0, {})
         if asked:
             assert second.weights(1, 0), "one of several"

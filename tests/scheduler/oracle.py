@@ -46,7 +46,7 @@ def enumerated(costs: Costs) -> float:
     estimator = Estimator(costs)
     legal = [int(position) for position in costs.workload.positions]
     found = placements(legal, len(costs.devices))
-    return min(tuned(costs, estimator, placed, estimator(placed))[1] for placed in found)
+    return min(tuned(costs, estimator, placed, estimator(placed))[-1] for placed in found)
 
 
 @dataclass(frozen=True, order=True)
@@ -95,7 +95,7 @@ def search(costs: Costs, known: float, most_nodes: int = 1_000_000) -> Answer:
         if nodes > most_nodes:
             return Answer(best, partial.bound, nodes)
         if partial.position == costs.workload.size:
-            best = min(best, tuned(costs, estimator, partial.placed, estimator(partial.placed))[1])
+            best = min(best, tuned(costs, estimator, partial.placed, estimator(partial.placed))[-1])
             continue
         for extended in chain.extended(partial, turn):
             if extended.bound < best * (1 - PRECISION):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from random import Random
 from subprocess import run
 from typing import Any
@@ -69,7 +70,7 @@ def test_memory_is_respected() -> None:
             plan = plan_job(dag, devices, micro_batches=8, policy="op-fence" if seed % 2 else "equal-compute")
             hosts = [int(name[1:]) for name in plan.placement]
             costs = Costs(work, devices, Network(), "1f1b", 8, OptimizerSpec())
-            needs = fragment_memory(costs, plan.cuts, work.crossings(plan.cuts))
+            needs = fragment_memory(costs, plan.cuts, hosts, work.crossings(plan.cuts))
             used = worker_memory(needs, hosts, plan.in_flight, plan.weights_behind)
             assert all(held <= (devices[index].memory_bytes or 0) for index, held in used.items())
             planned += 1
@@ -78,18 +79,35 @@ def test_memory_is_respected() -> None:
 
 def test_little_memory_lowers_the_micro_batches_in_flight() -> None:
     dag = transformer(6)
-    roomy = plan_job(dag, homogeneous("ab"), micro_batches=16, policy="equal-ops")
-    costs = Costs(workload(dag), homogeneous("ab"), Network(), "1f1b", 16, OptimizerSpec())
-    needs = fragment_memory(costs, roomy.cuts, costs.workload.crossings(roomy.cuts))
-    tight = tuple(Device(name, memory_bytes=int(needs[index].total(1)) + 1) for index, name in enumerate("ab"))
+    devices = homogeneous("ab", flops_per_second=1e7)
+    roomy = plan_job(dag, devices, micro_batches=16, policy="equal-ops")
+    costs = Costs(workload(dag), devices, Network(), "1f1b", 16, OptimizerSpec())
+    needs = fragment_memory(costs, roomy.cuts, (0, 1), costs.workload.crossings(roomy.cuts))
+    tight = tuple(
+        replace(device, memory_bytes=int(needs[index].total(1)) + 1) for index, device in enumerate(devices)
+    )
     plan = plan_job(dag, tight, micro_batches=16, policy="equal-ops")
     assert plan.in_flight == (1, 1)
-    assert plan.weights_behind == (0, 0)
+    assert plan.weights_behind == (0, 1), "no memory for any that wait"
     assert roomy.in_flight[0] > 1
-    assert roomy.weights_behind == (0, max(roomy.in_flight))
-    room = [int(needs[index].total(roomy.in_flight[index], 2) / 0.9) + 1 for index in range(2)]
-    some = tuple(Device(name, memory_bytes=each) for name, each in zip("ab", room, strict=True))
-    assert plan_job(dag, some, micro_batches=16, policy="equal-ops").weights_behind == (0, 2)
+    assert roomy.weights_behind == (0, 1 + max(roomy.in_flight))
+    room = [int(needs[index].total(roomy.in_flight[index], 3) / 0.9) + 1 for index in range(2)]
+    some = tuple(replace(device, memory_bytes=each) for device, each in zip(devices, room, strict=True))
+    assert plan_job(dag, some, micro_batches=16, policy="equal-ops").weights_behind == (0, 3)
+
+
+def test_gradients_of_weights_wait_only_where_that_makes_a_step_shorter() -> None:
+    dag = transformer(6)
+
+    def behind(devices: tuple[Device, ...], **options: Any) -> tuple[int, ...]:
+        return plan_job(dag, devices, micro_batches=8, policy="equal-ops", **options).weights_behind
+
+    slow = homogeneous("abc", flops_per_second=1e7)
+    assert behind(slow)[0] == 0 < min(behind(slow)[1:])
+    # A worker for itself: nobody waits for its gradients.
+    assert behind(slow[:1], fragments=4) == (0, 0, 0, 0)
+    # Where all time goes into calls, as many more calls would be made as time is won at best.
+    assert behind(tuple(replace(each, flops_per_second=1e15, seconds_per_call=1e-2) for each in slow)) == (0, 0, 0)
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_missing_bytes() -> None:

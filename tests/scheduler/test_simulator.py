@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from executor.ordering import passes
 from fusion.plan import ScheduleName
 from fusion.spec import OptimizerSpec
 from scheduler import Training, plan_job, simulate_plan
-from scheduler.cost import Costs
+from scheduler.cost import CALLS_PER_SPLIT, Costs
 from scheduler.devices import Device, Link, Network
 from scheduler.messages import Messages, Way, plain
 from scheduler.simulation import Simulation
@@ -69,10 +70,29 @@ def test_equal_stages_take_m_plus_p_minus_1_rounds(schedule: ScheduleName, count
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
 @pytest.mark.parametrize(("count", "micro_batches"), [(1, 4), (2, 1), (2, 4), (4, 8), (5, 3)])
 def test_nobody_waits_for_gradients_of_weights(schedule: ScheduleName, count: int, micro_batches: int) -> None:
-    simulation = stages(count, micro_batches, schedule, target=SEPARABLE, weights_behind=(0,) * count)
+    simulation = stages(count, micro_batches, schedule, target=SEPARABLE, weights_behind=(1,) * count)
     # Filling takes P - 1 forwards, draining as many gradients of inputs, where it took as many whole backwards.
     assert simulation.step_seconds == pytest.approx(micro_batches * 3 + (count - 1) * 2)
     assert all(busy == pytest.approx(3 * micro_batches) for busy in simulation.busy_per_worker.values())
+
+
+def test_where_no_gradients_of_weights_are_owed_backwards_are_whole() -> None:
+    whole = stages(4, 8, "1f1b", target=SEPARABLE, weights_behind=(0,) * 4)
+    assert whole.step_seconds == pytest.approx((8 + 4 - 1) * 3)
+    assert not any(span.kind == "weights" for span in whole.spans)
+
+
+def test_weights_computed_apart_take_longer() -> None:
+    dag = chain([1000] * 2, [1], SEPARABLE)
+    work = workload(dag)
+    device = Device("d", flops_per_second=1000, bytes_per_second=1e15, seconds_per_call=0.01, seconds_per_task=0)
+    costs = Costs(work, (device, replace(device, name="e")), Network(INSTANT), "1f1b", 4, SGD)
+    apart, whole = (
+        simulate(costs, (1,), (0, 1), (2, 1), plain(np.zeros(1)), weights_behind=(0, behind)) for behind in (9, 0)
+    )
+    more = 4 * CALLS_PER_SPLIT * device.seconds_per_call
+    assert apart.busy_per_worker["e"] == pytest.approx(whole.busy_per_worker["e"] + more)
+    assert apart.busy_per_worker["d"] == whole.busy_per_worker["d"]
 
 
 def test_weights_that_wait_fill_the_pipeline_s_bubble() -> None:

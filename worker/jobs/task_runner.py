@@ -78,7 +78,8 @@ class TaskRunner:
     def _forward(self, task: Task) -> None:
         piece = self._pieces[task.fragment]
         data = piece.feed.training(task.step, task.micro_batch, piece.placeholders)
-        result = piece.program.forward(task.step, task.micro_batch, self._arrivals(task), data)
+        postpone = self._session.board.postpones(task.fragment)
+        result = piece.program.forward(task.step, task.micro_batch, self._arrivals(task), data, postpone=postpone)
         for edge, value in result.outputs.items():
             self._pass_on(task.fragment, FrameKind.ACTIVATION, edge, task.step, task.micro_batch, value)
         if result.loss is not None:
