@@ -57,6 +57,8 @@ class Workload:
     backward_calls: Floats
     parameter_bytes: Floats
     """Cumulative bytes of parameters, at the first op that uses each."""
+    parameters: Floats
+    """Cumulative number of parameters, at the first op that uses each."""
     parameter_elements: Floats
     weights_share: Floats
     """By rank, not cumulative: the part of an op's backward that can wait (`dag.weight_gradients`)."""
@@ -152,13 +154,14 @@ def workload(dag: OpDag) -> Workload:
         if op.kind == "call" and op.target.startswith("aten.conv"):
             columns["convolution_flops"][position] = columns["flops"][position]
             columns["backward_convolution_flops"][position] = columns["backward_flops"][position]
-    parameter_bytes, parameter_elements, stored = np.zeros(size), np.zeros(size), np.zeros(size)
+    parameter_bytes, parameters, parameter_elements, stored = (np.zeros(size) for _ in range(4))
     shared = []
     for op in dag.ops:
         if op.kind == "parameter":
             users = tuple(rank[user] for user in dag.users[op.id] if user in rank)
             if users:
                 parameter_bytes[min(users)] += op.meta.nbytes
+                parameters[min(users)] += 1
                 parameter_elements[min(users)] += op.meta.elements
             if len(users) > 1:
                 shared.append((op.id, users))
@@ -180,6 +183,7 @@ def workload(dag: OpDag) -> Workload:
         waiting=_cumulative(columns["waiting"]),
         saved=_cumulative(columns["saved"]),
         parameter_bytes=_cumulative(parameter_bytes),
+        parameters=_cumulative(parameters),
         parameter_elements=_cumulative(parameter_elements),
         stored=_cumulative(stored),
         cut_points=cut_points(dag),

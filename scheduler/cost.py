@@ -20,10 +20,14 @@ from scheduler.devices import Device, Network
 
 Floats = NDArray[np.float64]
 
-CALLS_PER_SPLIT = 10.0
-PASSES_PER_SPLIT = 6.0
-"""What it costs to compute the gradients of an op's weights apart from its backward: so many operators' calls, and so many
-times the memory traffic of the op, as its operands have left the caches (`benchmarks/split_backward.py`)."""
+CALLS_PER_SPLIT = 6.0
+CONVOLUTIONS_PER_SPLIT = 2.0
+PASSES_PER_SPLIT = 5.0
+"""What it costs to compute the gradients of an op's weights apart from its backward: so many operators' calls, or of
+convolutions, and so many times the memory traffic of the op, as its operands have left the caches
+(`benchmarks/split_backward.py`)."""
+UPDATE_CALLS_PER_SLOT = 4
+"""Operator calls that an update makes for each parameter and tensor of the optimiser's; without any it is one."""
 
 
 def optimizer_slots(optimizer: OptimizerSpec) -> int:
@@ -86,11 +90,13 @@ class Costs:
                 device,
             )
             weights = np.concatenate(([0.0], np.cumsum(np.diff(backward) * work.weights_share)))
-            each = (
-                CALLS_PER_SPLIT * device.seconds_per_call
-                + PASSES_PER_SPLIT * np.diff(work.traffic) / device.traffic_rate
+            again = PASSES_PER_SPLIT * np.diff(work.traffic) / device.traffic_rate
+            again += np.where(
+                np.diff(work.convolution_flops) > 0,
+                CONVOLUTIONS_PER_SPLIT * device.convolution_call,
+                CALLS_PER_SPLIT * device.seconds_per_call,
             )
-            splitting = np.concatenate(([0.0], np.cumsum(np.where(work.weights_share > 0, each, 0.0))))
+            splitting = np.concatenate(([0.0], np.cumsum(np.where(work.weights_share > 0, again, 0.0))))
             whole = backward + forward if self.recompute else backward
             found = self._times[key] = DeviceTimes(forward, whole, weights, splitting)
         return found
@@ -116,9 +122,12 @@ class Costs:
         return float(splitting[last] - splitting[first])
 
     def update_seconds(self, device: Device, first: int, last: int) -> float:
-        """The optimiser's update: it reads value, gradient and slots, and writes value and slots."""
+        """The optimiser's update: it reads value, gradient and slots, and writes value and slots, in several calls for each."""
         held = float(self.workload.parameter_bytes[last] - self.workload.parameter_bytes[first])
-        return held * (3 + 2 * optimizer_slots(self.optimizer)) / device.traffic_rate
+        count = float(self.workload.parameters[last] - self.workload.parameters[first])
+        slots = optimizer_slots(self.optimizer)
+        calls = count * max(1, UPDATE_CALLS_PER_SLOT * slots)
+        return held * (3 + 2 * slots) / device.traffic_rate + calls * device.seconds_per_call
 
     def step_seconds(self, device: Device, first: int, last: int) -> float:
         """What `device` computes for `body[first:last]` in one step, without waiting."""

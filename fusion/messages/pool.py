@@ -24,9 +24,13 @@ class Device(Message):
     declared: bool = Field(False, description="The speed was given by a person, not measured.")
     convolution_flops_per_second: Rate = 0.0
     bytes_per_second: Rate = Field(0.0, description="Read and written by operators that compute little.")
-    training_share: float = Field(0.0, ge=0, le=1, description="Of the speed of matrix products, what training reaches.")
+    training_share: float = Field(
+        0.0, ge=0, le=1, description="Of the speed of matrix products, what training reaches."
+    )
     seconds_per_call: float = Field(0.0, ge=0, le=1, description="Fixed time of an operator call.")
-    convolution_share: float = Field(0.0, ge=0, le=1, description="Of the speed of convolutions, what training reaches.")
+    convolution_share: float = Field(
+        0.0, ge=0, le=1, description="Of the speed of convolutions, what training reaches."
+    )
     seconds_per_convolution: float = Field(0.0, ge=0, le=1, description="Fixed time of a convolution's call.")
 
 

@@ -199,7 +199,9 @@ class Computing:
 
     def _forward(self, task: Task) -> None:
         program = self.programs[task.fragment]
-        for edge, value in program.forward(task.step, task.micro_batch, self._arrivals(task)).items():
+        postpone = self.session.board.postpones(task.fragment)
+        made = program.forward(task.step, task.micro_batch, self._arrivals(task), postpone=postpone)
+        for edge, value in made.items():
             self._pass_on(FrameKind.ACTIVATION, edge, task.step, task.micro_batch, value)
         loss = program.loss(task.step, task.micro_batch)
         if loss is not None:

@@ -206,7 +206,7 @@ class Coordinator:
             cuts=case.partition.positions,
             placement=placement,
             in_flight=case.in_flight,
-            weights_behind=(1,) * case.fragments,
+            weights_behind=tuple(dice.randrange(3) for _ in range(case.fragments)),
             codecs=case.codecs,
             predicted_step_seconds=1.0,
         )

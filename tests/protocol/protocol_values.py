@@ -63,9 +63,14 @@ class Program:
         self._forwards: dict[tuple[int, int], int] = {}
         self._gradients = 0
         self._owed: dict[tuple[int, int], int] = {}
+        self._postponing: set[tuple[int, int]] = set()
 
-    def forward(self, step: int, micro_batch: int, arrivals: Mapping[int, int]) -> dict[int, int]:
-        """Edge -> activation. The loss is `loss_of` the last forward."""
+    def forward(
+        self, step: int, micro_batch: int, arrivals: Mapping[int, int], *, postpone: bool = False
+    ) -> dict[int, int]:
+        """Edge -> activation. The loss is `loss_of` the last forward. With `postpone`, the backward leaves something."""
+        if postpone:
+            self._postponing.add((step, micro_batch))
         made = mix(1, self.fragment.index, step, micro_batch, self.state, *_flat(arrivals))
         self._forwards[step, micro_batch] = made
         return {edge.index: mix(made, edge.index) for edge in self.fragment.outputs if edge.kind == "activation"}
@@ -74,11 +79,12 @@ class Program:
         return _loss(self._forwards[step, micro_batch]) if self.fragment.has_loss else None
 
     def backward(self, step: int, micro_batch: int, gradients: Mapping[int, int]) -> dict[int, int]:
-        """Edge -> gradient. What a fragment postpones counts from `weights` on."""
+        """Edge -> gradient. What is postponed counts from `weights` on."""
         made = mix(2, self._forwards.pop((step, micro_batch)), *_flat(gradients))
         self._owed[step, micro_batch] = made
-        if not self.fragment.postponed:
+        if (step, micro_batch) not in self._postponing:
             self.weights(step, micro_batch)
+        self._postponing.discard((step, micro_batch))
         return {edge.index: mix(made, edge.index) for edge in self.fragment.inputs if edge.gradient}
 
     def weights(self, step: int, micro_batch: int) -> None:
@@ -177,8 +183,6 @@ class Undisturbed:
                 gradients = {edge: self.values[FrameKind.GRADIENT, edge, step, batch] for edge in wanted}
                 made = program.backward(step, batch, gradients)
                 self.values.update({(FrameKind.GRADIENT, edge, step, batch): v for edge, v in made.items()})
-                if program.fragment.postponed:
-                    program.weights(step, batch)
         norms = {index: program.norms() for index, program in enumerate(programs)}
         if train.clip_grad_norm is not None:
             self.values.update({(FrameKind.NORMS, index, step, 0): norm for index, norm in norms.items()})

@@ -83,9 +83,7 @@ def test_little_memory_lowers_the_micro_batches_in_flight() -> None:
     roomy = plan_job(dag, devices, micro_batches=16, policy="equal-ops")
     costs = Costs(workload(dag), devices, Network(), "1f1b", 16, OptimizerSpec())
     needs = fragment_memory(costs, roomy.cuts, (0, 1), costs.workload.crossings(roomy.cuts))
-    tight = tuple(
-        replace(device, memory_bytes=int(needs[index].total(1)) + 1) for index, device in enumerate(devices)
-    )
+    tight = tuple(replace(device, memory_bytes=int(needs[index].total(1)) + 1) for index, device in enumerate(devices))
     plan = plan_job(dag, tight, micro_batches=16, policy="equal-ops")
     assert plan.in_flight == (1, 1)
     assert plan.weights_behind == (0, 1), "no memory for any that wait"

@@ -1,0 +1,193 @@
+"""What it costs to compute the gradients of weights apart from the rest of a backward, as gradients that wait are.
+
+`python benchmarks/split_backward.py`. The fragment in the middle of a model runs its tasks again and again in this process, in
+turn with whole backwards and with both halves. Nothing waits and nobody is waited for: this is the price, which a plan pays
+where a step gets shorter for it. Beside it stands what the cost model (`scheduler.cost`) expects on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import thread_time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import prediction, slow_jobs
+from benchmarks.common import Disturbance, Workload, machine, report, write_text
+from coordinator.submission import train_config
+from dag.cut import Fragment, cut
+from dag.operators import torch_dtype
+from dag.workload import workload
+from executor.program import FragmentProgram
+from fusion.submit import CapturedJob, capture_job, read_job
+from scheduler import Costs, Device, Network, measured
+from worker.machine.profile import profile
+
+FRAGMENTS = 4
+WARM_UP = 3
+WIDE = Workload(layers=6, width=256, sequence_length=128, micro_batch=4)
+MODELS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    prediction.WORKLOAD.describe(): prediction.gpt,
+    slow_jobs.YARDSTICK.describe(): slow_jobs.YARDSTICK.job,
+    WIDE.describe(): WIDE.job,
+    "ResNet-18 of width 8, 8 micro-batches of 8": prediction.resnet,
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """One fragment's micro-batch, in processor seconds: medians of each round."""
+
+    model: str
+    ops: int
+    """Whose weights' gradients can wait."""
+    whole: tuple[float, ...]
+    """Forward and backward."""
+    apart: tuple[float, ...]
+    expected: float
+    """Ratio of both, by the cost model."""
+
+    @property
+    def ratios(self) -> list[float]:
+        return [apart / whole for apart, whole in zip(self.apart, self.whole, strict=True)]
+
+
+class Piece:
+    """The fragment with what arrives for it, made up."""
+
+    def __init__(self, job: CapturedJob, fragment: Fragment) -> None:
+        train = train_config(job.spec, job.data.manifest)
+        self.fragment = fragment
+        self.micro_batches = train.micro_batches
+        self._program = FragmentProgram(
+            job.dag,
+            fragment,
+            seed=0,
+            micro_batches=train.micro_batches,
+            optimizer=train.optimizer,
+            lr_schedule=train.lr_schedule,
+            steps=train.steps,
+        )
+        self._program.load(job.tensors)
+        made = torch.Generator().manual_seed(0)
+        self._arrivals = {edge.index: torch.randn(edge.meta.shape, generator=made) for edge in fragment.inputs}
+        self._gradients = {
+            edge.index: 1e-3 * torch.randn(edge.meta.shape, generator=made)
+            for edge in fragment.outputs
+            if edge.gradient
+        }
+        self._data = {
+            op.target: _zeros(op.meta.shape, op.meta.dtype)
+            for op in map(job.dag.ops.__getitem__, fragment.placeholders)
+        }
+
+    def step(self, number: int, postpone: bool) -> float:
+        """Median seconds of its micro-batches, forward and back."""
+        seconds = []
+        for micro_batch in range(self.micro_batches):
+            begin = thread_time()
+            self._program.forward(number, micro_batch, self._arrivals, self._data, postpone=postpone)
+            self._program.backward(number, micro_batch, self._gradients)
+            while self._program.weights(number, micro_batch):
+                pass
+            seconds.append(thread_time() - begin)
+        self._program.update(number, None)
+        return median(seconds)
+
+
+def _zeros(shape: tuple[int, ...], dtype: str) -> Tensor:
+    return torch.zeros(shape, dtype=torch_dtype(dtype))
+
+
+def measure(name: str, spec: Mapping[str, Any], device: Device, rounds: int) -> Split:
+    job = capture_job(*read_job({**spec, "train": {**spec["train"], "steps": rounds + WARM_UP}}))
+    work = workload(job.dag)
+    middle = [work.flops[-1] * part / FRAGMENTS for part in range(1, FRAGMENTS)]
+    cuts = [int(min(work.positions, key=lambda at: abs(work.flops[at] - wanted))) for wanted in middle]
+    index = FRAGMENTS // 2
+    piece = Piece(job, cut(job.dag, cuts).fragments[index])
+    taken: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(1, rounds + WARM_UP + 1):
+        for postpone in (False, True):
+            taken[postpone].append(piece.step(number, postpone))
+    costs = Costs(work, (device,), Network(), "1f1b", piece.micro_batches, job.spec.train.optimizer)
+    span = cuts[index - 1], cuts[index]
+    both = costs.forward_seconds(device, *span) + costs.backward_seconds(device, *span)
+    return Split(
+        name,
+        len(piece.fragment.postponed),
+        *(tuple(taken[postpone][WARM_UP:]) for postpone in (False, True)),
+        1 + costs.splitting_seconds(device, *span) / both,
+    )
+
+
+def this_machine() -> Device:
+    found = profile(torch.device("cpu"), 1, 1.0)
+    return measured(
+        "here",
+        found.matrix_products,
+        convolution_speed=found.convolutions,
+        bytes_per_second=found.memory,
+        training_share=found.training_share,
+        seconds_per_call=found.seconds_per_call,
+        convolution_share=found.convolution_share,
+        seconds_per_convolution=found.seconds_per_convolution,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    about, disturbance, device = machine(), Disturbance(), this_machine()
+    with tempfile.TemporaryDirectory() as folder:
+        text = write_text(Path(folder))
+        splits = [measure(name, spec(text), device, options.rounds) for name, spec in MODELS.items()]
+    rows = [
+        [
+            split.model,
+            str(split.ops),
+            f"{median(split.whole) * 1e3:.2f}",
+            f"{median(split.apart) * 1e3:.2f}",
+            f"{median(split.ratios):.3f}",
+            f"{min(split.ratios):.2f}..{max(split.ratios):.2f}",
+            f"{split.expected:.3f}",
+        ]
+        for split in splits
+    ]
+    report(
+        "split_backward",
+        f"Processor ms of a micro-batch in the third of {FRAGMENTS} fragments; others took {disturbance.cores():.2f} cores",
+        ["model", "ops", "whole", "apart", "ratio", "range", "cost model"],
+        rows,
+        {
+            "machine": about,
+            "splits": [
+                {
+                    "model": split.model,
+                    "ops": split.ops,
+                    "whole_seconds": median(split.whole),
+                    "apart_seconds": median(split.apart),
+                    "ratio": median(split.ratios),
+                    "range": [min(split.ratios), max(split.ratios)],
+                    "expected_ratio": split.expected,
+                }
+                for split in splits
+            ],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
