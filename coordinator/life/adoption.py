@@ -52,7 +52,10 @@ def _in_blobs(run: Run) -> bool:
 
 
 def _for_adopters(plan: Plan, placement: tuple[str, ...]) -> tuple[int, ...]:
-    """`plan.weights_behind`, but nothing for the fragments of workers that get more than they had."""
+    """`plan.weights_behind`, but whole backwards for the fragments of workers that get more than they had.
+
+    These take no memory beside what has to be held, and less time in a replay, for which nobody waits but the adopter itself.
+    """
     fuller = {worker for worker in placement if placement.count(worker) > plan.placement.count(worker)}
     return tuple(
         0 if worker in fuller else behind for worker, behind in zip(placement, plan.weights_behind, strict=False)
@@ -76,8 +79,8 @@ class Adoption:
     ) -> None:
         """Make the next plan epoch with this placement, and have everybody follow it from the common step on.
 
-        `moved` are the fragments that replay what followed. `weights_behind` is what was planned for this placement; of
-        one that nobody planned, adopters keep their memory for what they have to hold.
+        `moved` are the fragments that replay what followed. `weights_behind` is what was planned for this placement; in
+        one that nobody planned, adopters run whole backwards.
         """
         run = job.run
         assert job.plan is not None

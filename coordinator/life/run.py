@@ -54,7 +54,7 @@ class Move(BaseModel):
 
     placement: tuple[str, ...]
     weights_behind: tuple[int, ...] = ()
-    """As in a plan: how far the memory of these hosts reaches."""
+    """As in a plan made for these hosts."""
     cause: str
     newcomers: list[str] = Field(default_factory=list)
     """Workers of the new placement that have not taken part yet."""
