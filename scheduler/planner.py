@@ -22,7 +22,7 @@ from scheduler.simulator import play
 MOST_SIMULATED = 4096
 """Forwards per step up to which the predicted time comes from the simulator."""
 MOST_TRIED = 512
-"""Forwards per step up to which it is tried out whose gradients of weights are to wait: one simulation for each fragment."""
+"""Forwards per step up to which it is tried out fragment by fragment whose gradients of weights are to wait."""
 
 
 def plan_job(
@@ -137,14 +137,13 @@ def _worthwhile(
 
     From all that may wait, one fragment after the other is tried without, and at last none at all.
     """
-    if costs.micro_batches * len(placed.devices) > MOST_TRIED:
-        return behind, seconds
 
     def played(tried: tuple[int, ...]) -> float:
         return play(costs, estimator, placed, in_flight, weights_behind=tried).step_seconds
 
     kept = behind
-    for index in range(len(behind)):
+    one_by_one = costs.micro_batches * len(placed.devices) <= MOST_TRIED
+    for index in range(len(behind)) if one_by_one else ():
         without = (*kept[:index], 0, *kept[index + 1 :])
         if kept[index] and (shorter := played(without)) <= seconds:
             kept, seconds = without, shorter

@@ -47,10 +47,8 @@ class Request:
         estimate = self.estimate(placed)
         if estimate.missing_bytes > 0:
             return estimate.score
-        depths = [estimate.in_flight]
-        if len(placed.devices) > len(set(placed.devices)):
-            # Where the pipeline comes back to a device, this is often better.
-            depths.append(self._deepest(placed))
+        # Where the pipeline comes back to a device, or gradients of weights wait, the deepest is often better.
+        depths = [estimate.in_flight, self._deepest(placed)]
         seconds = min(play(self.costs, self.estimate, placed, depth).step_seconds for depth in dict.fromkeys(depths))
         return (0.0, seconds + estimate.handling)
 
