@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import gc
 import json
 import logging
 import os
@@ -31,7 +30,7 @@ from coordinator.storage.blobs import BlobStore
 from coordinator.storage.checkpoints import Checkpoints
 from coordinator.storage.copies import Copies
 from coordinator.storage.store import Store
-from fusion import credentials
+from fusion import credentials, garbage
 from fusion.errors import FusionError, ServiceError
 from fusion.logs import log_as_json
 from fusion.relay.child import RelayProcess
@@ -76,9 +75,7 @@ async def _serve(config: CoordinatorConfig, planner: Planner | None) -> int:
             runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
             await runner.setup()
             engine.start(control)
-            # What lives as long as the process is not looked through again: that would keep everybody waiting.
-            gc.collect()
-            gc.freeze()
+            garbage.settle()
             await web.SockSite(runner, listener, ssl_context=tls.context if tls is not None else None).start()
             announce(config, Announcement(config, access, tls, listener.getsockname()[1], control.port))
             if config.exit_on_stdin_close:

@@ -16,6 +16,8 @@ from fusion.errors import FrameError, VersionError
 
 PROTOCOL_VERSION = 1
 MAX_HEADER_BYTES = 4096
+_HEADER_BUFFER = 256
+"""Bytes to begin with: the packer's own 256 KiB are new memory for each message."""
 MAX_RANK = 16
 
 
@@ -91,7 +93,8 @@ def encode_header(header: Header) -> bytes:
             header.codec,
             header.dtype,
             header.shape,
-        )
+        ),
+        buf_size=_HEADER_BUFFER,
     )
     return packed
 

@@ -156,6 +156,7 @@ class Parcel:
 def _bytes_of(value: Tensor) -> memoryview:
     """The value's memory; the short way for what most values are."""
     if value.dtype is torch.float32 and value.is_contiguous() and value.device.type == "cpu":
-        array: memoryview = value.detach().numpy().data
+        # Each call into torch gives up the interpreter lock, and may wait for it.
+        array: memoryview = (value.detach() if value.requires_grad else value).numpy().data
         return array
     return codec("none").encode(value)
