@@ -12,7 +12,8 @@ trains 300 steps of every plan that a row had, without a network (`one_process.p
 - torch's ranks each take a fourth of the model, in the orders of `slow_settings.py`. The better of GPipe and 1F1B counts.
 - In ours all workers have to take part, but nothing says with how much: OP-Fence may give some next to nothing. *Equal-ops, auto* is the
   split that torch has, too; in *free to leave workers out* they may stay idle. Workers join in the order of the topology, which is the
-  one that the equal policies follow. No snapshots are taken. *Whole backwards* has no gradients of weights wait.
+  one that the equal policies follow. They keep no logs and take no snapshots, as torch's ranks do; `backup_overhead.py` says what
+  these cost. *Whole backwards* has no gradients of weights wait.
 
 A step counts with the median over the counted steps of its round, and a row with the median over rounds. What is compared is
 compared round by round, and each round goes through all settings that were asked for: a machine's speed drifts.
@@ -41,7 +42,7 @@ os.environ.update(ONE_THREAD)  # before torch is loaded
 from benchmarks import slow_jobs, slow_losses, slow_report, slow_rows, testbed, topologies
 from benchmarks.common import Disturbance, machine, run_child
 from benchmarks.placed_pool import PlacedPool
-from benchmarks.placed_worker import WHOLE
+from benchmarks.placed_worker import BARE, WHOLE
 from benchmarks.pool_runs import train_on
 from benchmarks.relay import DEVICE
 from benchmarks.slow_rows import Row
@@ -83,7 +84,7 @@ def ours(bed: Testbed, setting: Setting, job: CapturedJob, warm_up: int, variant
         file = topologies.write(setting.topology(), Path(folder) / "topology.yaml")
         with PlacedPool(Path(folder) / "pool", (), bed, file) as pool:
             for worker in setting.workers:
-                pool.start_worker(LocalWorker(worker))
+                pool.start_worker(LocalWorker(worker), profile_seconds=1.0)
                 pool.workers = (*pool.workers, LocalWorker(worker))
                 pool.wait_for_workers()
             for variant in variants:
@@ -98,6 +99,7 @@ def train(pool: PlacedPool, setting: Setting, job: CapturedJob, warm_up: int, va
     )
     spec = job.spec.model_copy(update={"plan": plan, "compression": compression})
     pool.switch(WHOLE, variant.whole)
+    pool.switch(BARE, True)
     disturbance = Disturbance()
     steps, ended = train_on(pool, CapturedJob(spec, job.dag, job.tensors, job.data))
     disturbed = round(disturbance.cores(), 2)
@@ -134,7 +136,6 @@ def measure(
             yield from theirs(bed, setting, model, Path(next(iter(data.values()))), torch_steps, warm_up)
         if variants:
             spec = slow_jobs.job_spec(model, data, steps)
-            spec["fault_tolerance"] = {"backup_every": 10**6, "log_memory": "2GiB"}
             for row in ours(bed, setting, slow_jobs.captured_from(spec), warm_up, variants):
                 _say(row)
                 yield row
