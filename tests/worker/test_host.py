@@ -452,7 +452,7 @@ def test_an_error_of_the_computation_becomes_a_failure_in_one_line() -> None:
     with crew(case, ("a",)) as made:
         program = made.hosts["a"]._pieces[0].program
 
-        def broken(*_: Any) -> None:
+        def broken(*_: Any, **__: Any) -> None:
             raise RuntimeError("first line\nsecond line")
 
         program.forward = broken  # type: ignore[method-assign, assignment]

@@ -97,6 +97,8 @@ class Case:
             cuts=self.positions(count),
             placement=tuple(placement),
             in_flight=tuple(count - index for index in range(count)),
+            # Of one fragment's backwards whole, the next one's following at once, others' waiting.
+            weights_behind=tuple(range(count)),
             codecs=dict(codecs or {}),
         )
         samples = len(self.data["inputs"])

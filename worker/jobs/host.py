@@ -205,6 +205,9 @@ class JobHost:
     def _execute(self, task: Task) -> None:
         begin, busy_from = perf_counter(), self._busy_clock()
         done = self._runner.run(task)
+        # What came first is asked between the ops of WEIGHTS. Where each rests, what comes meanwhile must not wait for several.
+        while not done and self._surroundings.slowdown == 1 and self._events.empty() and not self._stopping.is_set():
+            done = self._runner.run(task)
         rest = self._surroundings.rest(self._busy_clock() - busy_from, perf_counter() - begin)
         if rest:
             self._stopping.wait(rest)
