@@ -61,6 +61,7 @@ async def test_the_pool_is_what_the_api_says_and_changes_with_it(server: Server,
         await tab.shows("#connection", "live")
         await tab.shows("table", "of 2.0 GiB")
         await tab.shows("table", "relayed over the coordinator")
+        await tab.shows("table", "3 / 40")
         assert await tab.page.locator("svg.topology line.relayed").count() == 1
         assert "a and b can't reach each other" in await tab.text("svg.topology line.relayed title")
         _, listed = await server.call("GET", "/api/v1/workers")
