@@ -18,7 +18,6 @@ from time import thread_time
 from typing import Any
 
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -87,7 +86,7 @@ class Piece:
             if edge.gradient
         }
         self._data = {
-            op.target: _zeros(op.meta.shape, op.meta.dtype)
+            op.target: torch.zeros(op.meta.shape, dtype=torch_dtype(op.meta.dtype))
             for op in map(job.dag.ops.__getitem__, fragment.placeholders)
         }
 
@@ -105,10 +104,6 @@ class Piece:
         return median(seconds)
 
 
-def _zeros(shape: tuple[int, ...], dtype: str) -> Tensor:
-    return torch.zeros(shape, dtype=torch_dtype(dtype))
-
-
 def measure(name: str, spec: Mapping[str, Any], device: Device, rounds: int) -> Split:
     job = capture_job(*read_job({**spec, "train": {**spec["train"], "steps": rounds + WARM_UP}}))
     work = workload(job.dag)
@@ -122,12 +117,13 @@ def measure(name: str, spec: Mapping[str, Any], device: Device, rounds: int) -> 
             taken[postpone].append(piece.step(number, postpone))
     costs = Costs(work, (device,), Network(), "1f1b", piece.micro_batches, job.spec.train.optimizer)
     span = cuts[index - 1], cuts[index]
-    both = costs.forward_seconds(device, *span) + costs.backward_seconds(device, *span)
+    # Without what a task costs beside its operators, which here has no messages.
+    both = costs.times(device).both
     return Split(
         name,
         len(piece.fragment.postponed),
         *(tuple(taken[postpone][WARM_UP:]) for postpone in (False, True)),
-        1 + costs.splitting_seconds(device, *span) / both,
+        1 + costs.splitting_seconds(device, *span) / float(both[span[1]] - both[span[0]]),
     )
 
 

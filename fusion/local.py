@@ -120,11 +120,10 @@ class LocalPool:
         except OSError as error:
             raise UserError(f"{self.folder}: can't make the run's folder: {error.strerror or error}") from None
         self.start_coordinator()
-        for worker in self.workers[:-1]:
-            self.start_worker(worker)
-        # All measure the same machine, so one of them says what takes longer to find out; the last, as it joins last anyway.
-        for worker in self.workers[-1:]:
-            self.start_worker(worker, profile_seconds=_PROFILE_SECONDS)
+        for worker in self.workers:
+            # All measure the same machine, so one says what takes longer to find out; the last, as it joins last anyway.
+            last = worker is self.workers[-1]
+            self.start_worker(worker, _PROFILE_SECONDS if last else _SHORT_PROFILE_SECONDS)
 
     def start_coordinator(self) -> None:
         """Start the coordinator; again after it was killed, with the state and the port that it had."""

@@ -18,8 +18,8 @@ SECONDS_PER_CALL = 4e-5
 and width 128 (sequence 64) 16 ms; one of 6 layers and width 256 (sequence 128, batch 4) 235 ms a micro-batch."""
 SECONDS_PER_TASK = 1e-3
 """Fixed time of each forward and each backward of a fragment, beside its operators': to start autograd, to take values in and
-to pass them on. Fragments of one worker take less, 0.2 ms each; between workers messages, cold caches and waiting for the
-interpreter come to this: a ResNet-18 of 56 ms a step takes 120 ms of four workers' compute threads, in 64 tasks."""
+to pass them on. Fragments of one worker take less; between workers it is messages, cold caches and waiting for the
+interpreter as well."""
 TRAINING_SHARE = 0.57
 """FusionLLM's lambda: how much of the speed of a large matrix product training reaches on a device that did not measure it."""
 
