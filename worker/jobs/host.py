@@ -20,6 +20,7 @@ from torch import Tensor
 from compress import Places
 from executor.ordering import Task, TaskKind
 from executor.staging import Stager
+from fusion import garbage
 from fusion.errors import FusionError
 from fusion.messages import Adopted, Backup, BackupFailed, CaughtUp, Commit, Failure, Finished, Paused, Warned
 from fusion.units import format_seconds
@@ -333,8 +334,12 @@ class JobHost:
         if self._checks is not None:
             self._checks.forget(event.step)
             self._checks.switched()
-        for fragment in set(self._pieces) - set(self._session.hosted):
+        handed_over = set(self._pieces) - set(self._session.hosted)
+        for fragment in handed_over:
             del self._pieces[fragment]
+        if handed_over:
+            # Optimizers hold on to themselves: only the collector frees their parameters, and it passes over the long-lived.
+            garbage.settle()
         edges = self.assembly.partition.edges
         self._runner.sent.retain({edge.index for edge in edges if edge.source in self._pieces})
         self._report(Adopted(job=self.job, epoch=self.epoch, fragments=list(added)))
