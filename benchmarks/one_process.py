@@ -73,12 +73,12 @@ class OneProcess:
             peers=[],
         )
         self._tensors = dict(job.tensors)
-        self._assembly = asyncio.run(assemble(prepare, _HERE, "cpu", _Held(blobs), MemoryGuard(_PLENTY)))
+        self._assembly, self._pieces = asyncio.run(assemble(prepare, _HERE, "cpu", _Held(blobs), MemoryGuard(_PLENTY)))
         self._session = _Sent(prepare, self._assembly.partition)
         self._accounts = Accounts(_HERE, prepare.train)
         self._runner = TaskRunner(
             self._assembly,
-            self._assembly.pieces,
+            self._pieces,
             self._session,
             self._accounts,
             None,
@@ -113,7 +113,7 @@ class OneProcess:
     def weights(self) -> dict[str, Tensor]:
         """The tensors that another run may start from."""
         found = dict(self._tensors)
-        for piece in self._assembly.pieces.values():
+        for piece in self._pieces.values():
             for key, value in piece.program.state().items():
                 kind, _, name = key.partition("/")
                 if kind != "optimizer":
@@ -122,7 +122,7 @@ class OneProcess:
 
     def evaluate_without_codecs(self) -> float:
         """The loss on the held-out samples now, every value as it was computed."""
-        train, pieces = self._assembly.prepare.train, self._assembly.pieces
+        train, pieces = self._assembly.prepare.train, self._pieces
         lent = {edge: value for piece in pieces.values() for edge, value in piece.program.parameter_values().items()}
         losses: list[float] = []
         for batch in range(train.eval_batches):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -13,6 +15,7 @@ from pool_cases import addresses, end, launch, pool, ready_job, start_job
 from torch import Tensor
 from worker_cases import Case, Stack, make_case
 
+from executor.program import FragmentProgram
 from fusion.messages import (
     Adopt,
     Adopted,
@@ -316,6 +319,32 @@ async def test_fragments_move_at_a_step_boundary_without_replay(coordinator: Fak
         ran = {message.step for message in coordinator.of("n", StepReport)}
         assert ran == set(range(at + 1, STEPS + 1))
         assert_same(coordinator, expected)
+
+
+async def test_a_fragment_that_moved_away_takes_its_parameters_along(
+    coordinator: FakeCoordinator, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the end of the job, but when the other workers go on."""
+    built: list[list[weakref.ref[Tensor]]] = []
+
+    def recorded(program: FragmentProgram, *rest: Any) -> Piece:
+        if program.fragment.index == 1:
+            built.append([weakref.ref(tensor) for tensor in program._parameters.values()])
+        return Piece(program, *rest)
+
+    def in_memory() -> list[bool]:
+        return [any(tensor() is not None for tensor in tensors) for tensors in built]
+
+    monkeypatch.setattr("worker.jobs.assembly.Piece", recorded)
+    async with pool(coordinator, "a", "b"):
+        prepare = await ready_job(coordinator, case, ("a", "b"), log_bytes=LOG, backups={1: "a"})
+        await snapshot(coordinator, prepare, {0: "b", 1: "a"}, 13, hold=True)
+        assert in_memory() == [True, True]  # On the one that trains it, and on the one that stands by.
+        for name in ("a", "b"):
+            coordinator.send(name, adopt(prepare, coordinator, 1, ("a", "a"), 13))
+        await coordinator.message("b", Adopted)
+        assert sorted(in_memory()) == [False, True]
+        await finish(coordinator, 1, "a")
 
 
 async def test_what_is_not_held_can_not_be_adopted(coordinator: FakeCoordinator, case: Case) -> None:

@@ -86,9 +86,9 @@ class Crew:
         self.routes: dict[str, Route] = {}
         for name, mover in self.movers.items():
             mover.admit(self.addresses)
-            assembly = asyncio.run(assemble(self.prepare, name, "cpu", MemoryFetcher(case.blobs), ROOM))
+            assembly, pieces = asyncio.run(assemble(self.prepare, name, "cpu", MemoryFetcher(case.blobs), ROOM))
             report = self.reports[name]
-            host = JobHost(assembly, threads=1, memory=ROOM, report=report, upload=self._upload, stager=stager)
+            host = JobHost(assembly, pieces, threads=1, memory=ROOM, report=report, upload=self._upload, stager=stager)
             host._execute = self._in_turn(host._execute)  # type: ignore[method-assign]
             self.hosts[name] = host
         for name, mover in self.movers.items():

@@ -63,13 +63,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Assembly:
-    """Everything that one worker needs to run its fragments of one plan, and to build others of the same cuts."""
+    """What one worker needs to know of a job to run fragments of its plan, and to build others of the same cuts."""
 
     prepare: Prepare
     worker: str
     dag: OpDag
     partition: Partition
-    pieces: dict[int, Piece]
 
     @property
     def first_step(self) -> int:
@@ -94,12 +93,16 @@ class Assembly:
         )
 
 
-async def assemble(prepare: Prepare, worker: str, device: str, fetcher: Fetcher, memory: MemoryGuard) -> Assembly:
-    """Fetch and build. Raises `DagError`, `BlobError`, `DataError`, `PlanError`, or an error of the network."""
+async def assemble(
+    prepare: Prepare, worker: str, device: str, fetcher: Fetcher, memory: MemoryGuard
+) -> tuple[Assembly, dict[int, Piece]]:
+    """Fetch and build; returns the pieces of the worker's fragments too, which are the caller's alone: they may move away.
+
+    Raises `DagError`, `BlobError`, `DataError`, `PlanError`, or an error of the network.
+    """
     dag = await asyncio.to_thread(serialize.loads, await fetcher.whole(prepare.dag, MAX_BYTES))
-    assembly = Assembly(prepare, worker, dag, cut(dag, prepare.plan.cuts), {})
-    assembly.pieces.update(await build(assembly, prepare.plan.fragments_of(worker), device, fetcher, memory))
-    return assembly
+    assembly = Assembly(prepare, worker, dag, cut(dag, prepare.plan.cuts))
+    return assembly, await build(assembly, prepare.plan.fragments_of(worker), device, fetcher, memory)
 
 
 async def build(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from time import monotonic, perf_counter, thread_time, time
 
@@ -25,7 +25,7 @@ from fusion.errors import FusionError
 from fusion.messages import Adopted, Backup, BackupFailed, CaughtUp, Commit, Failure, Finished, Paused, Warned
 from fusion.units import format_seconds
 from fusion.wire import FrameKind, Header
-from worker.jobs.assembly import Assembly
+from worker.jobs.assembly import Assembly, Piece
 from worker.jobs.events import Arrived, Event, Spoilt, Switch
 from worker.jobs.explain import explain
 from worker.jobs.rerun import Examine
@@ -58,6 +58,7 @@ def _no_backup(fragment: int, step: int, to: str, state: dict[str, Tensor]) -> N
 class JobHost:
     """The compute side of one job. `deliver` and `post` from the start, `start` once, `stop` at any time.
 
+    `pieces` are those of the fragments that it begins with: they are its own from now on.
     With a `stager` (for a device other than the CPU), values are copied to and from the device beside the computation.
     `surroundings` say how slow the device is to be.
     """
@@ -65,6 +66,7 @@ class JobHost:
     def __init__(
         self,
         assembly: Assembly,
+        pieces: Mapping[int, Piece],
         *,
         threads: int,
         memory: MemoryGuard,
@@ -81,7 +83,7 @@ class JobHost:
         """The fragments that are here, or are about to be: kept by whoever posts a `Switch`."""
         self._train = prepare.train
         self._worker = assembly.worker
-        self._pieces = dict(assembly.pieces)
+        self._pieces = dict(pieces)
         self._threads = threads
         self._memory = memory
         self._report = report

@@ -173,7 +173,7 @@ class JobRun:
 
     async def _build(self, peers: list[PeerAddress]) -> Parts:
         prepare = self._prepare
-        assembly = await assemble(prepare, self._worker, self._device, self._fetcher, self._memory)
+        assembly, pieces = await assemble(prepare, self._worker, self._device, self._fetcher, self._memory)
         open_route: Route | None = None
 
         def transmit(to: str, header: Header, payload: memoryview | None) -> None:
@@ -191,6 +191,7 @@ class JobRun:
 
         host = JobHost(
             assembly,
+            pieces,
             threads=self._threads,
             memory=self._memory,
             report=self._report_from_thread,
