@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from math import inf
 
 from dag.graph import OpDag
 from dag.workload import Crossings, workload
@@ -23,6 +26,8 @@ MOST_SIMULATED = 4096
 """Forwards per step up to which the predicted time comes from the simulator."""
 MOST_TRIED = 512
 """Forwards per step up to which it is tried out fragment by fragment whose gradients of weights are to wait."""
+UNNOTICED = 1.01
+"""A step that takes so many times as long is as good, where nothing is lost on the way."""
 
 
 def plan_job(
@@ -65,39 +70,72 @@ def plan_job(
         )
     if cuts is not None:
         _check_cuts(cuts, {point.position for point in work.cut_points}, work.size)
-    chosen = compression or CompressionSpec()
-
-    def choices(placed: Placed, crossings: Crossings) -> Mapping[int, CodecChoice]:
-        if codecs is not None:
-            return codecs
-        names = device_names(costs.devices, placed.devices)
-        busy = busiest_seconds(costs, placed) if chosen.codec == "auto" else 0.0
-        return choose_codecs(chosen, work, crossings, names, net, busy)
-
-    def encoding(placed: Placed, crossings: Crossings) -> Messages:
-        return messages(work, crossings, choices(placed, crossings))
-
-    estimator = Estimator(costs, encoding)
     kept = None if cuts is None else tuple(cuts)
-    answers = [
-        POLICIES[policy](Request(costs, estimator, fragments, use_all, kept, seed, each))
-        for each in expected_factors(chosen)
-    ]
-    placed = min(answers, key=lambda answer: estimator(answer).score)
+
+    def plan(sent: CompressionSpec) -> Plan:
+        encoding = _Encoding(costs, sent, codecs)
+        return _plan(policy, Request(costs, Estimator(costs, encoding), fragments, use_all, kept, seed), encoding)
+
+    chosen = compression or CompressionSpec()
+    best = plan(chosen)
+    if chosen.codec == "auto" and codecs is None:
+        # Its rule looks at one link at a time, and codecs take time too.
+        with suppress(PlanError):
+            plain = plan(chosen.model_copy(update={"codec": "none"}))
+            if _seconds(plain) <= _seconds(best) * (UNNOTICED if best.codecs else 1.0):
+                return plain
+    return best
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """What each placement's values are encoded with."""
+
+    costs: Costs
+    compression: CompressionSpec
+    fixed: Mapping[int, CodecChoice] | None
+
+    def choices(self, placed: Placed, crossings: Crossings) -> Mapping[int, CodecChoice]:
+        if self.fixed is not None:
+            return self.fixed
+        costs, names = self.costs, device_names(self.costs.devices, placed.devices)
+        busy = busiest_seconds(costs, placed) if self.compression.codec == "auto" else 0.0
+        return choose_codecs(self.compression, costs.workload, crossings, names, costs.network, busy)
+
+    def __call__(self, placed: Placed, crossings: Crossings) -> Messages:
+        return messages(self.costs.workload, crossings, self.choices(placed, crossings))
+
+
+def _plan(policy: str, request: Request, encoding: _Encoding) -> Plan:
+    """The policy's best answer, with what it leaves open."""
+    costs, estimator = request.costs, request.estimate
+    answers = [POLICIES[policy](replace(request, factors=each)) for each in expected_factors(encoding.compression)]
+    placed = _best(request, tuple(dict.fromkeys(answers)))
     estimate = estimator(placed)
     if estimate.missing_bytes > 0:
         raise PlanError(_too_large(costs, placed, estimate))
     in_flight, weights_behind, seconds = tuned(costs, estimator, placed, estimate)
     return Plan(
         policy=policy,
-        schedule=schedule,
+        schedule=costs.schedule,
         cuts=placed.cuts,
         placement=device_names(costs.devices, placed.devices),
         in_flight=in_flight,
         weights_behind=weights_behind,
-        codecs=dict(choices(placed, work.crossings(placed.cuts))),
+        codecs=dict(encoding.choices(placed, costs.workload.crossings(placed.cuts))),
         predicted_step_seconds=seconds,
     )
+
+
+def _seconds(plan: Plan) -> float:
+    return plan.predicted_step_seconds or inf
+
+
+def _best(request: Request, answers: Sequence[Placed]) -> Placed:
+    """By simulation, as the estimate knows nothing of waiting for one another; where an answer is too long for it, by the estimate."""
+    forwards = request.costs.micro_batches * max(len(placed.devices) for placed in answers)
+    score = request.simulated if forwards <= MOST_SIMULATED else lambda placed: request.estimate(placed).score
+    return min(answers, key=score)
 
 
 def tuned(

@@ -18,11 +18,14 @@ from dag.cut import cut
 from dag.workload import workload
 from executor.ordering import safe_in_flight
 from fusion.errors import PlanError
-from fusion.spec import OptimizerSpec
+from fusion.plan import Plan
+from fusion.spec import CompressionSpec, OptimizerSpec
 from scheduler import Device, Link, Network, homogeneous, plan_job
+from scheduler.compression import expected_factors
 from scheduler.cost import Costs
 from scheduler.estimate import Placed
 from scheduler.memory import fragment_memory, worker_memory
+from scheduler.planner import UNNOTICED
 from scheduler.policies import POLICIES
 
 POLICY_NAMES = tuple(POLICIES)
@@ -260,3 +263,42 @@ def test_op_fence_never_cuts_between_two_fragments_of_one_worker() -> None:
 def test_planning_never_loads_torch() -> None:
     code = "import scheduler, dag.workload, sys; sys.exit('torch' in sys.modules)"
     assert run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_auto_is_not_slower_than_sending_everything_as_it_is() -> None:
+    lossy = 0
+    for seed in range(30):
+        dag, devices, network, micro_batches = random_case(seed, most_devices=5, positions=9)
+        auto, none = (
+            plan_job(dag, devices, network, micro_batches=micro_batches, compression=CompressionSpec(codec=codec))
+            for codec in ("auto", "none")
+        )
+        assert predicted(auto) <= predicted(none)
+        # What costs a bit of the loss must be worth it.
+        assert not auto.codecs or UNNOTICED * predicted(auto) < predicted(none)
+        lossy += bool(auto.codecs)
+    assert lossy > 0
+
+
+def test_of_answers_for_several_codecs_the_one_that_is_fastest_in_simulation_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    auto = CompressionSpec(codec="auto")
+    factors = expected_factors(auto)
+    differing = 0
+    for seed in (18, 25, 26, 29):  # where the estimate would take another
+        dag, devices, network, micro_batches = random_case(seed, most_devices=5, positions=9)
+
+        def planned(*expected: tuple[float, float]) -> float:
+            monkeypatch.setattr("scheduler.planner.expected_factors", lambda _: expected)
+            return predicted(plan_job(dag, devices, network, micro_batches=micro_batches, compression=auto))  # noqa: B023
+
+        each = [planned(factor) for factor in factors]
+        assert planned(*factors) == pytest.approx(min(each))
+        differing += max(each) > 1.02 * min(each)
+    assert differing > 0
+
+
+def predicted(plan: Plan) -> float:
+    assert plan.predicted_step_seconds is not None
+    return plan.predicted_step_seconds
