@@ -1,4 +1,7 @@
-"""Collects the parts of checkpoints from the workers and has a checkpoint written when it is whole. Sans-I/O."""
+"""Collects the parts of checkpoints from the workers and has a checkpoint written when it is whole. Sans-I/O.
+
+Where an evaluation follows the checkpoint's step, it is written when that is known: who goes on from it does not evaluate again.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,10 @@ class Collecting:
         self._books.save(job, announce=False)
 
     def write_whole(self, job: Job) -> None:
-        """Have those written that are whole and past their spot checks."""
-        assert job.plan is not None
+        """Have those written that are whole, evaluated and past their spot checks."""
         for step, parts in sorted(job.parts.items()):
-            whole = len(parts) == len(job.plan.placement)
-            if whole and step not in job.writing and not progress.unsettled(job, step):
+            waiting = not progress.evaluated(job, step) or progress.unsettled(job, step)
+            if job.whole(step) and step not in job.writing and not waiting:
                 job.writing.append(step)
                 self._books.do(ev.WriteCheckpoint(job.id, step, dict(parts), job.spec.checkpoint.keep))
                 self._books.save(job, announce=False)

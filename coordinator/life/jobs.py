@@ -148,6 +148,10 @@ class Job(BaseModel):
         """The step after which the job goes on if it has to start again now."""
         return self.checkpoint if self.checkpoint is not None else self.origin_step
 
+    def whole(self, step: int) -> bool:
+        """Whether the checkpoint of `step` is collected, and not written yet."""
+        return self.plan is not None and len(self.parts.get(step, {})) == len(self.plan.placement)
+
     @property
     def samples_per_step(self) -> int:
         return self.train.micro_batches * self.train.micro_batch_size

@@ -214,9 +214,14 @@ class Lifecycle:
     def _advance(self, job: Job, now: float) -> None:
         """Take the next step of whatever is under way, and give out what is past its spot checks."""
         self._recovery.advance(job, now)
-        if job.state == "running" and (job.finished or job.spec.verify.fraction):
+        if job.state != "running":
+            return
+        ending = job.finished or job.spec.verify.fraction
+        if ending:
             self._course.publish_settled(job, now)
+        if job.parts:
             self._collecting.write_whole(job)
+        if ending:
             self._course.end_when_done(job, now)
 
     def _job_of(self, name: str, member: Member) -> Job | None:

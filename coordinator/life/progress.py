@@ -95,6 +95,14 @@ def evaluation_due(job: Job, step: int) -> bool:
     return bool(every and job.train.eval_batches and step % every == 0)
 
 
+def evaluated(job: Job, step: int) -> bool:
+    """Whether the evaluation after `step` is known, given up, or not due: a run that begins after the step would not make it."""
+    if step <= job.step or not evaluation_due(job, step):
+        return True
+    partial = job.partial.get(step)
+    return partial is not None and partial.eval_loss is not None
+
+
 def _complete(job: Job, now: float | None, through: int | None = None) -> list[Metric]:
     """The metrics of the steps, the earliest first, that lack nothing or wait no longer; without `now` none waits."""
     metrics: list[Metric] = []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from coordinator_cases import ref_of
 from recovery_cases import Play
 
 from coordinator.life import events as ev
 from coordinator.life.jobs import Metric
 from coordinator.life.progress import PATIENCE
-from fusion.messages import EvaluationReport, FragmentTimes, StepReport
+from fusion.messages import CheckpointPart, EvaluationReport, FragmentTimes, StepReport
 
 
 def told(play: Play) -> dict[int, Metric]:
@@ -115,3 +116,64 @@ def test_a_job_whose_last_reports_are_lost_ends_all_the_same() -> None:
     play.tick(PATIENCE + 0.5)
     assert play.job.state == "done"
     assert {step: metric.loss for step, metric in told(play).items()} == {1: 11.0, 2: None}
+
+
+def upload(play: Play, step: int) -> None:
+    for fragment, name in enumerate("ab"):
+        blob = ref_of(f"{step} {fragment}".encode())
+        play.say(name, CheckpointPart(job="job", epoch=0, step=step, fragment=fragment, blob=blob))
+
+
+def written(play: Play) -> list[int]:
+    return [each.step for each in play.out if isinstance(each, ev.WriteCheckpoint)]
+
+
+def test_a_checkpoint_waits_for_the_evaluation_of_its_step() -> None:
+    """Who goes on from it, a drained worker's heirs say, would not evaluate again."""
+    play = Play("ab", every=2, eval_every=4)
+    for step in (1, 2, 3, 4):
+        say(play, "a", step)
+        say(play, "b", step)
+    upload(play, 2)
+    assert written(play) == [2]
+    play.post(ev.CheckpointWritten(play.now, "job", 2, 1))
+    upload(play, 4)
+    assert written(play) == [2]
+    evaluate(play, 4)
+    assert written(play) == [2, 4]
+    assert told(play)[4].eval_loss == 24.0
+
+
+def test_without_its_checkpoint_a_step_is_evaluated_again() -> None:
+    play = Play("ab", every=2, eval_every=2)
+    for step in (1, 2):
+        say(play, "a", step)
+        say(play, "b", step)
+    upload(play, 2)
+    play.lose("a", "b")
+    assert play.job.restart_step == 0
+    assert list(told(play)) == [1]
+
+
+def test_a_checkpoint_waits_no_longer_than_the_step_for_an_evaluation_that_is_lost() -> None:
+    play = Play("ab", every=2, eval_every=2)
+    for step in (1, 2, 3):
+        say(play, "a", step)
+        say(play, "b", step)
+    upload(play, 2)
+    play.tick(PATIENCE + 0.5)
+    assert written(play) == [2]
+    assert told(play)[2].eval_loss is None
+
+
+def test_the_last_checkpoint_is_kept_even_if_its_evaluation_is_lost() -> None:
+    play = almost_over()
+    upload(play, 2)
+    play.tick(PATIENCE - 0.5)
+    assert written(play) == []
+    play.tick(1.0)
+    assert written(play) == [2]
+    assert play.job.state == "running"
+    play.post(ev.CheckpointWritten(play.now, "job", 2, 1))
+    assert play.job.state == "done"
+    assert play.job.checkpoint == 2
