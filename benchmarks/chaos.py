@@ -262,7 +262,7 @@ def leaks(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]])
     return found
 
 
-LONG = Workload(layers=4, width=128, sequence_length=128, micro_batch=2, micro_batches=8)
+LONG = Workload(layers=4, width=128, sequence_length=128, micro_batch=4, micro_batches=8)
 """A step takes long enough for a worker to be started again within a few of them."""
 
 
@@ -319,8 +319,8 @@ def main() -> None:
             "steps": options.steps,
         },
     )
-    for line in wrong:
-        print(f"wrong: {line}", file=sys.stderr)
+    for line in [*(event["message"] for event in outcome.events if wrong), *(f"wrong: {each}" for each in wrong)]:
+        print(line, file=sys.stderr)
     raise SystemExit(1 if wrong else 0)
 
 

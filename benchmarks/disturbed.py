@@ -250,8 +250,12 @@ def joined(pool: LocalPool, workers: Sequence[str]) -> set[str]:
 
 def differences(one: Outcome, other: Outcome) -> list[str]:
     """What is not bit for bit the same."""
-    found = [f"loss of step {s}" for s in sorted(one.losses) if one.losses[s] != other.losses.get(s)]
-    found += [f"evaluation at {s}" for s in sorted(one.evaluations) if one.evaluations[s] != other.evaluations.get(s)]
+    found: list[str] = []
+    for what, right, got in (
+        ("loss of step", one.losses, other.losses),
+        ("evaluation at", one.evaluations, other.evaluations),
+    ):
+        found += [f"{what} {s}: {got.get(s)}, not {right[s]}" for s in sorted(right) if right[s] != got.get(s)]
     if one.losses.keys() != other.losses.keys():
         found.append(f"steps {sorted(one.losses.keys() ^ other.losses.keys())}")
     if one.weights.keys() != other.weights.keys():
