@@ -151,7 +151,7 @@ class Course:
             return
         self.publish(job, progress.flush(job))
         if job.whole(job.train.steps):
-            return  # It waited for the evaluation that was just given up.
+            return  # It waited for reports that were just given up.
         if job.checkpoint != job.train.steps:
             self._books.story(
                 job, "checkpoint-missing", f"no checkpoint of the last step {job.train.steps} could be kept"
