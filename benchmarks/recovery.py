@@ -56,7 +56,9 @@ WORKERS = tuple(f"worker-{index}" for index in range(4))
 CHECKPOINT_EVERY = 20
 FAILURE_TIMEOUT = 5.0
 SETTLED = 20
-"""The step after which workers are killed, once a snapshot is held."""
+"""The step after which workers are killed at the earliest."""
+LEFT = 25
+"""Steps of a job after that."""
 VICTIMS = ("first", "last", "busiest", "second", "third")
 
 
@@ -156,10 +158,13 @@ def choose(pool: PlacedPool, run: Timed, victim: str) -> str:
 def lose(
     pool: PlacedPool, job: CapturedJob, victim: str, chance: random.Random, undisturbed: Outcome, *, restart: bool
 ) -> tuple[Loss, float | None]:
-    """Train the job, kill a worker on the way; returns what it cost and how long collecting all state took at the end."""
+    """Train the job, kill a worker on the way; returns what it cost and how long collecting all state took at the end.
+
+    Not before the step that leaves `LEFT` of them, and once a snapshot is held.
+    """
     pool.switch(REFUSE, restart)
     run = Timed(pool, job)
-    run.until_step(SETTLED)
+    run.until_step(job.spec.train.steps - LEFT)
     run.until(run.common_step)
     run.until_step(run.step + chance.randrange(10))
     before = [run.arrived[step] for step in sorted(run.arrived)]
@@ -361,7 +366,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=5, help="of each kind in each setting")
     parser.add_argument("--setting", type=int, choices=range(len(SETTINGS)), help="only this one of the settings")
-    parser.add_argument("--steps", type=int, default=45, help="of each job")
+    parser.add_argument("--after", type=int, default=SETTLED, help="the step after which workers are killed")
     parser.add_argument("--width", type=int, default=128, help="of the model")
     parser.add_argument("--seed", type=int, default=0, help="chooses the moments")
     parser.add_argument("--torchft", metavar="PYTHON", help="an interpreter that has torch and torchft")
@@ -378,10 +383,11 @@ def main() -> None:
         "target": "next step <= failure_timeout + 2 median steps after the kill, <= 3 median steps after the notice; "
         "heavy rescheduling takes 14 times as long",
         "failure_timeout": FAILURE_TIMEOUT,
+        "killed_after_step": options.after,
     }
     with tempfile.TemporaryDirectory() as folder:
         text = write_training_text(Path(folder))
-        base = Workload(width=options.width, steps=options.steps)
+        base = Workload(width=options.width, steps=options.after + LEFT)
         for setting in SETTINGS if options.setting is None else [SETTINGS[options.setting]]:
             if setting.bits_per_second is not None and unshaped is not None:
                 print(f"{setting.name} is left out: {unshaped}", file=sys.stderr)
@@ -397,6 +403,7 @@ def main() -> None:
     # One setting or another model must not take the place of the record.
     names = ["recovery", *([] if options.setting is None else [str(options.setting)])]
     names += [] if options.width == Workload().width else [f"width_{options.width}"]
+    names += [] if options.after == SETTLED else [f"after_{options.after}"]
     report(
         "_".join(names),
         "From kill -9 to the next completed step",
