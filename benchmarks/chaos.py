@@ -234,16 +234,20 @@ def disturbed(
         run = Running(pool, job)
         storm = Storm(pool, run, names, seed)
         run.until_step(2)
+        # Not in the last steps: the job must still be there for the fault.
+        due = [2 + (steps - 12) * index // faults for index in range(faults + 1)]
         for index in range(faults):
-            # Not in the last steps: the job must still be there for the fault.
-            run.until_step(2 + (steps - 12) * index // faults, 300)
+            run.until_step(due[index], 300)
             kind = storm.strike()
             if not kind:
                 break  # The last fault took so long to come that the job is done.
             say(f"fault {index + 1}/{faults} at step {run.step}: {kind}")
             if storm.random.random() < 0.6:
                 storm.outlive(run.step + 1)
-            storm.heal()
+            # Where faults lag behind the steps, the next one comes before others are back.
+            late = run.step >= due[index + 1]
+            storm.heal(enough=1 if late else 2)
+            run.until(lambda: run.ended is not None or storm.hosts())
         outcome = run.finish(_PATIENCE)
         storm.heal()  # A fault may have come to its point just after the last healing.
         run.until(lambda: len(joined(pool, names)) == len(names))
@@ -262,8 +266,8 @@ def leaks(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]])
     return found
 
 
-LONG = Workload(layers=4, width=128, sequence_length=128, micro_batch=4, micro_batches=8)
-"""A step takes long enough for a worker to be started again within a few of them."""
+LONG = Workload(layers=4, width=128, sequence_length=128, micro_batch=2, micro_batches=8)
+"""A step takes long enough for a worker to be started again within some ten of them."""
 
 
 def captured(workload: Workload, folder: Path) -> CapturedJob:
