@@ -6,11 +6,9 @@ import gc
 
 
 def settle() -> None:
-    """Collect what can be, and take what is left for long-lived: collections don't look through it until the next call.
+    """Take all that is in memory for long-lived: collections don't look through it any more. Once, with the modules loaded.
 
-    A process that has loaded torch holds some hundred thousand objects. A full collection takes the interpreter lock for tens of
-    milliseconds, each time that as many new ones have come, whichever thread makes them.
+    A process that has loaded torch holds some hundred thousand objects. A full collection of them takes the interpreter lock for
+    tenths of a second, whichever thread brings it about.
     """
-    gc.unfreeze()
-    gc.collect()
     gc.freeze()

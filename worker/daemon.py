@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 
+from fusion import garbage
 from fusion.errors import FusionError
 from fusion.logs import log_as_json
 from worker.config import WorkerConfig
@@ -52,7 +53,7 @@ def run_worker(config: WorkerConfig) -> int:
 async def _run(config: WorkerConfig) -> int:
     import torch
 
-    from worker.machine.light_torch import leave_compiler_out
+    from worker.machine.light_torch import leave_compiler_out, load_what_jobs_need
 
     leave_compiler_out()
     from worker.service import Service
@@ -76,6 +77,8 @@ async def _run(config: WorkerConfig) -> int:
         loop.add_signal_handler(number, on_signal, number)
     if config.exit_on_stdin_close:
         threading.Thread(target=_follow_stdin, args=(loop, service.leave), name="stdin", daemon=True).start()
+    load_what_jobs_need()
+    garbage.settle()
     return await service.run()
 
 

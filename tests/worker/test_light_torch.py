@@ -17,11 +17,15 @@ for name in ("SGD", "Adam", "AdamW", "Adagrad", "Muon"):
     optimizer.step()
     optimizer.zero_grad()
 assert "sympy" not in sys.modules, "the compiler was loaded"
-import torch._dynamo.config
+from torch._subclasses.fake_tensor import FakeTensorMode
+with FakeTensorMode():
+    assert torch.zeros(2, 3).mm(torch.zeros(3, 4)).shape == (2, 4)
+assert "torch._dynamo.convert_frame" not in sys.modules, "the compiler was loaded"
+import torch._dynamo.utils
 assert torch._dynamo.config.cache_size_limit > 0
 assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
 leave_compiler_out()
-assert "sympy" in sys.modules
+assert "torch._dynamo.convert_frame" in sys.modules
 """
 
 

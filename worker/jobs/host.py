@@ -6,6 +6,7 @@ thread. What people and the coordinator should know goes out through `report`, w
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 import traceback
@@ -20,7 +21,6 @@ from torch import Tensor
 from compress import Places
 from executor.ordering import Task, TaskKind
 from executor.staging import Stager
-from fusion import garbage
 from fusion.errors import FusionError
 from fusion.messages import Adopted, Backup, BackupFailed, CaughtUp, Commit, Failure, Finished, Paused, Warned
 from fusion.units import format_seconds
@@ -340,8 +340,8 @@ class JobHost:
         for fragment in handed_over:
             del self._pieces[fragment]
         if handed_over:
-            # Optimizers hold on to themselves: only the collector frees their parameters, and it passes over the long-lived.
-            garbage.settle()
+            # Optimizers hold on to themselves: only the collector frees their parameters, and it may come late.
+            gc.collect()
         edges = self.assembly.partition.edges
         self._runner.sent.retain({edge.index for edge in edges if edge.source in self._pieces})
         self._report(Adopted(job=self.job, epoch=self.epoch, fragments=list(added)))

@@ -6,6 +6,7 @@ Belongs to the event loop; computing, moving tensors and hashing snapshots have 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import traceback
@@ -17,7 +18,6 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from executor.staging import Stager
-from fusion import garbage
 from fusion.errors import FusionError
 from fusion.messages import (
     Adopt,
@@ -135,7 +135,7 @@ class JobRun:
             await asyncio.to_thread(self._mover.close_route, parts.route)
             log.info("dropped job %s: %s", self.job, why)
             del parts
-            garbage.settle()
+            gc.collect()  # The next job needs the memory; optimizers hold on to themselves.
 
     # Getting ready -------------------------------------------------------------------------------------------------
 
@@ -159,7 +159,6 @@ class JobRun:
             # A newcomer to a job that is running: it takes part in pauses before it gets its first fragments.
             parts.host.start(parts.route)
             self._started = True
-        garbage.settle()
         fetched = self._fetcher.fetched_bytes - before
         ready = Ready(job=prepare.job, epoch=prepare.plan.epoch, fetched_bytes=fetched)
         self._send(ready)
