@@ -26,6 +26,8 @@ MOST_SIMULATED = 4096
 """Forwards per step up to which the predicted time comes from the simulator."""
 MOST_TRIED = 512
 """Forwards per step up to which it is tried out fragment by fragment whose gradients of weights are to wait."""
+COMPARED_POOL = 128
+"""Pools of up to so many devices are planned twice for `auto`: planning many takes seconds."""
 UNNOTICED = 1.01
 """A step that takes so many times as long is as good, where nothing is lost on the way."""
 
@@ -78,7 +80,7 @@ def plan_job(
 
     chosen = compression or CompressionSpec()
     best = plan(chosen)
-    if chosen.codec == "auto" and codecs is None:
+    if chosen.codec == "auto" and codecs is None and len(devices) <= COMPARED_POOL:
         # Its rule looks at one link at a time, and codecs take time too.
         with suppress(PlanError):
             plain = plan(chosen.model_copy(update={"codec": "none"}))

@@ -138,10 +138,17 @@ def prediction() -> str:
 
 
 def recovery() -> str:
-    """From the kill to the next completed step, per network."""
+    """From the kill to the next completed step, per network; and for a loss later in a job, and a larger model."""
+    columns = {
+        "loopback": "recovery_0",
+        "after step 150": "recovery_0_after_150",
+        "100 Mbit/s": "recovery_1",
+        "width 384": "recovery_1_width_384",
+        "20 Mbit/s": "recovery_2",
+    }
     lines: list[list[str]] = []
-    for index in range(3):
-        (found,) = recorded(f"recovery_{index}")["results"]
+    for index, name in enumerate(columns.values()):
+        (found,) = recorded(name)["results"]
         adoptions, restarts = found["adoptions"], found["restarts"]
         steps = [loss["replayed_steps"] for loss in adoptions]
         kinds = {
@@ -162,7 +169,7 @@ def recovery() -> str:
         if index == 0:
             lines.append(["steps replayed"])
         lines[len(kinds)].append(f"{min(steps)} to {max(steps)}")
-    return table(["", "loopback", "100 Mbit/s", "20 Mbit/s"], lines)
+    return table(["", *columns], lines)
 
 
 def paper_scale(topology: str) -> str:
