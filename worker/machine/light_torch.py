@@ -1,8 +1,8 @@
 """Keeps torch's compiler out of worker processes, which never compile.
 
 Making the first optimizer imports `torch._dynamo`, only to mark functions as not to be compiled, and tensors without data read
-two of its settings. All of it takes a second and 30 MB in every worker. A stand-in answers the marks, the settings are loaded
-alone, and any other request goes to the real package.
+two of its settings. All of it would cost every worker time and memory. A stand-in answers the marks, the settings are loaded alone,
+and any other request goes to the real package.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def leave_compiler_out() -> None:
 
 
 def load_what_jobs_need() -> None:
-    """What torch imports when it checks shapes for the first time, a normalization's above all. Takes half a second."""
+    """What torch imports when it checks shapes for the first time, a normalization's above all."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
