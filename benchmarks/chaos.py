@@ -323,8 +323,10 @@ def main() -> None:
             "steps": options.steps,
         },
     )
-    for line in [*(event["message"] for event in outcome.events if wrong), *(f"wrong: {each}" for each in wrong)]:
-        print(line, file=sys.stderr)
+    if wrong:
+        print(*(event["message"] for event in outcome.events), sep="\n", file=sys.stderr)
+    for line in wrong:
+        print(f"wrong: {line}", file=sys.stderr)
     raise SystemExit(1 if wrong else 0)
 
 

@@ -1,6 +1,6 @@
 """Collects the parts of checkpoints from the workers and has a checkpoint written when it is whole. Sans-I/O.
 
-It is written when the losses of its step are known, that of an evaluation too: who goes on from it does not compute them again.
+It is written when its step has been given out, an evaluation's loss included: who goes on from it computes none of that again.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Collecting:
         self._books.save(job, announce=False)
 
     def write_whole(self, job: Job) -> None:
-        """Have those written that are whole, and whose step is known and past its spot checks."""
+        """Have those written that are whole, and whose step is given out and past its spot checks."""
         for step, parts in sorted(job.parts.items()):
-            waiting = not progress.known(job, step) or progress.unsettled(job, step)
+            waiting = step > job.step or progress.unsettled(job, step)
             if job.whole(step) and step not in job.writing and not waiting:
                 job.writing.append(step)
                 self._books.do(ev.WriteCheckpoint(job.id, step, dict(parts), job.spec.checkpoint.keep))

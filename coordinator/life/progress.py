@@ -95,14 +95,6 @@ def evaluation_due(job: Job, step: int) -> bool:
     return bool(every and job.train.eval_batches and step % every == 0)
 
 
-def known(job: Job, step: int) -> bool:
-    """Whether all that is to be given out of `step` has been said, or given up: a run that begins after it says nothing of it."""
-    partial = job.partial.get(step)
-    if step <= job.step or partial is None:
-        return step <= job.step
-    return partial.completed_at is not None and (partial.eval_loss is not None or not evaluation_due(job, step))
-
-
 def _complete(job: Job, now: float | None, through: int | None = None) -> list[Metric]:
     """The metrics of the steps, the earliest first, that lack nothing or wait no longer; without `now` none waits."""
     metrics: list[Metric] = []
