@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import topologies
 from benchmarks.common import ONE_THREAD, ROOT, Disturbance, Workload, machine, report, write_text
 from benchmarks.pool_runs import train_on
-from coordinator.plans.planning import Candidate
+from coordinator.plans.planning import Candidate, alike
 from coordinator.plans.scheduling import SchedulerPlanner
 from coordinator.submission import train_config
 from fusion.local import LocalPool, LocalWorker
@@ -132,7 +132,7 @@ def price(pool: LocalPool, topology: Topology, job: CapturedJob, plan: Plan, slo
             Candidate(worker["name"], Device.model_validate(worker["device"]), slower) for worker in client.workers()
         ]
     planner = SchedulerPlanner(topology, relative_speeds=True)
-    seconds = planner.price(job.dag, candidates, job.spec, config, plan)
+    seconds = planner.price(job.dag, alike(candidates), job.spec, config, plan)
     if seconds is None:
         raise SystemExit("the plan does not fit its pool")
     return seconds

@@ -86,6 +86,8 @@ def _common(group: Sequence[Candidate]) -> dict[str, float]:
             reached = median(getattr(device, share) * getattr(device, speed) for device in regressed)
             rates[share] = min(1.0, reached / rates[speed])
             rates[fixed] = median(getattr(device, fixed) for device in regressed)
+    rested = [device.seconds_after_rest for device in devices if device.seconds_after_rest > 0]
+    rates["seconds_after_rest"] = median(rested) if rested else 0.0
     return rates
 
 

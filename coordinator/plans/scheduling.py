@@ -113,13 +113,23 @@ class SchedulerPlanner:
         device = self._described.get(candidate.name) or _measured(candidate)
         if self._relative and candidate.name in self._described:
             times = max(each.flops_per_second for each in self._described.values()) / device.flops_per_second
-            # A slowed down worker rests after each task, so all of it takes longer.
-            here = _measured(fastest).slowed(times)
-            device = replace(here, name=device.name, region=device.region, memory_bytes=device.memory_bytes)
+            device = replace(
+                _resting(fastest, times), name=device.name, region=device.region, memory_bytes=device.memory_bytes
+            )
         return device.slowed(candidate.slower) if candidate.slower != 1 else device
 
     def _links(self, candidates: Sequence[Candidate]) -> scheduler.Network:
         return network_of(candidates, self._network, self._described)
+
+
+def _resting(candidate: Candidate, times: float) -> scheduler.Device:
+    """The worker, resting after each task until that has taken so many times as long. What it needs to get going again is
+    part of the next task, and rested for as well.
+    """
+    device = _measured(candidate)
+    if times > 1:
+        device = replace(device, seconds_per_task=device.seconds_per_task + candidate.device.seconds_after_rest)
+    return device.slowed(times)
 
 
 def _measured(candidate: Candidate) -> scheduler.Device:

@@ -32,6 +32,9 @@ class Device(Message):
         0.0, ge=0, le=1, description="Of the speed of convolutions, what training reaches."
     )
     seconds_per_convolution: float = Field(0.0, ge=0, le=1, description="Fixed time of a convolution's call.")
+    seconds_after_rest: float = Field(
+        0.0, ge=0, le=1, description="What a task takes longer after a rest than right after another one."
+    )
 
 
 class JoinRequest(Message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -86,6 +87,12 @@ def test_in_local_mode_speeds_of_a_topology_are_shares_of_what_is_measured() -> 
     measured = scheduler_planner().price(dag, pool, spec, train, plan("b"))
     assert prices["a"] == pytest.approx(measured)
     assert elsewhere.price(dag, pool, spec, train, plan("a")) < prices["a"]
+    # One that is slowed down rests after each task, and pays for it with each: 4 micro-batches forward and back.
+    pool = [replace(each, device=each.device.model_copy(update={"seconds_after_rest": 0.5})) for each in pool]
+    assert local.price(dag, pool, spec, train, plan("a")) == pytest.approx(prices["a"])
+    assert local.price(dag, pool, spec, train, plan("b")) == pytest.approx(
+        prices["b"] + 2 * train.micro_batches * 4 * 0.5
+    )
 
 
 # What workers measured --------------------------------------------------------------------------------------------
@@ -107,6 +114,7 @@ def test_like_machines_have_the_same_rates_up_to_noise() -> None:
                 convolution_flops_per_second=1e11,
                 convolution_share=0.5,
                 seconds_per_convolution=6e-5,
+                seconds_after_rest=1e-3,
             ),
             place="q",
         ),
@@ -118,7 +126,8 @@ def test_like_machines_have_the_same_rates_up_to_noise() -> None:
     assert a == b
     assert (a.flops_per_second, a.bytes_per_second, a.seconds_per_call) == (1.2e11, 1.5e10, pytest.approx(3e-5))
     assert a.training_share * a.flops_per_second == pytest.approx((0.6e11 + 0.48e11) / 2)
-    # `a` did not get to convolutions.
+    # `a` did not get to convolutions and rests.
+    assert a.seconds_after_rest == 1e-3
     assert (a.convolution_flops_per_second, a.convolution_share, a.seconds_per_convolution) == (1e11, 0.5, 6e-5)
     assert [c, d, e] == [each.device for each in pool[2:]]
 

@@ -10,14 +10,14 @@ from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 from worker_cases import MICRO_BATCH, Case, Reports, Stack, loss, make_case
 
-from executor.ordering import Task
+from executor.ordering import Task, TaskKind
 from executor.staging import Stager
 from fusion.errors import DagError, PlanError
 from fusion.messages import (
@@ -397,6 +397,31 @@ def test_a_worker_that_is_to_be_slow_rests_after_each_task() -> None:
         (times,) = report.fragments
         assert min(times.forward, times.backward) >= 0.02 * case.train.micro_batches
         assert times.update >= 0.02
+
+
+@pytest.mark.parametrize(("due", "one_by_one"), [(1e-3, False), (0.03, True)])
+def test_gradients_of_weights_are_rested_for_when_enough_is_due(due: float, one_by_one: bool) -> None:
+    """A rest after each op would leave the caches cold each time, and the worker slower than it is to be."""
+    case = make_case(Stack(8, dropout=0.0), steps=1)
+    with crew(case, ("a", "b")) as made:
+        host = made.hosts["b"]
+        host._surroundings = cast(Any, SimpleNamespace(rest=lambda busy, elapsed: due))
+        run, execute = host._runner.run, host._execute
+        ops: list[int] = []
+
+        def counted(task: Task) -> bool:
+            ops[-1] += task.kind is TaskKind.WEIGHTS
+            return run(task)
+
+        def executed(task: Task) -> None:
+            ops.append(0)
+            execute(task)
+
+        host._runner.run, host._execute = counted, executed
+        made.start()
+        made.finish()
+    assert sum(ops) > case.train.micro_batches
+    assert (max(ops) == 1) == one_by_one
 
 
 def test_a_value_that_can_not_be_encoded_fails_the_job() -> None:

@@ -54,13 +54,14 @@ def test_a_profile_has_every_rate_and_takes_little_time() -> None:
         assert 0 < share <= 1
     for fixed in (found.seconds_per_call, found.seconds_per_convolution):
         assert 0 <= fixed <= 1e-3
+    assert 0 <= found.seconds_after_rest <= 1e-2
 
 
 def test_a_short_profile_leaves_out_what_needs_a_regression() -> None:
     found = profile(torch.device("cpu"), 1, 0.01)
     assert min(found.matrix_products, found.convolutions, found.memory) > 1e7
     assert found.training_share == found.seconds_per_call == 0
-    assert found.convolution_share == found.seconds_per_convolution == 0
+    assert found.convolution_share == found.seconds_per_convolution == found.seconds_after_rest == 0
 
 
 def test_a_declared_speed_is_taken_as_it_is() -> None:

@@ -49,6 +49,9 @@ Upload = Callable[[int, int, dict[str, Tensor]], "Future[None]"]
 Ship = Callable[[int, int, str, dict[str, Tensor]], None]
 """(fragment, step, backup worker, state): send a snapshot there, in the background."""
 _TO_DEVICE = frozenset({FrameKind.ACTIVATION, FrameKind.GRADIENT, FrameKind.EVALUATION})
+_LONG_REST = 0.02
+"""Seconds: a worker that is slowed down computes gradients of weights until it owes this; a rest for each op would leave
+its caches cold each time."""
 
 
 def _no_backup(fragment: int, step: int, to: str, state: dict[str, Tensor]) -> None:
@@ -208,10 +211,14 @@ class JobHost:
     def _execute(self, task: Task) -> None:
         begin, busy_from = perf_counter(), self._busy_clock()
         done = self._runner.run(task)
-        # What came first is asked between the ops of WEIGHTS. Where each rests, what comes meanwhile must not wait for several.
-        while not done and self._surroundings.slowdown == 1 and self._events.empty() and not self._stopping.is_set():
+
+        def due() -> float:
+            return self._surroundings.rest(self._busy_clock() - busy_from, perf_counter() - begin)
+
+        # What came first is asked between the ops of WEIGHTS. What comes meanwhile waits until they have been rested for.
+        while not done and due() < _LONG_REST and self._events.empty() and not self._stopping.is_set():
             done = self._runner.run(task)
-        rest = self._surroundings.rest(self._busy_clock() - busy_from, perf_counter() - begin)
+        rest = due()
         if rest:
             self._stopping.wait(rest)
         end = perf_counter()

@@ -57,6 +57,7 @@ def measure(
             "seconds_per_call": found.seconds_per_call,
             "convolution_share": found.convolution_share,
             "seconds_per_convolution": found.seconds_per_convolution,
+            "seconds_after_rest": found.seconds_after_rest,
         }
     )
 

@@ -3,7 +3,8 @@
 The cost model (`scheduler.cost`) counts an operator as the larger of FLOPs / speed and bytes / memory rate, and a fixed time
 per call. The speed that training reaches is a share of that of a large matrix product, FusionLLM's lambda; a transformer
 layer, forward and back, in several sizes gives that share and the time per call by regression. Convolutions have a line of
-their own: a call of a small one takes many times as long as any other operator's.
+their own: a call of a small one takes many times as long as any other operator's. After a rest caches are cold, and the first
+millisecond's work takes longer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter, thread_time
+from statistics import median
+from time import perf_counter, sleep, thread_time
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +38,14 @@ _CONVOLUTION_CALLS = 3
 _ELEMENTS = 2**18
 _LEAST_SHARE = 0.05
 _LONGEST_CALL = 1e-3
+_LONGEST_AFTER_REST = 1e-2
 _REPEATS = 2
 _LEAST_FOR_TRAINING = 0.5
 """Seconds: in less, noise would decide what the line is."""
+_RESTED = (64, 64)
+"""Tokens and width of the transformer layer that runs after rests."""
+_REST = 1e-2
+_RESTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,8 @@ class Profile:
     """Of the speed of convolutions, what training reaches; 0: there was no time to find out."""
     seconds_per_convolution: float
     """Fixed time of a convolution's call; 0: there was no time to find out."""
+    seconds_after_rest: float
+    """What a task takes longer after a rest than right after another one; 0: there was no time to find out."""
 
 
 def profile(device: torch.device, threads: int, seconds: float) -> Profile:
@@ -72,9 +81,10 @@ def profile(device: torch.device, threads: int, seconds: float) -> Profile:
     memory = _memory_rate(watch, each / 3, device)
     convolution = max(_rates(watch, each / 2, [_convolution(device, images) for images in _CONVOLUTIONS]))
     if not long:
-        return Profile(matrix, convolution, memory, 0.0, 0.0, 0.0, 0.0)
+        return Profile(matrix, convolution, memory, 0.0, 0.0, 0.0, 0.0, 0.0)
     share, call = _training(watch, each, device, matrix, memory)
-    return Profile(matrix, convolution, memory, share, call, *_convolving(watch, each / 2, device, convolution))
+    convolving = _convolving(watch, each / 2, device, convolution)
+    return Profile(matrix, convolution, memory, share, call, *convolving, _after_rest(watch, device))
 
 
 class _Stopwatch:
@@ -93,13 +103,17 @@ class _Stopwatch:
         work()
         deadline, best, runs = perf_counter() + seconds, math.inf, 0
         while runs < _REPEATS or perf_counter() < deadline:
-            self._settle()
-            begin = self._clock()
-            work()
-            self._settle()
-            best = min(best, self._clock() - begin)
+            best = min(best, self.once(work))
             runs += 1
         return max(best, 1e-6)
+
+    def once(self, work: Callable[[], object]) -> float:
+        """The time of one run."""
+        self._settle()
+        begin = self._clock()
+        work()
+        self._settle()
+        return self._clock() - begin
 
     def _settle(self) -> None:
         if self._device.type == "cuda":
@@ -196,6 +210,17 @@ def _convolving(watch: _Stopwatch, seconds: float, device: torch.device, speed: 
     line = fit(points)
     share = min(1.0, max(_LEAST_SHARE, line.rate / speed))
     return share, min(_LONGEST_CALL, line.seconds / _CONVOLUTION_CALLS)
+
+
+def _after_rest(watch: _Stopwatch, device: torch.device) -> float:
+    """What a short task takes longer after a rest."""
+    work = _layer(device, *_RESTED)
+    best = watch.best(work, _REST)
+    rested: list[float] = []
+    for _ in range(_RESTS):
+        sleep(_REST)
+        rested.append(watch.once(work))
+    return min(_LONGEST_AFTER_REST, max(0.0, median(rested) - best))
 
 
 def _trained_convolution(device: torch.device, channels: int, side: int) -> Callable[[], object]:
