@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -29,6 +31,18 @@ SCHEDULES: tuple[ScheduleName, ...] = ("1f1b", "gpipe")
 TARGET = {"mean": 1.05, "worst": 1.15}
 
 
+def judged(seed: int, *, devices: int, positions: int, nodes: int) -> tuple[float, float | None]:
+    """The plan over the best placement found; where the search was cut off, also over the best that may exist."""
+    dag, pool, network, micro_batches = random_case(seed, most_devices=devices, positions=positions)
+    schedule = SCHEDULES[seed % 2]
+    plan = plan_job(dag, pool, network, schedule=schedule, micro_batches=micro_batches)
+    assert plan.predicted_step_seconds is not None
+    costs = Costs(workload(dag), pool, network, schedule, micro_batches, OptimizerSpec())
+    answer = search(costs, plan.predicted_step_seconds, nodes)
+    possible = None if answer.complete else plan.predicted_step_seconds / answer.bound
+    return plan.predicted_step_seconds / answer.seconds, possible
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=300)
@@ -38,20 +52,14 @@ def main() -> None:
     options = parser.parse_args()
     ratios: dict[str, list[float]] = {schedule: [] for schedule in SCHEDULES}
     unfinished = []
-    for seed in range(options.cases):
-        dag, devices, network, micro_batches = random_case(
-            seed, most_devices=options.devices, positions=options.positions
-        )
-        schedule = SCHEDULES[seed % 2]
-        plan = plan_job(dag, devices, network, schedule=schedule, micro_batches=micro_batches)
-        assert plan.predicted_step_seconds is not None
-        costs = Costs(workload(dag), devices, network, schedule, micro_batches, OptimizerSpec())
-        answer = search(costs, plan.predicted_step_seconds, options.nodes)
-        ratios[schedule].append(plan.predicted_step_seconds / answer.seconds)
-        if not answer.complete:
-            unfinished.append({"case": seed, "best_possible": plan.predicted_step_seconds / answer.bound})
-        if sys.stderr.isatty():
-            print(f"\rcase {seed + 1}/{options.cases}", end="", file=sys.stderr)
+    judge = partial(judged, devices=options.devices, positions=options.positions, nodes=options.nodes)
+    with ProcessPoolExecutor() as pool:
+        for seed, (ratio, possible) in enumerate(pool.map(judge, range(options.cases))):
+            ratios[SCHEDULES[seed % 2]].append(ratio)
+            if possible is not None:
+                unfinished.append({"case": seed, "best_possible": possible})
+            if sys.stderr.isatty():
+                print(f"\rcase {seed + 1}/{options.cases}", end="", file=sys.stderr)
     rows = [
         [
             schedule,

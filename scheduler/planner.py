@@ -20,6 +20,7 @@ from scheduler.estimate import Estimate, Estimator, Placed, busiest_seconds
 from scheduler.memory import fit_behind, fit_in_flight, fragment_memory
 from scheduler.messages import Messages, messages
 from scheduler.policies import POLICIES, Request
+from scheduler.policies.op_fence import SMALL_POOL
 from scheduler.simulator import play
 
 MOST_SIMULATED = 4096
@@ -28,6 +29,10 @@ MOST_TRIED = 512
 """Forwards per step up to which it is tried out fragment by fragment whose gradients of weights are to wait."""
 COMPARED_POOL = 128
 """Pools of up to so many devices are planned twice for `auto`: planning many takes seconds."""
+CHEAPER = (0.25, 0.25)
+"""Where planning is quick, messages are also expected to come to so little, whatever the codec: where they hide behind compute,
+it is work that decides, and the search finds other cuts.
+"""
 UNNOTICED = 1.01
 """A step that takes so many times as long is as good, where nothing is lost on the way."""
 
@@ -111,7 +116,10 @@ class _Encoding:
 def _plan(policy: str, request: Request, encoding: _Encoding) -> Plan:
     """The policy's best answer, with what it leaves open."""
     costs, estimator = request.costs, request.estimate
-    answers = [POLICIES[policy](replace(request, factors=each)) for each in expected_factors(encoding.compression)]
+    expected = expected_factors(encoding.compression)
+    if len(costs.devices) <= SMALL_POOL:
+        expected = tuple(dict.fromkeys((*expected, CHEAPER)))
+    answers = [POLICIES[policy](replace(request, factors=each)) for each in expected]
     placed = _best(request, tuple(dict.fromkeys(answers)))
     estimate = estimator(placed)
     if estimate.missing_bytes > 0:
