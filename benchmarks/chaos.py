@@ -235,7 +235,7 @@ def disturbed(
         storm = Storm(pool, run, names, seed)
         run.until_step(2)
         # Not in the last steps: the job must still be there for the fault.
-        due = [2 + (steps - 12) * index // faults for index in range(faults + 1)]
+        due = [2 + (steps - max(12, steps // 25)) * index // faults for index in range(faults + 1)]
         for index in range(faults):
             run.until_step(due[index], 300)
             kind = storm.strike()
