@@ -131,9 +131,9 @@ def this_machine() -> Device:
     found = profile(torch.device("cpu"), 1, 1.0)
     return measured(
         "here",
-        found.matrix_products,
-        convolution_speed=found.convolutions,
-        bytes_per_second=found.memory,
+        found.flops_per_second,
+        convolution_speed=found.convolution_flops_per_second,
+        bytes_per_second=found.bytes_per_second,
         training_share=found.training_share,
         seconds_per_call=found.seconds_per_call,
         convolution_share=found.convolution_share,

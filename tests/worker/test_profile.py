@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from random import Random
 from time import process_time
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 from fusion.errors import UserError
+from fusion.messages import Device
 from worker.machine.device import measure
-from worker.machine.profile import profile
+from worker.machine.profile import Profile, profile
 from worker.machine.profile_line import fit
 
 
@@ -48,7 +50,7 @@ def test_a_profile_has_every_rate_and_takes_little_time() -> None:
     found = profile(torch.device("cpu"), 1, 0.5)
     # Processor time: what a busy machine gives to others does not count.
     assert process_time() - begin < 2
-    for rate in (found.matrix_products, found.convolutions, found.memory):
+    for rate in (found.flops_per_second, found.convolution_flops_per_second, found.bytes_per_second):
         assert 1e7 < rate < 1e15
     for share in (found.training_share, found.convolution_share):
         assert 0 < share <= 1
@@ -59,9 +61,13 @@ def test_a_profile_has_every_rate_and_takes_little_time() -> None:
 
 def test_a_short_profile_leaves_out_what_needs_a_regression() -> None:
     found = profile(torch.device("cpu"), 1, 0.01)
-    assert min(found.matrix_products, found.convolutions, found.memory) > 1e7
+    assert min(found.flops_per_second, found.convolution_flops_per_second, found.bytes_per_second) > 1e7
     assert found.training_share == found.seconds_per_call == 0
     assert found.convolution_share == found.seconds_per_convolution == found.seconds_after_rest == 0
+
+
+def test_what_is_measured_is_what_a_worker_says_of_its_device() -> None:
+    assert {field.name for field in fields(Profile)} <= set(Device.model_fields)
 
 
 def test_a_declared_speed_is_taken_as_it_is() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -47,19 +48,7 @@ def measure(
     )
     if speed is not None:
         return described.model_copy(update={"flops_per_second": speed, "declared": True})
-    found = profile(target, threads, seconds)
-    return described.model_copy(
-        update={
-            "flops_per_second": found.matrix_products,
-            "convolution_flops_per_second": found.convolutions,
-            "bytes_per_second": found.memory,
-            "training_share": found.training_share,
-            "seconds_per_call": found.seconds_per_call,
-            "convolution_share": found.convolution_share,
-            "seconds_per_convolution": found.seconds_per_convolution,
-            "seconds_after_rest": found.seconds_after_rest,
-        }
-    )
+    return described.model_copy(update=asdict(profile(target, threads, seconds)))
 
 
 def _capability(target: torch.device) -> str:

@@ -50,14 +50,14 @@ _RESTS = 10
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Rates of the classes of operators; figures per second."""
+    """Rates of the classes of operators, named as in `fusion.messages.Device`."""
 
-    matrix_products: float
-    """FLOP/s of large matrix products."""
-    convolutions: float
-    """FLOP/s of large 3 x 3 convolutions."""
-    memory: float
-    """Bytes that element-wise operators and normalisations read and write."""
+    flops_per_second: float
+    """Of large matrix products."""
+    convolution_flops_per_second: float
+    """Of large 3 x 3 convolutions."""
+    bytes_per_second: float
+    """Read and written by element-wise operators and normalisations."""
     training_share: float
     """Of the speed of matrix products, what training reaches; 0: there was no time to find out."""
     seconds_per_call: float
