@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import fields
 from random import Random
 from time import process_time
@@ -45,6 +46,16 @@ def test_no_line_without_points() -> None:
         fit([])
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in a worker. Several would wait for one another in busy loops, on a busy machine for long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_profile_has_every_rate_and_takes_little_time() -> None:
     begin = process_time()
     found = profile(torch.device("cpu"), 1, 0.5)
