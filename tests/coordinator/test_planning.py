@@ -87,7 +87,7 @@ def test_in_local_mode_speeds_of_a_topology_are_shares_of_what_is_measured() -> 
     measured = scheduler_planner().price(dag, pool, spec, train, plan("b"))
     assert prices["a"] == pytest.approx(measured)
     assert elsewhere.price(dag, pool, spec, train, plan("a")) < prices["a"]
-    # One that is slowed down rests after each task, and pays for it with each: 4 micro-batches forward and back.
+    # One that is slowed down, here four times, rests after each task, and pays for it with each forward and backward.
     pool = [replace(each, device=each.device.model_copy(update={"seconds_after_rest": 0.5})) for each in pool]
     assert local.price(dag, pool, spec, train, plan("a")) == pytest.approx(prices["a"])
     assert local.price(dag, pool, spec, train, plan("b")) == pytest.approx(
