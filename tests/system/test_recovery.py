@@ -61,8 +61,11 @@ def storm(scene: Scene, tmp_path: Path, workers: Sequence[str] = NAMES) -> Itera
 
 def die(pool: FaultyPool, run: Running, worker: str, point: str) -> None:
     """The worker kills itself at this point, and the job gets over it: what was adopted has a second holder again."""
+    losses = run.count("worker-lost")
     pool.fail_at(worker, point)
     run.until(lambda: not pool.alive(worker))
+    # Its death may be seen before we have heard of the steps before it: what counts is what comes after the loss.
+    run.until(lambda: run.ended or run.heard("worker-lost", losses + 1))
     at = run.step
     pool.forget(worker)
     run.until_step(at + 4)
