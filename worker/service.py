@@ -104,7 +104,13 @@ class Service:
         """Join and serve until told to go. Raises `FusionError` when the pool refuses us."""
         config = self._config
         device = await asyncio.to_thread(
-            measure, config.device, config.threads, config.memory_limit, config.profile_seconds, config.speed
+            measure,
+            config.device,
+            config.threads,
+            config.memory_limit,
+            config.profile_seconds,
+            config.speed,
+            rests=config.topology is not None,
         )
         self._memory = MemoryGuard(device.memory_bytes, config.device)
         self._control.memory_used = self._memory.used

@@ -58,7 +58,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.usefixtures("one_thread")
 def test_a_profile_has_every_rate_and_takes_little_time() -> None:
     begin = process_time()
-    found = profile(torch.device("cpu"), 1, 0.5)
+    found = profile(torch.device("cpu"), 1, 0.5, rests=True)
     # Processor time: what a busy machine gives to others does not count.
     assert process_time() - begin < 2
     for rate in (found.flops_per_second, found.convolution_flops_per_second, found.bytes_per_second):
@@ -71,7 +71,7 @@ def test_a_profile_has_every_rate_and_takes_little_time() -> None:
 
 
 def test_a_short_profile_leaves_out_what_needs_a_regression() -> None:
-    found = profile(torch.device("cpu"), 1, 0.01)
+    found = profile(torch.device("cpu"), 1, 0.01, rests=True)
     assert min(found.flops_per_second, found.convolution_flops_per_second, found.bytes_per_second) > 1e7
     assert found.training_share == found.seconds_per_call == 0
     assert found.convolution_share == found.seconds_per_convolution == found.seconds_after_rest == 0

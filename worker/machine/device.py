@@ -17,9 +17,17 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def measure(
-    device: str, threads: int, memory_limit: int | None, seconds: float = 0.1, speed: float | None = None
+    device: str,
+    threads: int,
+    memory_limit: int | None,
+    seconds: float = 0.1,
+    speed: float | None = None,
+    *,
+    rests: bool = False,
 ) -> Device:
     """Describe the device, its rates measured in about `seconds`, or its `speed` as somebody declares it (FLOP/s).
+
+    With `rests` also what these cost, for workers that rest to be as slow as a topology says.
 
     Raises `UserError` when there is no such device.
     """
@@ -48,7 +56,7 @@ def measure(
     )
     if speed is not None:
         return described.model_copy(update={"flops_per_second": speed, "declared": True})
-    return described.model_copy(update=asdict(profile(target, threads, seconds)))
+    return described.model_copy(update=asdict(profile(target, threads, seconds, rests=rests)))
 
 
 def _capability(target: torch.device) -> str:

@@ -67,11 +67,11 @@ class Profile:
     seconds_per_convolution: float
     """Fixed time of a convolution's call; 0: there was no time to find out."""
     seconds_after_rest: float
-    """What a task takes longer after a rest than right after another one; 0: there was no time to find out."""
+    """What a task takes longer after a rest than right after another one; 0: nobody wanted to know, or there was no time."""
 
 
-def profile(device: torch.device, threads: int, seconds: float) -> Profile:
-    """Measure in about `seconds`, a little more on a device that is slow or cold."""
+def profile(device: torch.device, threads: int, seconds: float, *, rests: bool = False) -> Profile:
+    """Measure in about `seconds`, a little more on a device that is slow or cold, or where tasks after `rests` count too."""
     watch = _Stopwatch(device, threads)
     # The first product loads the libraries.
     watch.best(_matrix_product(device, 64), 0.0)
@@ -84,7 +84,8 @@ def profile(device: torch.device, threads: int, seconds: float) -> Profile:
         return Profile(matrix, convolution, memory, 0.0, 0.0, 0.0, 0.0, 0.0)
     share, call = _training(watch, each, device, matrix, memory)
     convolving = _convolving(watch, each / 2, device, convolution)
-    return Profile(matrix, convolution, memory, share, call, *convolving, _after_rest(watch, device))
+    after_rest = _after_rest(watch, device) if rests else 0.0
+    return Profile(matrix, convolution, memory, share, call, *convolving, after_rest)
 
 
 class _Stopwatch:
