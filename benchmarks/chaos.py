@@ -7,6 +7,10 @@ and SIGTERM; the coordinator killed and started again. What has died comes back.
 is 0 only when losses and weights are bit-identical, each step was published once, and no process, file descriptor or memory leaks.
 
 Goodput is the time that the undisturbed run takes over the time of this one.
+
+`--job` trains something else: with lossy codecs that keep what they lost (`feedback`, `rounded`), a ResNet with batch norm
+(`resnet`), with activations computed again (`recompute`), with spot checks (`verified`), with logs that are full after a few
+steps (`full-logs`).
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ os.environ.update(ONE_THREAD)
 import psutil
 
 from benchmarks.disturbed import FaultyPool, Outcome, Running, differences, joined
+from benchmarks.slow_jobs import data_of, job_spec
 from fusion.errors import FusionError
 from fusion.submit import CapturedJob, capture_job, read_job
 
@@ -266,17 +271,43 @@ def leaks(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]])
     return found
 
 
+_FIXED = {"policy": "equal-compute", "fragments": 4}
+"""Cuts that no measurement moves, where bits depend on them."""
+JOBS: dict[str, dict[str, dict[str, object]]] = {
+    "plain": {},
+    "feedback": {"compression": {"codec": "topk", "ratio": 10, "error_feedback": True}, "plan": _FIXED},
+    "rounded": {
+        "compression": {
+            "codec": "int4",
+            "forward": "int4:stochastic=1",
+            "backward": "int3:stochastic=1",
+            "error_feedback": True,
+        },
+        "plan": _FIXED,
+    },
+    "resnet": {"plan": _FIXED},
+    "recompute": {"train": {"recompute": True}, "plan": {**_FIXED, "schedule": "gpipe"}},
+    "verified": {"verify": {"fraction": 0.2}},
+    "full-logs": {"fault_tolerance": {"log_memory": "6MiB"}},
+}
+"""What differs from the plain job, by section."""
 LONG = Workload(layers=4, width=128, sequence_length=128, micro_batch=2, micro_batches=8)
 """A step takes long enough for a worker to be started again within some ten of them."""
 
 
-def captured(workload: Workload, folder: Path) -> CapturedJob:
-    spec = workload.job(write_text(folder))
+def captured(workload: Workload, folder: Path, job: str = "plain") -> CapturedJob:
+    """One of `JOBS`; of the ResNet, the workload says only how many steps."""
+    if job == "resnet":
+        spec = job_spec("resnet", data_of("resnet", folder), workload.steps)
+    else:
+        spec = workload.job(write_text(folder))
+        spec["model"] = {**spec["model"], "args": {**workload.model_args, "dropout": 0.1}}  # type: ignore[dict-item]
     spec["name"] = "chaos"
-    spec["model"] = {**spec["model"], "args": {**workload.model_args, "dropout": 0.1}}  # type: ignore[dict-item]
     spec["train"] = {**spec["train"], "clip_grad_norm": 1.0, "eval_every": 25}  # type: ignore[dict-item]
     spec["checkpoint"] = {"every": 25}
     spec["fault_tolerance"] = {"failure_timeout": TIMEOUT}
+    for section, changes in JOBS[job].items():
+        spec[section] = {**spec.get(section, {}), **changes}  # type: ignore[dict-item]
     return capture_job(*read_job(spec))
 
 
@@ -286,11 +317,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--job", choices=JOBS, default="plain", help="what is trained")
     options = parser.parse_args()
     names = tuple(f"worker-{index + 1}" for index in range(options.workers))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        job = captured(replace(LONG, steps=options.steps), folder)
+        job = captured(replace(LONG, steps=options.steps), folder, options.job)
         before, usual = calm(job, names, folder / "calm")
         outcome, storm, after = disturbed(
             job, names, folder / "storm", options.faults, options.seed, partial(print, flush=True)
@@ -309,16 +341,21 @@ def main() -> None:
         ["goodput", f"{goodput:.0%} of {outcome.seconds:.0f} s"],
     ]
     report(
-        "chaos",
-        f"{options.steps} steps through {storm.happened.total()} of {options.faults} faults, seed {options.seed}",
+        "chaos" if options.job == "plain" else f"chaos_{options.job}",
+        f"{options.job} job, {options.steps} steps through {storm.happened.total()} of {options.faults} faults, "
+        f"seed {options.seed}",
         ["what", "times"],
         rows,
         {
             "machine": machine(),
             "faults": dict(storm.happened),
+            "adoptions": outcome.count("adoption"),
+            "restarts": outcome.count("restarted"),
+            "moves": outcome.count("moved"),
             "goodput": goodput,
             "seconds": outcome.seconds,
             "wrong": wrong,
+            "job": options.job,
             "seed": options.seed,
             "steps": options.steps,
         },

@@ -25,6 +25,7 @@ OTHERS = ("home-devices", "one-bad-link")
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "recovery": tables.recovery,
+    "chaos": tables.chaos,
     "prediction": tables.prediction,
     "slow-network-seconds": partial(tables.slow_table, "gpt", (*CITIES, FAST), tables.seconds),
     "slow-network-bytes": partial(tables.slow_table, "gpt", (*CITIES, FAST), tables.sent),

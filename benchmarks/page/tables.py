@@ -172,6 +172,24 @@ def recovery() -> str:
     return table(["", *columns], lines)
 
 
+def chaos() -> str:
+    """A line for each of the jobs of `chaos.py` that was recorded, the plain one first."""
+    files = sorted(RESULTS.glob("chaos*.json"))
+    rows = []
+    for found in (recorded(file.stem) for file in files):
+        rows.append(
+            [
+                found.get("job", "plain"),
+                f"{found['steps']:,}",
+                str(sum(found["faults"].values())),
+                str(len(found["wrong"])),
+                f"{found['seconds']:.0f} s",
+                f"{found['goodput']:.0%}",
+            ]
+        )
+    return table(["job", "steps", "faults", "differences", "took", "useful"], rows)
+
+
 def paper_scale(topology: str) -> str:
     """Simulated seconds per step, the speed-up over the faster dense baseline, and how many workers have a fragment."""
     rows = [row for row in recorded("paper_scale")["rows"] if row["topology"] == topology]

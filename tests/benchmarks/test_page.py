@@ -50,6 +50,21 @@ def test_tables_and_plots_follow_the_results(monkeypatch: pytest.MonkeyPatch) ->
     assert all(one != other for one, other in zip(before, after, strict=True))
 
 
+def test_what_differed_in_a_chaos_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {line.split("|")[4].strip() for line in tables.chaos().splitlines()[2:]} == {"0"}
+    recorded = tables.recorded
+
+    def changed(name: str) -> Any:
+        return (
+            {**recorded(name), "wrong": ["the loss of step 3", "weight a.b"]}
+            if name == "chaos_resnet"
+            else recorded(name)
+        )
+
+    monkeypatch.setattr(tables, "recorded", changed)
+    assert [line.split("|")[4].strip() for line in tables.chaos().splitlines() if "resnet" in line] == ["2"]
+
+
 def test_a_table_has_a_line_for_each_plan_and_a_column_for_each_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     def row(name: str, setting: str, seconds: float, rounds: tuple[float, ...] = (), sent: int | None = None) -> Row:
         return Row("gpt", setting, name, seconds, seconds, seconds, (), 0, 0.0, sent_bytes=sent, rounds=rounds)
