@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import psutil
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.faulty_worker import HOLD
 from fusion.client import Client, StreamItem
 from fusion.errors import FusionError
 from fusion.follow import follow
@@ -50,6 +52,7 @@ class FaultyPool(LocalPool):
     def __init__(self, folder: Path, workers: Sequence[str]) -> None:
         self.faults = folder / "faults"
         self.faults.mkdir(parents=True, exist_ok=True)
+        (self.faults / HOLD).touch()
         os.environ["FAULT_FOLDER"] = str(self.faults)
         self._deadly: set[str] = set()
         """Workers whose next point is, or was, their end."""
@@ -64,6 +67,13 @@ class FaultyPool(LocalPool):
         else:
             self._deadly.add(worker)
         draft.rename(self.faults / worker)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Have no worker begin a task meanwhile: the job takes no further step, however long things take here."""
+        with (self.faults / HOLD).open("w", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def pending(self, worker: str) -> bool:
         """Whether the worker has not come to the point yet."""

@@ -4,10 +4,13 @@ It is the ordinary worker. The file that FAULT_FOLDER and its name lead to (`FOL
 point; when it names the point, it is removed and the process kills itself there, as `kill -9` would. Points: `forward`,
 `backward`, `update` (computed, not yet passed on), `report` (updated, not yet reported), `snapshot` (some pieces are sent),
 `replay` (the first task of an adopted fragment), `pause`; and `cut`, which breaks its connections instead.
+
+While another process has `FOLDER/.hold` locked, no worker begins a task; everything else goes on.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
@@ -19,6 +22,7 @@ from fusion.cli import main
 from worker.jobs import backups, host
 from worker.protocol.instructions import SayPaused
 
+HOLD = ".hold"
 POINTS = ("forward", "backward", "update", "report", "snapshot", "replay", "pause", "cut")
 
 
@@ -36,6 +40,11 @@ def due(point: str) -> bool:
 def fail_at(point: str) -> None:
     if due(point):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_while_held() -> None:
+    with HELD.open(encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
 
 
 def after(owner: Any, name: str, point: str) -> None:
@@ -77,6 +86,7 @@ def install() -> None:
             assert self._route is not None
             for peer in self._route.connections.values():
                 peer.connect_again()
+        wait_while_held()  # Outside the task: a worker is not taken for a slow one.
         execute(self, task)
 
     def message_or_fail(self: host.JobHost, instruction: Any) -> Any:
@@ -89,6 +99,7 @@ def install() -> None:
 
 
 if __name__ == "__main__":
-    FILE = Path(os.environ["FAULT_FOLDER"]) / sys.argv[sys.argv.index("--name") + 1]
+    FOLDER = Path(os.environ["FAULT_FOLDER"])
+    FILE, HELD = FOLDER / sys.argv[sys.argv.index("--name") + 1], FOLDER / HOLD
     install()
     main()
