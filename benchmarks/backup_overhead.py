@@ -1,21 +1,24 @@
 """What backups and replay logs cost while nothing goes wrong: a step with them, at default settings, over one without.
 
-`python benchmarks/backup_overhead.py`. One pool on loopback trains the same job again and again, in turn with and without:
-without, the workers keep no log and ignore the orders to take snapshots. The processes are the same, the losses too.
+`python benchmarks/backup_overhead.py`. One pool trains the same job again and again, in turn with and without: without, the
+workers keep no log and ignore the orders to take snapshots. The processes are the same, the losses too. The pool is on
+loopback, or with `--link MBIT`, as root, on links of so many Mbit/s, where snapshots also hold up what else is to be sent.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import shaping
 from benchmarks.common import (
     ONE_THREAD,
     Sample,
@@ -31,6 +34,7 @@ from benchmarks.common import (
 from benchmarks.placed_pool import PlacedPool
 from benchmarks.placed_worker import BARE
 from benchmarks.pool_runs import ProcessorTime, train_on
+from benchmarks.shaped_pool import shaped_pool
 from fusion.submit import CapturedJob, capture_job, read_job
 
 BOUND = 1.03
@@ -75,19 +79,31 @@ def train(pool: PlacedPool, job: CapturedJob, workload: Workload, bare: bool) ->
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--setting", type=int, choices=range(len(SETTINGS)), help="only this one of the settings")
+    parser.add_argument("--link", type=float, metavar="MBIT", help="rate of every worker's link, in Mbit/s")
+    parser.add_argument("--codec", default="none", help="of activations and gradients (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="of each run, a fifth of them uncounted")
     options = parser.parse_args()
+    rate = None if options.link is None else options.link * 1e6
+    if rate is not None and (missing := shaping.unavailable()) is not None:
+        raise SystemExit(f"--link: {missing}")
     os.environ.update(ONE_THREAD)
+    # Ended from outside, it still stops its processes and removes its networks.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     about = machine()
     rows: list[list[str]] = []
     results: list[dict[str, object]] = []
     for workload, workers in SETTINGS if options.setting is None else [SETTINGS[options.setting]]:
+        if options.steps is not None:
+            workload = replace(workload, steps=options.steps, warm_up=options.steps // 5)
         with (
             tempfile.TemporaryDirectory() as folder,
-            PlacedPool(Path(folder), [f"worker-{index}" for index in range(workers)]) as pool,
+            shaped_pool(Path(folder), [f"worker-{index}" for index in range(workers)], rate) as pool,
         ):
-            spec = workload.job(write_text(Path(folder)), workers=workers, fragments=workers, policy="equal-compute")
+            # What is rounded depends on where the model is cut, so that must not depend on what was measured.
+            policy = "equal-compute" if options.codec == "none" else "equal-ops"
+            spec = workload.job(write_text(Path(folder)), workers=workers, fragments=workers, policy=policy)
+            spec["compression"] = {"codec": options.codec}
             job = capture_job(*read_job(spec))
-            pool.wait_for_workers()
             train(pool, job, workload, bare=False)  # files and code come into memory
             variants = {
                 "backed up": partial(train, pool, job, workload, False),
@@ -108,6 +124,8 @@ def main() -> None:
         result: dict[str, object] = {
             "workload": workload.describe(),
             "workers": workers,
+            "megabits_per_second": options.link,
+            "codec": options.codec,
             "cores_taken_by_others": disturbed,
         }
         for figure, samples in figures:
@@ -127,8 +145,11 @@ def main() -> None:
                 "spread": ratio.spread(digits=3),
             }
         results.append(result)
+    names = ["backup_overhead", *([] if options.setting is None else [str(options.setting)])]
+    names += [] if options.link is None else [f"{options.link:g}_mbit"]
+    names += [] if options.codec == "none" else [options.codec]
     report(
-        "backup_overhead" if options.setting is None else f"backup_overhead_{options.setting}",
+        "_".join(names),
         "A step with backups and logs over one without",
         ["setting", "figure", "with", "without", "ratio", "spread"],
         rows,

@@ -32,8 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -48,6 +47,7 @@ from benchmarks.common import write_text as write_training_text
 from benchmarks.disturbed import Outcome, Running, differences, joined
 from benchmarks.placed_pool import PlacedPool
 from benchmarks.placed_worker import REFUSE
+from benchmarks.shaped_pool import shaped_pool
 from fusion.client import StreamItem
 from fusion.local import LocalPool, LocalWorker
 from fusion.submit import CapturedJob, capture_job, read_job
@@ -119,22 +119,6 @@ class Timed(Running):
             (int(data["steps"]), at - float(data["seconds"])) for told, at, data in self.told_at if told == "replayed"
         )
         return next(found, None)
-
-
-@contextmanager
-def pool_on(setting: Setting, folder: Path) -> Iterator[PlacedPool]:
-    """Four workers, with the links of this setting."""
-    if setting.bits_per_second is None:
-        with PlacedPool(folder, WORKERS) as pool:
-            pool.wait_for_workers()
-            yield pool
-    else:
-        with (
-            shaping.ShapedNetwork(WORKERS, setting.bits_per_second) as network,
-            PlacedPool(folder, WORKERS, network) as pool,
-        ):
-            pool.wait_for_workers()
-            yield pool
 
 
 def collecting(run: Timed, outcome: Outcome) -> float | None:
@@ -265,15 +249,18 @@ def times(losses: Sequence[Loss]) -> Sample:
     return Sample(tuple(loss.next_step for loss in losses))
 
 
-def measure(setting: Setting, workload: Workload, text: Path, kills: int, seed: int) -> Result:
-    spec = workload.job(text, workers=len(WORKERS), fragments=len(WORKERS), policy="equal-compute")
+def measure(setting: Setting, workload: Workload, text: Path, kills: int, seed: int, codec: str) -> Result:
+    # What is rounded depends on where the model is cut, so that must not depend on what was measured.
+    policy = "equal-compute" if codec == "none" else "equal-ops"
+    spec = workload.job(text, workers=len(WORKERS), fragments=len(WORKERS), policy=policy)
     spec["checkpoint"] = {"every": CHECKPOINT_EVERY}
     spec["fault_tolerance"] = {"failure_timeout": FAILURE_TIMEOUT}
+    spec["compression"] = {"codec": codec}
     job = capture_job(*read_job(spec))
     adoptions: list[Loss] = []
     restarts: list[Loss] = []
     disturbance = Disturbance()
-    with tempfile.TemporaryDirectory() as folder, pool_on(setting, Path(folder)) as pool:
+    with tempfile.TemporaryDirectory() as folder, shaped_pool(Path(folder), WORKERS, setting.bits_per_second) as pool:
         run = Timed(pool, job)
         undisturbed = run.finish()
         seconds = [collecting(run, undisturbed)]
@@ -368,6 +355,7 @@ def main() -> None:
     parser.add_argument("--setting", type=int, choices=range(len(SETTINGS)), help="only this one of the settings")
     parser.add_argument("--after", type=int, default=SETTLED, help="the step after which workers are killed")
     parser.add_argument("--width", type=int, default=128, help="of the model")
+    parser.add_argument("--codec", default="none", help="of activations and gradients (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the moments")
     parser.add_argument("--torchft", metavar="PYTHON", help="an interpreter that has torch and torchft")
     options = parser.parse_args()
@@ -392,7 +380,7 @@ def main() -> None:
             if setting.bits_per_second is not None and unshaped is not None:
                 print(f"{setting.name} is left out: {unshaped}", file=sys.stderr)
                 continue
-            result = measure(setting, base, text, options.kills, options.seed)
+            result = measure(setting, base, text, options.kills, options.seed, options.codec)
             results.append(result)
             rows += rows_of(result)
         if options.torchft:
@@ -404,6 +392,7 @@ def main() -> None:
     names = ["recovery", *([] if options.setting is None else [str(options.setting)])]
     names += [] if options.width == Workload().width else [f"width_{options.width}"]
     names += [] if options.after == SETTLED else [f"after_{options.after}"]
+    names += [] if options.codec == "none" else [options.codec]
     report(
         "_".join(names),
         "From kill -9 to the next completed step",
