@@ -8,7 +8,7 @@ common one, and only after that are workers told that they may forget what came 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -39,8 +39,13 @@ _FARTHER = 3.0
 """... a worker is farther than another when it takes so many times as long."""
 _UNNOTICED = 0.1
 """Traffic that takes this share of a step more than that of another worker is as good."""
+_LINK_SHARE = 60.0
+"""Snapshots alone would keep any link busy for at most one part in so many of the time: while they are under way, a step may take
+as much longer as they take by themselves, or half as much again."""
 _SHARE = 10.0
-"""Snapshots are under way for at most one part in so many of the time."""
+"""Where nobody has measured the links: they are under way for at most one part in so many of the time;"""
+_LEAST_SHARE = 2.0
+"""... where somebody has, for one in so many, however much longer they take than they should."""
 _WORK = 8e-9
 """Processor seconds for each byte of a snapshot, half of them at either end: checksums, copies, encryption. From a profile
 of one worker that sends 5.5 MB and takes as much in."""
@@ -144,24 +149,50 @@ def _without(lacking: dict[int, int]) -> str:
     return f"no other worker has room for the {snapshots} of {fragments} {which} ({size})"
 
 
-def spacing(every: int | Literal["auto"], pace: float, cost: float, work: float = 0.0) -> int:
+def spacing(
+    every: int | Literal["auto"], pace: float, cost: float, work: float = 0.0, carrying: float | None = None
+) -> int:
     """Steps from one common step to the next.
 
-    `pace` is in seconds per step; a round takes `cost` seconds, in which it occupies each worker's processor for `work`.
+    `pace` is in seconds per step; a round takes `cost` seconds, in which it occupies each worker's processor for `work`
+    and, where that is known, the busiest link for `carrying`.
     """
     if every != "auto":
         return every
     if pace <= 0:
         return _MOST_STEPS
     wanted = min(_MOST_STEPS, math.ceil(_MOST_SECONDS / pace))
-    affordable = math.ceil(max(_SHARE * cost, work / _OVERHEAD, _FEWEST_SECONDS) / pace)
+    links = _SHARE * cost if carrying is None else max(_LINK_SHARE * carrying, _LEAST_SHARE * cost)
+    affordable = math.ceil(max(links, work / _OVERHEAD, _FEWEST_SECONDS) / pace)
     return max(1, wanted, affordable)
 
 
 def _work(job: Job, plan: Plan) -> float:
     """Processor seconds that a round takes of each worker, were they all to send and hold alike."""
-    state = sum(summary.parameter_bytes for summary in job.fragments) * (1 + optimizer_slots(job.train.optimizer))
-    return _WORK * state / len(plan.workers)
+    return _WORK * sum(_state_bytes(job).values()) / len(plan.workers)
+
+
+def _state_bytes(job: Job) -> dict[int, int]:
+    """Fragment -> the size of a snapshot of it."""
+    copies = 1 + optimizer_slots(job.train.optimizer)
+    return {summary.index: summary.parameter_bytes * copies for summary in job.fragments}
+
+
+def carrying(job: Job, plan: Plan, backups: Mapping[int, str], links: Links) -> float | None:
+    """Seconds that the snapshots of a round take on the busiest link of a worker, in or out, with nothing else on it.
+
+    None where somebody's link has not been measured.
+    """
+    seconds = defaultdict[tuple[str, str], float](float)
+    for fragment, count in _state_bytes(job).items():
+        if (to := backups.get(fragment)) is None:
+            continue
+        took = links.transfer(plan.placement[fragment], to, count)
+        if took is None:
+            return None
+        seconds[plan.placement[fragment], "out"] += took
+        seconds[to, "in"] += took
+    return max(seconds.values(), default=0.0)
 
 
 class Backups:
@@ -188,7 +219,13 @@ class Backups:
         if job.plan is None or len(job.plan.workers) < 2:
             return
         hurried = run.urgent or self._logs_fill(job, run)
-        wanted = spacing(job.spec.fault_tolerance.backup_every, run.pace, run.cost, _work(job, job.plan))
+        wanted = spacing(
+            job.spec.fault_tolerance.backup_every,
+            run.pace,
+            run.cost,
+            _work(job, job.plan),
+            carrying(job, job.plan, run.backups, self._books.links),
+        )
         if job.spec.fault_tolerance.backup_every == "auto":
             # One round that took long, as the first ones do, must not put the next one off for long.
             wanted = min(wanted, _GROWTH * run.spacing)

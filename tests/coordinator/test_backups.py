@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import pytest
 from recovery_cases import Play
 
 from coordinator.life import events as ev
-from coordinator.life.backups import choose, spacing
+from coordinator.life.backups import carrying, choose, spacing
 from coordinator.life.links import Links
 from fusion.messages import (
     Backup,
@@ -20,6 +21,7 @@ from fusion.messages import (
     LinkMeasured,
 )
 from fusion.units import format_bytes
+from scheduler.cost import optimizer_slots
 
 
 def test_each_fragment_is_backed_up_by_the_next_worker() -> None:
@@ -250,6 +252,35 @@ def test_auto_leaves_the_processor_to_the_training() -> None:
     assert spacing("auto", 0.1, 0.0, work=0.02) == 10  # 20 ms in every second.
     assert spacing("auto", 1.0, 0.0, work=0.02) == 3
     assert spacing(7, 0.1, 0.0, work=1.0) == 7
+
+
+def test_auto_leaves_the_links_to_the_training() -> None:
+    assert spacing("auto", 0.1, 1.0, carrying=0.1) == 60  # 0.1 s in every 6: a round may take longer than that.
+    assert spacing("auto", 0.1, 4.0, carrying=0.1) == 80
+    assert spacing("auto", 1.0, 0.0, carrying=0.01) == 3
+    assert spacing(7, 0.1, 1.0, carrying=1.0) == 7
+
+
+def test_the_busiest_link_of_a_round_is_what_counts() -> None:
+    play = Play("abc")
+    job, plan = play.job, play.plan
+    assert plan.placement == ("a", "b", "c")
+    bytes_of = [summary.parameter_bytes * (1 + optimizer_slots(job.train.optimizer)) for summary in job.fragments]
+    rates = {("a", "b"): 1e6, ("c", "b"): 1e6, ("b", "c"): 1e3}
+
+    class Known:
+        def transfer(self, source: str, target: str, count: int) -> float | None:
+            rate = rates.get((source, target))
+            return None if rate is None else 0.5 + count / rate
+
+    links = cast("Links", Known())
+    # Both come in at b: one link.
+    assert carrying(job, plan, {0: "b", 2: "b"}, links) == pytest.approx(1.0 + (bytes_of[0] + bytes_of[2]) / 1e6)
+    assert carrying(job, plan, {0: "b", 1: "c"}, links) == pytest.approx(
+        0.5 + max(bytes_of[0] / 1e6, bytes_of[1] / 1e3)
+    )
+    assert carrying(job, plan, {0: "c", 1: "c"}, links) is None
+    assert carrying(job, plan, {}, links) == 0.0
 
 
 def test_one_round_that_takes_long_puts_the_next_off_by_twice_as_many_steps_at_most() -> None:
