@@ -14,7 +14,7 @@ import msgpack
 
 from fusion.errors import FrameError, VersionError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 1
 MAX_HEADER_BYTES = 4096
 _HEADER_BUFFER = 256
 """Bytes to begin with: the packer's own 256 KiB are new memory for each message."""

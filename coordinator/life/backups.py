@@ -40,8 +40,8 @@ _FARTHER = 3.0
 _UNNOTICED = 0.1
 """Traffic that takes this share of a step more than that of another worker is as good."""
 _LINK_SHARE = 60.0
-"""Snapshots alone would keep any link busy for at most one part in so many of the time: while they are under way, a step may take
-as much longer as they take by themselves, or half as much again."""
+"""Snapshots alone would keep any link busy for at most one part in so many of the time. What they hold up adds up to that,
+or to half as much again."""
 _SHARE = 10.0
 """Where nobody has measured the links: they are under way for at most one part in so many of the time;"""
 _LEAST_SHARE = 2.0

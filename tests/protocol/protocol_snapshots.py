@@ -122,8 +122,7 @@ class Snapshots:
         self._transmit(to, self._header(fragment, step, 0), Value(state, ROOM, self._common))
 
     def _want(self, fragment: int, step: int, source: str) -> None:
-        header = Header(self._job, self._epoch(), FrameKind.SNAPSHOT_WANT, fragment, step, 1, shape=(1,))
-        self._transmit(source, header, None)
+        self._transmit(source, Header(self._job, self._epoch(), FrameKind.SNAPSHOT_WANT, fragment, step, 1), None)
 
     def _header(self, fragment: int, step: int, number: int) -> Header:
         kind = FrameKind.SNAPSHOT

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import queue
-from collections import Counter
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fusion.errors import BlobError
 from fusion.messages import Holding
-from fusion.wire import FrameKind, Header
-from worker.jobs import backups
+from fusion.wire import Header
 from worker.jobs.backups import Backups
-from worker.protocol.pull import BLOCK_BYTES, MOST_BLOCKS
 
-FRAGMENT = SimpleNamespace(parameters=(0,), written_buffers=(), inputs=(), outputs=())
-DAG = SimpleNamespace(ops=[SimpleNamespace(output_bytes=2**20)])
+FRAGMENT = SimpleNamespace(parameters=(), written_buffers=(), inputs=(), outputs=())
 MEMORY = SimpleNamespace(limit=2**30, used=lambda: 0)
 
 
@@ -29,29 +23,19 @@ class Pair:
 
     def __init__(self) -> None:
         self.reports: queue.Queue[Any] = queue.Queue()
-        self.sent: Counter[FrameKind] = Counter()
-        self.lose: Callable[[Header], bool] = lambda header: False
         self.host = self._make("host", "backup")
         self.backup = self._make("backup", "host")
 
     def _make(self, name: str, other: str) -> Backups:
         def transmit(to: str, header: Header, payload: memoryview | None) -> None:
-            self.sent[header.kind] += 1
-            if self.lose(header):
-                return
             value = None if payload is None else torch.frombuffer(bytearray(payload), dtype=torch.uint8)
             getattr(self, to).handle(header, name, value)
 
-        return Backups("job", DAG, (FRAGMENT,), MEMORY, transmit, self.reports.put, lambda: 0)  # type: ignore[arg-type]
+        return Backups("job", None, (FRAGMENT,), MEMORY, transmit, self.reports.put, lambda: 0)  # type: ignore[arg-type]
 
-    def snapshot(self, step: int, weight: Tensor | None = None) -> None:
+    def snapshot(self, step: int) -> None:
         """Take one and wait until it is held."""
-        self.host.offer(
-            0, step, "backup", {"parameter/weight": torch.full((4,), float(step)) if weight is None else weight}
-        )
-        self.wait(step)
-
-    def wait(self, step: int) -> None:
+        self.host.offer(0, step, "backup", {"parameter/weight": torch.full((4,), float(step))})
         report = self.reports.get(timeout=30)
         assert isinstance(report, Holding)
         assert report.step == step
@@ -98,38 +82,4 @@ def test_a_newer_common_snapshot_takes_the_place_of_the_older() -> None:
     assert pair.held(5) == 5.0
     with pytest.raises(BlobError):
         pair.held(3)
-    pair.close()
-
-
-@pytest.mark.parametrize(("values", "pieces"), [(10, 1), (3 * BLOCK_BYTES // 4, 4), (100 * BLOCK_BYTES // 4 + 17, 50)])
-def test_a_snapshot_comes_over_in_pieces_that_grow(values: int, pieces: int) -> None:
-    """A header comes before the values."""
-    pair, weight = Pair(), torch.arange(values, dtype=torch.float32)
-    pair.snapshot(3, weight)
-    assert pair.backup.state(0, 3)["parameter/weight"].equal(weight)
-    assert 4 * values / (BLOCK_BYTES * MOST_BLOCKS) < pair.sent[FrameKind.SNAPSHOT_WANT] <= pieces
-    pair.close()
-
-
-def test_pieces_that_are_lost_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr(backups, "monotonic", lambda: now)
-    pair, weight = Pair(), torch.arange(30 * BLOCK_BYTES // 4, dtype=torch.float32)
-    lost: list[Header] = []
-
-    def lose(header: Header) -> bool:
-        again = any(header.key == other.key for other in lost)
-        if header.kind is FrameKind.SNAPSHOT and header.micro_batch > 0 and not again:
-            lost.append(header)
-            return True
-        return False
-
-    pair.lose = lose
-    pair.host.offer(0, 3, "backup", {"parameter/weight": weight})
-    while pair.reports.empty():  # What is lost of one window is asked for before the next one.
-        now += 3.0
-        pair.backup.poke()
-    pair.wait(3)
-    assert pair.backup.state(0, 3)["parameter/weight"].equal(weight)
-    assert len(lost) > 1
     pair.close()

@@ -1,7 +1,7 @@
 """Snapshots between workers: those of our fragments on their way to backup workers, those of others that we hold.
 
-A host announces a snapshot (number 0: size and checksum); its backup worker asks for one piece after the other, each of some
-blocks, so that a snapshot never puts more between the messages of the training than the link carries in a moment. Once whole and verified it is held until
+A host announces a snapshot (piece 0: size and checksum); its backup worker asks for one piece after the other, so that a
+snapshot never puts more between the messages of the training than the link carries in a moment. Once whole and verified it is held until
 a newer one is the common snapshot. A fragment's former host keeps the snapshot with which the fragment moved, so that two have
 it until then. Called from the data plane's thread, the compute thread and the event loop.
 """
@@ -12,7 +12,6 @@ import hashlib
 import math
 import threading
 import zlib
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -32,8 +31,12 @@ from fusion.units import format_bytes
 from fusion.wire import FrameKind, Header
 from worker.jobs.state_blob import StateBlob
 from worker.machine.memory import MemoryGuard
-from worker.protocol.pull import BLOCK_BYTES, Pull
 
+PIECE_BYTES = 256 * 1024
+_LEAST_WINDOW, _LARGEST_WINDOW = 2, 16
+"""Pieces that are asked for before the first of them is here: more and more while they come at once."""
+_AT_ONCE = 0.03
+"""Seconds from asking for a piece to its arrival in which nothing of the training can have been held up for long."""
 _PATIENCE = 2.0
 """Seconds after which a piece, or an answer to an announcement, is asked for again."""
 # Parameters and what optimizers keep of them, at most; beside them come buffers and a header.
@@ -53,16 +56,6 @@ class _Offer:
     heard_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A part of a snapshot that was asked for."""
-
-    begin: int
-    end: int
-    blocks: int
-    asked_at: float
-
-
 @dataclass
 class _Held:
     """A snapshot of another worker's fragment, whole or on its way."""
@@ -71,41 +64,33 @@ class _Held:
     size: int
     checksum: int
     data: bytearray
-    pull: Pull
+    missing: set[int]
     asked: int = 0
-    """Blocks that have been asked for, or are here."""
-    wanted: dict[int, _Piece] = field(default_factory=dict)
-    """First block -> the piece that has not come yet."""
+    asked_at: dict[int, float] = field(default_factory=dict)
+    """Of the pieces that have not come yet."""
+    window: int = _LEAST_WINDOW
     heard_at: float = field(default_factory=monotonic)
     verified: bool = False
 
     @property
-    def blocks(self) -> int:
-        return -(-self.size // BLOCK_BYTES)
+    def pieces(self) -> int:
+        return -(-self.size // PIECE_BYTES)
 
-    @property
-    def whole(self) -> bool:
-        return self.asked == self.blocks and not self.wanted
-
-    def ask(self, count: int) -> int:
-        """Note that the next `count` blocks are asked for, or those that are left; returns the first."""
+    def next_pieces(self) -> range:
+        """Those to be asked for now."""
         first = self.asked + 1
-        count = min(count, self.blocks - self.asked)
-        begin = self.asked * BLOCK_BYTES
-        self.wanted[first] = _Piece(begin, min(begin + count * BLOCK_BYTES, self.size), count, monotonic())
-        self.asked += count
-        return first
+        self.asked = max(self.asked, min(self.pieces, self.pieces - len(self.missing) + self.window))
+        self.asked_at.update(dict.fromkeys(range(first, self.asked + 1), monotonic()))
+        return range(first, self.asked + 1)
 
-    def put(self, first: int, value: Tensor) -> bool:
-        """Keep a piece; False when it is not one that is wanted."""
-        piece = self.wanted.get(first)
-        if piece is None or len(value) != piece.end - piece.begin:
-            return False
-        del self.wanted[first]
-        self.data[piece.begin : piece.end] = value.numpy().data
+    def came(self, number: int) -> None:
+        """A piece is here."""
+        self.missing.discard(number)
         self.heard_at = monotonic()
-        self.pull.came(piece.blocks, self.heard_at - piece.asked_at)
-        return True
+        if self.heard_at - self.asked_at.pop(number, 0.0) < _AT_ONCE:
+            self.window = min(self.window + 1, _LARGEST_WINDOW)
+        else:
+            self.window = max(self.window // 2, _LEAST_WINDOW)
 
 
 class Backups:
@@ -135,7 +120,6 @@ class Backups:
         self._held: dict[tuple[int, int], _Held] = {}
         self._kept: dict[tuple[int, int], StateBlob] = {}
         self._common = -1
-        self._pulls: defaultdict[str, Pull] = defaultdict(Pull)
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="snapshots")
 
     def offer(self, fragment: int, step: int, to: str, state: Mapping[str, Tensor]) -> None:
@@ -157,10 +141,10 @@ class Backups:
         with self._lock:
             late = monotonic() - _PATIENCE
             for (fragment, step), held in self._held.items():
-                if held.wanted and held.heard_at < late:
+                if held.missing and held.heard_at < late:
                     held.heard_at = monotonic()
-                    for first in list(held.wanted):
-                        self._want(fragment, step, held, first)
+                    for number in sorted(held.missing)[:_LEAST_WINDOW]:
+                        self._want(held.source, fragment, step, number)
             for fragment, (step, offer) in self._offers.items():
                 if offer.heard_at < late:
                     offer.heard_at = monotonic()
@@ -226,11 +210,11 @@ class Backups:
 
     def _send_piece(self, header: Header, sender: str) -> None:
         step, offer = self._offers.get(header.edge, (0, None))
-        begin = (header.micro_batch - 1) * BLOCK_BYTES
+        begin = (header.micro_batch - 1) * PIECE_BYTES
         if offer is None or step != header.step or offer.to != sender or not 0 <= begin < offer.size:
             return
         offer.heard_at = monotonic()
-        piece = memoryview(offer.blob.read(begin, begin + header.shape[0] * BLOCK_BYTES))
+        piece = memoryview(offer.blob.read(begin, begin + PIECE_BYTES))
         self._transmit(sender, self._header(header.edge, step, header.micro_batch, len(piece)), piece)
 
     # Those of others, on their way in ------------------------------------------------------------------------------
@@ -265,28 +249,25 @@ class Backups:
         kept = (common, self._common)
         for stale in [at for at in self._held if at[0] == fragment and at[1] < step and at[1] not in kept]:
             del self._held[stale]
-        self._held[fragment, step] = _Held(sender, size, checksum, bytearray(size), self._pulls[sender])
-        self._ask(sender)
+        held = self._held[fragment, step] = _Held(sender, size, checksum, bytearray(size), set())
+        held.missing.update(range(1, held.pieces + 1))
+        for number in held.next_pieces():
+            self._want(sender, fragment, step, number)
 
     def _piece(self, header: Header, value: Tensor) -> None:
-        fragment, step = header.edge, header.step
+        fragment, step, number = header.edge, header.step, header.micro_batch
         held = self._held.get((fragment, step))
-        if held is None or not held.put(header.micro_batch, value):
+        if held is None or number not in held.missing:
             return
-        if held.whole:
+        begin = (number - 1) * PIECE_BYTES
+        if len(value) != min(PIECE_BYTES, held.size - begin):
+            return
+        held.data[begin : begin + len(value)] = value.numpy().data
+        held.came(number)
+        for another in held.next_pieces():
+            self._want(held.source, fragment, step, another)
+        if not held.missing:
             self._hasher.submit(self._verify, fragment, step, held)
-        self._ask(held.source)
-
-    def _ask(self, source: str) -> None:
-        """Ask for as much as this source may have under way; of its snapshots, one after the other."""
-        pull = self._pulls[source]
-        sent = [(key, held) for key, held in self._held.items() if held.source == source and not held.verified]
-        under_way = sum(piece.blocks for _, held in sent for piece in held.wanted.values())
-        for (fragment, step), held in sent:
-            while held.asked < held.blocks and (count := pull.blocks(under_way)):
-                first = held.ask(count)
-                under_way += held.wanted[first].blocks
-                self._want(fragment, step, held, first)
 
     def _verify(self, fragment: int, step: int, held: _Held) -> None:
         checksum = zlib.crc32(held.data)
@@ -305,10 +286,8 @@ class Backups:
             held.verified = True
             self._report(self._holding(fragment, step, held))
 
-    def _want(self, fragment: int, step: int, held: _Held, first: int) -> None:
-        shape = (held.wanted[first].blocks,)
-        header = Header(self._job, self._epoch(), FrameKind.SNAPSHOT_WANT, fragment, step, first, shape=shape)
-        self._transmit(held.source, header, None)
+    def _want(self, to: str, fragment: int, step: int, number: int) -> None:
+        self._transmit(to, Header(self._job, self._epoch(), FrameKind.SNAPSHOT_WANT, fragment, step, number), None)
 
     def _holding(self, fragment: int, step: int, held: _Held) -> Holding:
         return Holding(job=self._job, epoch=self._epoch(), step=step, fragment=fragment, bytes=held.size)

@@ -18,9 +18,8 @@ from fusion.errors import FrameError, PlanError
 from fusion.plan import Plan
 from fusion.units import format_bytes
 from fusion.wire import FrameKind, Header
-from worker.protocol.pull import BLOCK_BYTES, MOST_BLOCKS
 
-MAX_PIECE_BYTES = BLOCK_BYTES * MOST_BLOCKS
+MAX_PIECE_BYTES = 2**20
 _VALUES = frozenset({FrameKind.ACTIVATION, FrameKind.GRADIENT, FrameKind.EVALUATION, FrameKind.NORMS})
 _RESENT = frozenset(
     kind.name
@@ -137,11 +136,7 @@ class Admission:
                 self._check_request(header, sender, payloads)
             case FrameKind.DONE:
                 self._check_done(header, sender, payloads)
-            case FrameKind.SNAPSHOT_WANT:
-                self._check_known(header, sender)
-                if payloads or len(header.shape) != 1 or not 1 <= header.shape[0] <= MOST_BLOCKS:
-                    raise Refused("layout", f"a SNAPSHOT_WANT of {list(header.shape)} blocks")
-            case FrameKind.SWITCHED | FrameKind.SHOW:
+            case FrameKind.SWITCHED | FrameKind.SNAPSHOT_WANT | FrameKind.SHOW:
                 self._check_known(header, sender)
                 if payloads:
                     raise Refused("layout", f"a {header.kind.name} with a payload")
