@@ -137,15 +137,26 @@ def prediction() -> str:
     return table(["setting", "measured (range)", "as planned", "calibrated"], lines)
 
 
-def recovery() -> str:
-    """From the kill to the next completed step, per network; and for a loss later in a job, and a larger model."""
-    columns = {
+_RECOVERIES = {
+    "none": {
         "loopback": "recovery_0",
         "after step 150": "recovery_0_after_150",
         "100 Mbit/s": "recovery_1",
         "width 384": "recovery_1_width_384",
         "20 Mbit/s": "recovery_2",
-    }
+    },
+    "int4": {
+        "100 Mbit/s": "recovery_1_int4",
+        "20 Mbit/s": "recovery_2_int4",
+        "20 Mbit/s, after step 150": "recovery_2_after_150_int4",
+    },
+}
+"""Codec -> column -> record."""
+
+
+def recovery(codec: str = "none") -> str:
+    """From the kill to the next completed step, per network; and for a loss later in a job, and a larger model."""
+    columns = _RECOVERIES[codec]
     lines: list[list[str]] = []
     for index, name in enumerate(columns.values()):
         (found,) = recorded(name)["results"]
@@ -166,10 +177,20 @@ def recovery() -> str:
             if index == 0:
                 lines.append([what])
             lines[at].append(f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
-        if index == 0:
-            lines.append(["steps replayed"])
-        lines[len(kinds)].append(f"{min(steps)} to {max(steps)}")
+        once = {
+            "steps replayed": f"{min(steps)} to {max(steps)}",
+            "heavy rescheduling over adoption": _times(found["heavy_over_adoption"]),
+            "the same until state is in place": _times(found["heavy_over_adoption_in_place"]),
+        }
+        for at, (what, value) in enumerate(once.items(), len(kinds)):
+            if index == 0:
+                lines.append([what])
+            lines[at].append(value)
     return table(["", *columns], lines)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
 
 
 def chaos() -> str:

@@ -162,7 +162,8 @@ def spacing(
     if pace <= 0:
         return _MOST_STEPS
     wanted = min(_MOST_STEPS, math.ceil(_MOST_SECONDS / pace))
-    links = _SHARE * cost if carrying is None else max(_LINK_SHARE * carrying, _LEAST_SHARE * cost)
+    # A round that was faster than its links are said to be shows that they are faster.
+    links = _SHARE * cost if carrying is None else max(_LINK_SHARE * min(carrying, cost), _LEAST_SHARE * cost)
     affordable = math.ceil(max(links, work / _OVERHEAD, _FEWEST_SECONDS) / pace)
     return max(1, wanted, affordable)
 

@@ -257,7 +257,8 @@ def test_auto_leaves_the_processor_to_the_training() -> None:
 def test_auto_leaves_the_links_to_the_training() -> None:
     assert spacing("auto", 0.1, 1.0, carrying=0.1) == 60  # 0.1 s in every 6: a round may take longer than that.
     assert spacing("auto", 0.1, 4.0, carrying=0.1) == 80
-    assert spacing("auto", 1.0, 0.0, carrying=0.01) == 3
+    assert spacing("auto", 0.1, 0.05, carrying=5.0) == 30  # It took 50 ms: the link can't be that slow.
+    assert spacing("auto", 1.0, 0.1, carrying=0.01) == 3
     assert spacing(7, 0.1, 1.0, carrying=1.0) == 7
 
 
