@@ -40,12 +40,12 @@ _FARTHER = 3.0
 _UNNOTICED = 0.1
 """Traffic that takes this share of a step more than that of another worker is as good."""
 _LINK_SHARE = 60.0
-"""Snapshots alone would keep any link busy for at most one part in so many of the time. What they hold up adds up to that,
-or to half as much again."""
+"""Snapshots alone would keep any link busy for at most one part in so many of the time (`benchmarks/backup_overhead.py --link`
+has what a step then takes)."""
 _SHARE = 10.0
 """Where nobody has measured the links: they are under way for at most one part in so many of the time;"""
 _LEAST_SHARE = 2.0
-"""... where somebody has, for one in so many, however much longer they take than they should."""
+"""... where the links are known, for one in so many, however much longer than by themselves they take."""
 _WORK = 8e-9
 """Processor seconds for each byte of a snapshot, half of them at either end: checksums, copies, encryption. From a profile
 of one worker that sends 5.5 MB and takes as much in."""
@@ -168,6 +168,14 @@ def spacing(
     return max(1, wanted, affordable)
 
 
+def _wanted(job: Job, plan: Plan, run: Run, carried: float | None) -> int:
+    """Steps to the next round of this job, if its snapshots keep the busiest link for `carried` seconds."""
+    every = job.spec.fault_tolerance.backup_every
+    wanted = spacing(every, run.pace, run.cost, _work(job, plan), carried)
+    # One round that took long, as the first ones do, must not put the next one off for long.
+    return min(wanted, _GROWTH * run.spacing) if every == "auto" else wanted
+
+
 def _work(job: Job, plan: Plan) -> float:
     """Processor seconds that a round takes of each worker, were they all to send and hold alike."""
     return _WORK * sum(_state_bytes(job).values()) / len(plan.workers)
@@ -220,16 +228,11 @@ class Backups:
         if job.plan is None or len(job.plan.workers) < 2:
             return
         hurried = run.urgent or self._logs_fill(job, run)
-        wanted = spacing(
-            job.spec.fault_tolerance.backup_every,
-            run.pace,
-            run.cost,
-            _work(job, job.plan),
-            carrying(job, job.plan, run.backups, self._books.links),
-        )
-        if job.spec.fault_tolerance.backup_every == "auto":
-            # One round that took long, as the first ones do, must not put the next one off for long.
-            wanted = min(wanted, _GROWTH * run.spacing)
+        # Asked with every report: links are looked up only once nothing else stands in the way.
+        wanted = _wanted(job, job.plan, run, 0.0)
+        if not hurried and run.highest + run.margin < run.common_step + wanted:
+            return
+        wanted = _wanted(job, job.plan, run, carrying(job, job.plan, run.backups, self._books.links))
         due = run.common_step + (1 if hurried else wanted)
         if run.highest + run.margin >= due:
             run.spacing = max(wanted, _MOST_STEPS)

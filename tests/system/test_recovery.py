@@ -128,6 +128,7 @@ def test_neighbours_at_once_and_a_worker_with_its_backup(gpt: Scene, tmp_path: P
             pool.start_again(one)
             pool.start_again(other)
             run.until(lambda: len(joined(pool, NAMES)) == 4)
+            assert run.ended is None, "the job was over before its workers were back; give it more steps"
         # They may get fragments again before the next two die, or be all that is left then.
         victim, heir = run.plan()[0], run.backups()[0]
         pool.kill(victim)
