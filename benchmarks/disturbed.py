@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +89,9 @@ class FaultyPool(LocalPool):
     def alive(self, worker: str) -> bool:
         child = next((child for child in self._children if child.name == worker), None)
         if child is not None and worker in self._deadly and not self.pending(worker):
-            child.process.wait()  # It has come to its point: the kernel takes a while to end a large process.
+            # It has come to its point: the kernel takes a while to end a large process. One that was stalled there lives on.
+            with suppress(subprocess.TimeoutExpired):
+                child.process.wait(5.0)
         return child is not None and child.process.poll() is None
 
     def signal(self, worker: str, number: int) -> None:
