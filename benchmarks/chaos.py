@@ -131,11 +131,11 @@ class Storm:
             return self.kill(victim)
         if point == "pause":
             others = [name for name in hosts if name != victim]
-            if not others:
+            if not others or victim not in self.members():
                 return False
             self.pool.fail_at(self.random.choice(others), "pause")
             self.drain(victim)
-            self.pool.forget(victim)
+            self.gone(victim)
             return True
         self.pool.fail_at(victim, point)
         at = self.run.step
@@ -196,9 +196,14 @@ class Storm:
         if not self.pool.alive(victim):
             return False
         ask(victim)
-        code = self.pool.forget(victim)
+        code = self.gone(victim)
         assert code == 0, f"{victim} was asked by {ask.__name__} and ended with {code}\n{self.pool.last_words(victim)}"
         return True
+
+    def gone(self, victim: str) -> int:
+        """Wait for the end of one that leaves by itself; returns its exit code."""
+        self.run.until(lambda: not self.pool.alive(victim))
+        return self.pool.forget(victim)
 
     def drain(self, victim: str) -> None:
         with self.pool.client() as client:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -89,9 +87,7 @@ class FaultyPool(LocalPool):
     def alive(self, worker: str) -> bool:
         child = next((child for child in self._children if child.name == worker), None)
         if child is not None and worker in self._deadly and not self.pending(worker):
-            # It has come to its point: the kernel takes a while to end a large process. One that was stalled there lives on.
-            with suppress(subprocess.TimeoutExpired):
-                child.process.wait(5.0)
+            child.process.wait()  # It has come to its point: the kernel takes a while to end a large process.
         return child is not None and child.process.poll() is None
 
     def signal(self, worker: str, number: int) -> None:
@@ -246,17 +242,15 @@ def joined(pool: LocalPool, workers: Sequence[str]) -> set[str]:
 
     A dead one that nobody has missed yet is in the pool as well, while its successor is still on its way.
     """
-    began = {}
-    for name, pid in pool.process_ids().items():
-        with suppress(psutil.NoSuchProcess):
-            began[name] = psutil.Process(pid).create_time()
+    # Not what the kernel says of the process: it counts from the boot, which it knows to the second.
+    started_at = pool.started_at()
     with suppress(FusionError), pool.client() as client:
         return {
             each["name"]
             for each in client.workers()
             if each["name"] in workers
             and each["state"] not in ("lost", "left")
-            and each["joined_at"] >= began.get(each["name"], 0.0) - 0.05
+            and each["joined_at"] >= started_at.get(each["name"], 0.0)
         }
     return set()
 

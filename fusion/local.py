@@ -60,6 +60,8 @@ class _Child:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    started_at: float
+    """Seconds since the epoch."""
     stopping: bool = field(default=False)
 
 
@@ -250,6 +252,10 @@ class LocalPool:
         """Child name -> process id."""
         return {child.name: child.process.pid for child in self._children}
 
+    def started_at(self) -> dict[str, float]:
+        """Child name -> when this process of it was started (seconds since the epoch)."""
+        return {child.name: child.started_at for child in self._children}
+
     def _spawn(
         self,
         name: str,
@@ -271,6 +277,7 @@ class LocalPool:
         # -P keeps the working folder off the path: a person's own worker.py there is none of the child's business.
         paths = [str(OUR_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
+        started_at = time.time()
         with open(log, "ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, *arguments],
@@ -281,7 +288,7 @@ class LocalPool:
                 # Ctrl-C at the terminal is for us; the children are told by us.
                 start_new_session=True,
             )
-        child = _Child(name, process, log)
+        child = _Child(name, process, log, started_at)
         self._children.append(child)
         threading.Thread(target=self._await_exit, args=(child,), daemon=True).start()
         return child
