@@ -12,7 +12,7 @@ import torch
 from fusion.errors import BlobError
 from fusion.messages import Holding
 from fusion.wire import Header
-from worker.jobs.backups import Backups
+from worker.jobs.backups import PIECE_BYTES, Backups
 
 FRAGMENT = SimpleNamespace(parameters=(), written_buffers=(), inputs=(), outputs=())
 MEMORY = SimpleNamespace(limit=2**30, used=lambda: 0)
@@ -82,4 +82,36 @@ def test_a_newer_common_snapshot_takes_the_place_of_the_older() -> None:
     assert pair.held(5) == 5.0
     with pytest.raises(BlobError):
         pair.held(3)
+    pair.close()
+
+
+def test_a_round_that_another_plan_has_made_void_takes_no_more_of_the_links() -> None:
+    pair = Pair()
+    pair.backup._limits = [2**24]
+    pair.snapshot(3)
+    for each in (pair.host, pair.backup):
+        each.commit(3)
+    transmit = pair.host._transmit
+    sent: list[int] = []
+
+    def lose_piece_2_once(to: str, header: Header, payload: memoryview | None) -> None:
+        sent.append(header.micro_batch)
+        if header.micro_batch != 2 or sent.count(2) > 1:
+            transmit(to, header, payload)
+
+    pair.host._transmit = lose_piece_2_once
+    pair.host.offer(0, 6, "backup", {"parameter/weight": torch.zeros(PIECE_BYTES)})
+    pair.host._hasher.submit(lambda: None).result(timeout=30)
+    assert sorted(sent) == [0, 1, 2, 3, 4, 5]
+    pair.backup.abandon(3)
+    pair.backup._want("host", 0, 6, 2)  # It was on its way: the snapshot would be whole now.
+    pair.backup._hasher.submit(lambda: None).result(timeout=30)
+    assert pair.reports.empty()
+    pair.host.abandon(3)
+    pair.backup._want("host", 0, 6, 2)
+    pair.host.poke()
+    assert sent[6:] == [2]
+    assert pair.held(3) == 3.0
+    pair.snapshot(7)
+    assert pair.held(7) == 7.0
     pair.close()

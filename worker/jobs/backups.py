@@ -160,6 +160,12 @@ class Backups:
             self._offers = {fragment: offer for fragment, offer in self._offers.items() if offer[0] > step}
             return new
 
+    def abandon(self, after: int) -> None:
+        """The plan is another one from `after` on: a round of a later step comes to nothing, and links are needed for the replay."""
+        with self._lock:
+            self._held = {key: held for key, held in self._held.items() if key[1] <= after}
+            self._offers = {fragment: offer for fragment, offer in self._offers.items() if offer[0] <= after}
+
     def keep(self, fragment: int, step: int) -> None:
         """The fragment moves away with the snapshot of `step`, which we sent: hold it for its new host. Before `commit`."""
         with self._lock:

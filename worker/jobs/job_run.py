@@ -308,6 +308,7 @@ class JobRun:
         route.admission = admission
         for fragment in set(host.hosted) - set(hosted):
             parts.backups.keep(fragment, order.step)
+        parts.backups.abandon(order.step)
         host.hosted = hosted
         host.post(Switch(order.plan, order.step, pieces))
         if order.step > host.assembly.first_step - 1:
