@@ -8,7 +8,7 @@ what the product does (the backup worker adopts and replays) stand
   made to refuse;
 - *heavy rescheduling*, Asteroid's baseline: the state of all fragments goes to the coordinator, a plan is made, all state goes out
   again. The product does not do that at a loss, so it is put together from what the product does do and this program
-  measures: noticing the loss, collecting all state (the checkpoint at the end of a job, when nothing else is on the links),
+  measures: noticing the loss, collecting all state (the checkpoint at the end of an undisturbed job, when nothing else is on the links),
   and from the loss to the start of a restart (stopping, planning, building, fetching all state), plus one median step.
   Nothing runs again. It flatters the baseline: the dead worker's state would have to come from somewhere, and the plan keeps
   the cuts;
@@ -59,6 +59,10 @@ SETTLED = 20
 """The step after which workers are killed at the earliest."""
 LEFT = 25
 """Steps of a job after that."""
+UNDISTURBED = 3
+"""Runs that say what collecting all state takes: after a loss it is elsewhere."""
+POLICY = "op-fence"
+"""The default."""
 VICTIMS = ("first", "last", "busiest", "second", "third")
 
 
@@ -131,18 +135,19 @@ def collecting(run: Timed, outcome: Outcome) -> float | None:
 
 
 def choose(pool: PlacedPool, run: Timed, victim: str) -> str:
-    """The worker that `victim` names, which depends on the plan."""
+    """The worker that `victim` names, which depends on the plan; one that has no state to lose is none."""
     with pool.client() as client:
-        fragments = client.job(run.id)["fragments"]
+        fragments = [fragment for fragment in client.job(run.id)["fragments"] if fragment["parameter_bytes"]]
     if victim == "busiest":
         return str(max(fragments, key=lambda fragment: fragment["flops"])["worker"])
-    return str(fragments[{"first": 0, "second": 1, "third": 2, "last": -1}[victim]]["worker"])
+    at = {"first": 0, "second": 1, "third": 2, "last": -1}[victim]
+    return str(fragments[min(at, len(fragments) - 1)]["worker"])
 
 
 def lose(
     pool: PlacedPool, job: CapturedJob, victim: str, chance: random.Random, undisturbed: Outcome, *, restart: bool
-) -> tuple[Loss, float | None]:
-    """Train the job, kill a worker on the way; returns what it cost and how long collecting all state took at the end.
+) -> Loss:
+    """Train the job, kill a worker on the way; returns what it cost.
 
     Not before the step that leaves `LEFT` of them, and once a snapshot is held.
     """
@@ -168,7 +173,7 @@ def lose(
     pool.start_worker(LocalWorker(name))
     run.until(lambda: joined(pool, WORKERS))
     replay = run.replay()
-    loss = Loss(
+    return Loss(
         victim=victim,
         step=at,
         median_step=pace,
@@ -179,7 +184,6 @@ def lose(
         started=None if started is None else started - killed,
         different=tuple(differences(undisturbed, outcome)),
     )
-    return loss, collecting(run, outcome)
 
 
 @dataclass(frozen=True)
@@ -249,9 +253,7 @@ def times(losses: Sequence[Loss]) -> Sample:
     return Sample(tuple(loss.next_step for loss in losses))
 
 
-def measure(setting: Setting, workload: Workload, text: Path, kills: int, seed: int, codec: str) -> Result:
-    # What is rounded depends on where the model is cut, so that must not depend on what was measured.
-    policy = "equal-compute" if codec == "none" else "equal-ops"
+def measure(setting: Setting, workload: Workload, text: Path, kills: int, seed: int, codec: str, policy: str) -> Result:
     spec = workload.job(text, workers=len(WORKERS), fragments=len(WORKERS), policy=policy)
     spec["checkpoint"] = {"every": CHECKPOINT_EVERY}
     spec["fault_tolerance"] = {"failure_timeout": FAILURE_TIMEOUT}
@@ -261,16 +263,17 @@ def measure(setting: Setting, workload: Workload, text: Path, kills: int, seed: 
     restarts: list[Loss] = []
     disturbance = Disturbance()
     with tempfile.TemporaryDirectory() as folder, shaped_pool(Path(folder), WORKERS, setting.bits_per_second) as pool:
-        run = Timed(pool, job)
-        undisturbed = run.finish()
-        seconds = [collecting(run, undisturbed)]
+        seconds = []
+        for _ in range(UNDISTURBED):
+            run = Timed(pool, job)
+            undisturbed = run.finish()
+            seconds.append(collecting(run, undisturbed))
         chance = random.Random(seed)
         for number in range(kills):
             victim = VICTIMS[number % len(VICTIMS)]
             for kind, restart in ((adoptions, False), (restarts, True)):
-                loss, collected = lose(pool, job, victim, chance, undisturbed, restart=restart)
+                loss = lose(pool, job, victim, chance, undisturbed, restart=restart)
                 kind.append(loss)
-                seconds.append(collected)
                 print(
                     f"{setting.name}, {victim} worker, {'restart' if restart else 'adoption'}: noticed after "
                     f"{loss.noticed:.2f} s, next step after {loss.next_step:.2f} s (a step takes {loss.median_step:.2f} s)",
@@ -356,6 +359,7 @@ def main() -> None:
     parser.add_argument("--after", type=int, default=SETTLED, help="the step after which workers are killed")
     parser.add_argument("--width", type=int, default=128, help="of the model")
     parser.add_argument("--codec", default="none", help="of activations and gradients (default: %(default)s)")
+    parser.add_argument("--policy", default=POLICY, help="how the model is cut (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the moments")
     parser.add_argument("--torchft", metavar="PYTHON", help="an interpreter that has torch and torchft")
     options = parser.parse_args()
@@ -380,7 +384,7 @@ def main() -> None:
             if setting.bits_per_second is not None and unshaped is not None:
                 print(f"{setting.name} is left out: {unshaped}", file=sys.stderr)
                 continue
-            result = measure(setting, base, text, options.kills, options.seed, options.codec)
+            result = measure(setting, base, text, options.kills, options.seed, options.codec, options.policy)
             results.append(result)
             rows += rows_of(result)
         if options.torchft:
@@ -393,6 +397,7 @@ def main() -> None:
     names += [] if options.width == Workload().width else [f"width_{options.width}"]
     names += [] if options.after == SETTLED else [f"after_{options.after}"]
     names += [] if options.codec == "none" else [options.codec]
+    names += [] if options.policy == POLICY else [options.policy]
     report(
         "_".join(names),
         "From kill -9 to the next completed step",

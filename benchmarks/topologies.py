@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import yaml
@@ -50,6 +52,12 @@ def one_bad_link(megabits: float = 8.0) -> Topology:
     """Four workers with 1 Gbit/s and 1 ms, but for one pair."""
     workers = [(f"w-{number}", "office", 1.0) for number in range(1, 5)]
     return _topology(workers, [("office", "office", 1000.0, 1.0), ("w-2", "w-3", megabits, 50.0)])
+
+
+def alike(workers: Sequence[str], megabits: float) -> Topology:
+    """Workers of one speed, each behind a link of its own of this rate, as `shaping.py` makes them."""
+    links = [(first, second, megabits, 0.1) for first, second in combinations(workers, 2)]
+    return _topology([(name, name, 1.0) for name in workers], links)
 
 
 def slower(topology: Topology, times: float) -> Topology:
