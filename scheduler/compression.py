@@ -49,26 +49,37 @@ def choose_codecs(
 def with_directions(compression: CompressionSpec, choice: CodecChoice) -> CodecChoice:
     """What the spec says of a direction goes before the rule; error feedback where it asks for it.
 
-    A gradient can reuse the places of an activation that kept some; where all of it travels, so does the gradient.
+    A top-k that the spec names without a ratio has the rule's on that edge, 1 being none, or where the rule is no top-k the
+    spec's. A gradient can reuse the places of an activation that kept some; where all of it travels, so does the gradient.
     Raises `PlanError` for an option that the codec does not have.
     """
     forward, backward = compression.forward or choice.forward, compression.backward or choice.backward
-    if compression.backward is None and reuses(backward) and not isinstance(parse(forward, choice.options), TopK):
+    options = choice.options
+    if "ratio" not in options:
+        ratio = 1.0 if compression.codec in _TOPK else compression.ratio
+        forward, backward = ("none" if ratio == 1 and _lacks_ratio(name) else name for name in (forward, backward))
+        if _lacks_ratio(forward) or _lacks_ratio(backward):
+            options = {**options, "ratio": ratio}
+    if compression.backward is None and reuses(backward) and not isinstance(parse(forward, options), TopK):
         backward = choice.forward  # A rule's gradients have no places to come back at.
     for name in (compression.forward, compression.backward):
         if name is not None:
             parse(name)
-    if compression.codec in _TOPK and compression.forward is None and forward == "none" and backward in _TOPK:
-        backward = "none"  # Without a ratio of its own it has the rule's, which is 1 here.
     if reuses(backward):
-        backward = _reused(backward, forward, choice.options)
+        backward = _reused(backward, forward, options)
     lossy = (forward, backward) != ("none", "none")
     return CodecChoice(
         forward=forward,
         backward=backward,
-        options=choice.options if lossy else {},
+        options=options if lossy else {},
         error_feedback=compression.error_feedback and lossy,
     )
+
+
+def _lacks_ratio(name: str) -> bool:
+    """Whether this is a top-k that does not say its own ratio."""
+    base, _, written = name.partition(":")
+    return isinstance(parse(base), TopK) and "ratio" not in {item.partition("=")[0] for item in written.split(",")}
 
 
 def _reused(backward: str, forward: str, options: Mapping[str, float]) -> str:
@@ -89,7 +100,9 @@ def _by_rule(
     busy_seconds: float,
 ) -> dict[int, CodecChoice]:
     """What `compression.codec` gives each edge; an edge that is not named travels as it is."""
-    if compression.codec == "none" or (compression.forward is not None and compression.backward is not None):
+    named = [name for name in (compression.forward, compression.backward) if name is not None]
+    settled = len(named) == 2 and not (compression.codec in _TOPK and any(map(_lacks_ratio, named)))
+    if compression.codec == "none" or settled:
         return {}
     if compression.codec in ("topk", "topk-sampled"):
         return {edge: _topk(compression.ratio, compression.codec) for edge in edges if compression.ratio > 1}

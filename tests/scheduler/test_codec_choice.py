@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scheduler_cases import transformer, two_cities
 
-from compress.settings import TopKReused, parse
+from compress.settings import TopK, TopKReused, parse
 from dag.cut import cut
 from dag.workload import workload
 from fusion.errors import PlanError
@@ -70,6 +70,48 @@ def test_uniform_codecs_don_t_depend_on_the_placement() -> None:
 def test_topk_carries_its_ratio_and_ratio_one_is_dense() -> None:
     assert all(choice.options == {"ratio": 50.0} for choice in plan("topk", 50).codecs.values())
     assert plan("topk", 1).codecs == {}
+
+
+@pytest.mark.parametrize(
+    ("spec", "forward", "backward"),
+    [
+        ({"codec": "topk", "backward": "topk"}, 10, 10),
+        ({"codec": "topk", "forward": "topk", "backward": "topk"}, 10, 10),
+        ({"codec": "topk", "forward": "topk:ratio=4", "backward": "topk"}, 4, 10),
+        ({"codec": "topk-sampled", "forward": "topk-sampled", "backward": "topk-reused"}, 10, 10),
+        ({"codec": "none", "forward": "topk", "backward": "topk:value_bits=8"}, 10, 10),
+        ({"codec": "int8", "backward": "topk"}, None, 10),
+        ({"codec": "adaint", "forward": "topk", "backward": "int8"}, 10, None),
+    ],
+)
+def test_a_topk_that_is_named_for_a_direction_has_the_ratio_of_the_spec(
+    spec: dict[str, str], forward: float | None, backward: float | None
+) -> None:
+    devices, network = two_cities()
+    made = plan_job(
+        DAG,
+        devices,
+        network,
+        micro_batches=8,
+        compression=CompressionSpec.model_validate({**spec, "ratio": 10}),
+        policy="equal-ops",
+    )
+    assert made.codecs
+    for choice in made.codecs.values():
+        parsed = [parse(name, choice.options) for name in (choice.forward, choice.backward)]
+        assert [each.ratio if isinstance(each, TopK) else None for each in parsed] == [forward, backward]
+
+
+def test_a_topk_that_is_named_for_both_directions_follows_the_links_with_adatopk() -> None:
+    devices, network = two_cities()
+    of_the_rule = plan("adatopk", 10).codecs
+    named = CompressionSpec(codec="adatopk", ratio=10, forward="topk-sampled", backward="topk")
+    made = plan_job(DAG, devices, network, micro_batches=8, compression=named, policy="equal-ops")
+    assert {edge: choice.options for edge, choice in made.codecs.items()} == {
+        edge: choice.options for edge, choice in of_the_rule.items()
+    }
+    assert {(choice.forward, choice.backward) for choice in made.codecs.values()} == {("topk-sampled", "topk")}
+    assert set(made.codecs) < set(plan("topk", 10).codecs)  # Fast links have ratio 1: nothing is left out there.
 
 
 def test_parameters_of_tied_weights_travel_as_they_are() -> None:
