@@ -76,7 +76,7 @@ def choose(
         return {}, "one worker only"
     slots = optimizer_slots(job.train.optimizer)
     sizes = {summary.index: summary.parameter_bytes for summary in job.fragments}
-    room = {name: float(member.device.memory_bytes or math.inf) for name, member in live.items()}
+    room = {name: float(member.room_bytes or math.inf) for name, member in live.items()}
     for fragment, host in enumerate(plan.placement):
         if host in room:
             room[host] -= sizes.get(fragment, 0) * (2 + slots)

@@ -183,6 +183,8 @@ class Lifecycle:
         match message:
             case Heartbeat():
                 member.memory_used_bytes, member.refused = message.memory_used_bytes, message.refused
+                if member.job is None:
+                    member.own_bytes = message.memory_used_bytes
             case Leaving():
                 self._drain(member, event.time, message.reason)
             case Warned():

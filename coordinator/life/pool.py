@@ -22,6 +22,9 @@ from fusion.messages import Device, PeerAddress
 
 MemberState = Literal["joined", "idle", "busy", "draining", "lost", "left"]
 LIVE: frozenset[MemberState] = frozenset({"joined", "idle", "busy", "draining"})
+_GROWN = 1.2
+"""A process that trains takes about so many times what it takes at rest, beside what is planned for: code that it has not
+needed before, messages on their way."""
 
 
 class Member(BaseModel):
@@ -45,6 +48,8 @@ class Member(BaseModel):
     joined_at: float = 0.0
     last_heard: float = 0.0
     memory_used_bytes: int = 0
+    own_bytes: int = 0
+    """What its process takes without a job: no fragment can have that."""
     refused: int = 0
     """Messages of its peers that it has refused."""
     moving: bool = False
@@ -57,6 +62,12 @@ class Member(BaseModel):
     @property
     def live(self) -> bool:
         return self.state in LIVE
+
+    @property
+    def room_bytes(self) -> int:
+        """What its memory limit leaves for jobs; 0: it has no limit."""
+        limit = self.device.memory_bytes
+        return max(1, limit - round(_GROWN * self.own_bytes)) if limit else 0
 
     @property
     def address(self) -> PeerAddress:

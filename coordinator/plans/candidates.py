@@ -35,7 +35,7 @@ async def candidates(lifecycle: Lifecycle, asked: ev.MakePlan) -> list[Candidate
     return [
         Candidate(
             member.name,
-            member.device,
+            member.device.model_copy(update={"memory_bytes": member.room_bytes}),
             asked.slower.get(member.name, 1.0),
             place_of(member.endpoint),
             links[member.name],

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from recovery_cases import Play
 
 from coordinator.life import events as ev
+from coordinator.life.backups import choose
+from coordinator.plans.candidates import candidates
+from fusion.messages import Heartbeat
 
 
 def ticks(play: Play, count: int, every: float) -> None:
@@ -30,3 +35,23 @@ def test_a_coordinator_that_is_always_late_notices_silence_all_the_same(every: f
     play = Play("ab")
     ticks(play, int(5.0 / min(every, 0.5)) + 1, every)
     assert not any(member.live for member in play.lifecycle.pool)
+
+
+def test_what_a_process_takes_at_rest_is_no_room_for_fragments() -> None:
+    """`b` may use 1,000 bytes and takes 500 without a job, so about 600 with one."""
+    play = Play("ab", hosts=1, memory={"b": 1000})
+    play.say("b", Heartbeat(incarnation=play.member("b").incarnation, memory_used_bytes=500))
+    asked = ev.MakePlan("job", 1, ("a", "b"), play.plan, {})
+    assert [each.device.memory_bytes for each in asyncio.run(candidates(play.lifecycle, asked))] == [0, 400]
+    play.say("b", Heartbeat(incarnation=play.member("b").incarnation, memory_used_bytes=990))
+    assert play.member("b").room_bytes == 1  # Never 0, which is no limit.
+
+
+def test_what_a_worker_takes_for_a_job_is_room_all_the_same() -> None:
+    play = Play("abc", memory={"b": 10_000}, fragment_bytes=1000)
+    assert "b" in play.run.backups.values()
+    play.say("b", Heartbeat(incarnation=play.member("b").incarnation, memory_used_bytes=9_000))
+    assert play.member("b").room_bytes == 10_000
+    play.member("b").own_bytes = 7_000
+    chosen, _ = choose(play.job, play.plan, play.lifecycle.pool.of_job("job"))
+    assert "b" not in chosen.values()
