@@ -98,6 +98,8 @@ class Adoption:
         ]
         job.finished = []
         run.round = None
+        # Two workers or more hold each other's snapshots.
+        run.standby = [name for name in run.standby if name not in placement and len(set(placement)) == 1]
         backups = self._backups.assign(job, job.plan)
         behind = sorted({*moved, *(run.switch.behind if run.switch is not None else ())})
         run.replaying = behind

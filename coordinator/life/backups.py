@@ -70,9 +70,10 @@ def choose(
     are four, so that neighbours may be lost together. The `previous` one while it can be, because it has built the fragment
     already. A worker that leaves takes no backups.
     """
-    live = {member.name: member for member in members if member.state != "draining" and member.name in plan.workers}
-    ring = [name for name in plan.workers if name in live]
-    if len(plan.workers) < 2:
+    there = (*plan.workers, *(job.run.standby if job.run is not None else ()))
+    live = {member.name: member for member in members if member.state != "draining" and member.name in there}
+    ring = [name for name in there if name in live]
+    if len(there) < 2:
         return {}, "one worker only"
     slots = optimizer_slots(job.train.optimizer)
     sizes = {summary.index: summary.parameter_bytes for summary in job.fragments}
@@ -225,7 +226,7 @@ class Backups:
         """Order the next round when it is time, for a step that nobody has reached."""
         run = job.run
         assert run is not None
-        if job.plan is None or len(job.plan.workers) < 2:
+        if job.plan is None or len(job.plan.workers) + len(run.standby) < 2:
             return
         hurried = run.urgent or self._logs_fill(job, run)
         # Asked with every report: links are looked up only once nothing else stands in the way.

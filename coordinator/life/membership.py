@@ -106,12 +106,13 @@ class Membership:
             self._books.leave(member, why)
             return
         member.state, member.leave_by = "draining", now + self._books.timing.drain_patience
-        member.moving = self._consequences.move_off(job, member)
-        when = (
-            "its fragments move to other workers first"
-            if member.moving
-            else self._wait_for_checkpoint(job, member, now)
-        )
+        member.moving = not _handed_over(job, member) and self._consequences.move_off(job, member)
+        if member.moving:
+            when = "its fragments move to other workers first"
+        elif _handed_over(job, member):
+            when = "it has no fragments"
+        else:
+            when = self._wait_for_checkpoint(job, member, now)
         self._books.do(ev.SaveWorker(member.name))
         self._books.story(job, "worker-draining", f"worker {member.name} leaves ({why}); {when}", worker=member.name)
         self._mind_leaving(member, now)

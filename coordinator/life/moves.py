@@ -1,13 +1,14 @@
 """Fragments change their host in good order: when a worker leaves, joins or slows down.
 
 Everybody stops after one common step, each moving fragment's snapshot goes to its new host, and the new placement holds
-from there on; nothing is run again. A worker that is new to the job builds what it needs before that.
+from there on; nothing is run again. A worker that is new to the job builds what it needs before that. So does one that is
+to hold snapshots only (`standby.py`).
 """
 
 from __future__ import annotations
 
 from coordinator.life import events as ev
-from coordinator.life import recut, slowness
+from coordinator.life import recut, slowness, standby
 from coordinator.life.adoption import Adoption
 from coordinator.life.backups import Backups, choose
 from coordinator.life.books import Books
@@ -70,12 +71,16 @@ class Moves:
         assert run is not None
         move = run.move
         if move is None:
-            self._ask_when_wanted(job, now)
+            if not self._stand_by_when_wanted(job, now):
+                self._ask_when_wanted(job, now)
             return False
         if move.unready or move.unconnected:
             if now - move.since > _NEWCOMER_PATIENCE:
                 missing = ", ".join(dict.fromkeys([*move.unready, *move.unconnected]))
                 self.abandon(job, now, f"{missing} did not get ready")
+            return False
+        if job.plan is not None and move.placement == job.plan.placement:
+            self._stand_by(job, move)
             return False
         return self._order(job, move, now)
 
@@ -152,6 +157,39 @@ class Moves:
             self._take_in(job, [usable[name] for name in newcomers], others)
         self._books.save(job, announce=False)
 
+    # Standing by --------------------------------------------------------------------------------------------------
+
+    def _stand_by_when_wanted(self, job: Job, now: float) -> bool:
+        """Have an idle worker get ready to hold the snapshots of a job that is on one worker only."""
+        run, plan = job.run, job.plan
+        assert run is not None
+        assert plan is not None
+        if run.asked_for_move is not None or not standby.wanted(job):
+            return False
+        newcomer = next((member for member in self.candidates(job) if member.name not in job.hosts), None)
+        if newcomer is None:
+            return False
+        others = list(job.hosts)
+        cause = f"all fragments are on {plan.workers[0]}"
+        run.move = Move(placement=plan.placement, cause=cause, newcomers=[newcomer.name], since=now)
+        run.move.unready, run.move.unconnected = [newcomer.name], others
+        self._take_in(job, [newcomer], others)
+        self._books.save(job, announce=False)
+        return True
+
+    def _stand_by(self, job: Job, move: Move) -> None:
+        run, plan = job.run, job.plan
+        assert run is not None
+        assert plan is not None
+        run.move, run.standby = None, list(move.newcomers)
+        self._backups.assign(job, plan)
+        run.urgent = True
+        names = ", ".join(run.standby)
+        self._books.story(
+            job, "stands-by", f"worker {names} holds snapshots of job {job.id}, because {move.cause}", worker=names
+        )
+        self._books.save(job)
+
     # Newcomers ----------------------------------------------------------------------------------------------------
 
     def _take_in(self, job: Job, newcomers: list[Member], others: list[str]) -> None:
@@ -210,7 +248,11 @@ class Moves:
         if to_blame:
             run.abandoned += 1
             run.moved_at = now
-        self._books.story(job, "move-given-up", f"job {job.id}: fragments don't move because {move.cause}: {why}")
+        if job.plan is not None and move.placement == job.plan.placement:
+            what = f"worker {', '.join(move.newcomers)} does not stand by"
+        else:
+            what = f"fragments don't move because {move.cause}"
+        self._books.story(job, "move-given-up", f"job {job.id}: {what}: {why}")
         for member in self._books.hosts(job):
             if member.name in move.newcomers:
                 self._let_go(job, member, why)
@@ -278,6 +320,8 @@ class Moves:
         for member in self._books.hosts(job):
             if member.name in working or self.is_newcomer(job, member):
                 continue
+            if standby.keeps(job, member, self._books.jobs.values()):
+                continue
             patient = run.moved_at is None or now - run.moved_at < _UPLOAD_PATIENCE
             # One worker alone takes no snapshots, so nothing newer would come.
             holds = len(job.plan.workers) > 1 and member.name in run.holders.values()
@@ -285,7 +329,14 @@ class Moves:
                 continue
             run.left.pop(member.name, None)
             run.holders = {fragment: holder for fragment, holder in run.holders.items() if holder != member.name}
-            self._let_go(job, member, "its fragments have moved")
+            if member.name in run.standby:
+                run.standby.remove(member.name)
+                if run.round is not None and not run.round.hold:
+                    run.round = None  # Nobody is left to hold its snapshots.
+                self._backups.assign(job, job.plan)
+                self._let_go(job, member, "its snapshots are needed no more")
+            else:
+                self._let_go(job, member, "its fragments have moved")
 
     def _awaited(self, job: Job, fragments: list[int], step: int) -> bool:
         """Whether a checkpoint lacks parts of these fragments that their former host is to upload."""

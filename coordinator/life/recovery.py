@@ -178,6 +178,7 @@ class Recovery:
             del job.hosts[name]
             run.log_bytes.pop(name, None)
             run.left.pop(name, None)
+        run.standby = [name for name in run.standby if name in job.hosts]
         self.moves.abandon(job, now, cause, to_blame=False)
         run.asked_at = None
         run.cant_move = ""

@@ -92,6 +92,8 @@ class Run(BaseModel):
     """Fragment -> the worker that the next snapshot goes to."""
     refused: dict[int, list[str]] = Field(default_factory=dict)
     """Fragment -> workers that had no room for its snapshot."""
+    standby: list[str] = Field(default_factory=list)
+    """Workers without a fragment that hold snapshots all the same (`standby.py`)."""
     alone: str = ""
     """Why something runs without a backup, as people were told."""
 

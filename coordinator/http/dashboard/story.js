@@ -11,7 +11,7 @@ const WARN = new Set([
   "warning", "adoption", "restarted", "moved", "move-given-up", "no-move", "no-backup", "snapshot-refused", "cancelled",
   "coordinator-restarted", "worker-left", "worker-draining", "link-changed", "speed-corrected",
 ]);
-const GOOD = new Set(["done", "started", "replayed", "worker-joined"]);
+const GOOD = new Set(["done", "started", "replayed", "stands-by", "worker-joined"]);
 const SIGNS = { bad: "✕", warn: "!", good: "✓", plain: "·" };
 
 export function tone(event) {
