@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from coordinator.life.jobs import Job
 from coordinator.life.pool import Member
 
-_LEAST_SECONDS = 1.0
+_LEAST_SECONDS = 0.5
 """Of work that there must be to lose;"""
-_SECONDS_LEFT = 5.0
+_SECONDS_LEFT = 2.0
 """... what is left of a job must take longer than this for another worker to be bothered."""
 
 

@@ -192,6 +192,16 @@ def test_drain_and_sigterm_replay_nothing_and_everybody_gone_comes_back(gpt: Sce
         assert outcome.count("restarted") >= 1
 
 
+def test_the_only_worker_of_a_job_dies_and_one_that_was_idle_holds_its_snapshots(tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "job", "gpt-dropout", 500, plan={"fragments": 1})
+    with storm(scene, tmp_path / "storm", NAMES[:2]) as (pool, run):
+        run.until(lambda: run.ended or run.heard("stands-by"))
+        at = run.step
+        run.until(lambda: run.ended or run.common_step() > at)
+        pool.kill(run.plan()[0])
+        same(scene, run, adoption=1, restarted=0)
+
+
 def test_lossy_codecs_error_feedback_and_batch_norm(tmp_path: Path) -> None:
     """The codecs of a plan are those of the edges that cross workers when it is made: as many workers for the calm run."""
     workers = NAMES[:3]
