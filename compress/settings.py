@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import ClassVar, Literal
 
 from dag.graph import DTYPE_BYTES, FLOATING
+from fusion.codec_names import CODEC_OPTIONS, check_option, read_codec
 from fusion.errors import PlanError
 
 MAX_TOPK_ELEMENTS = 2**31 - 1
@@ -35,6 +37,14 @@ def dtype_name(dtype: object) -> str:
 def raw_bytes(shape: Sequence[int], dtype: object) -> int:
     """Bytes of the tensor as it is."""
     return math.prod(shape) * DTYPE_BYTES[dtype_name(dtype)]
+
+
+def _check(codec: str, **options: float) -> None:
+    for option, value in options.items():
+        try:
+            check_option(codec, option, value)
+        except ValueError as error:
+            raise PlanError(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +112,7 @@ class Blocks(Settings):
     name: ClassVar[str] = "int"
 
     def __post_init__(self) -> None:
-        if self.block % 8 or not 8 <= self.block <= 65536:
-            raise PlanError(
-                f"option block of codec int{self.bits} must be a multiple of 8 in 8..65536, not {self.block}"
-            )
+        _check(f"int{self.bits}", block=self.block)
 
     @property
     def levels(self) -> int:
@@ -133,8 +140,7 @@ class TopK(Settings):
     name: ClassVar[str] = "topk"
 
     def __post_init__(self) -> None:
-        if not (1 <= self.ratio < math.inf):
-            raise PlanError(f"option ratio of codec topk must be 1 or more and finite, not {self.ratio}")
+        _check(self.name, ratio=self.ratio, value_bits=self.value_bits)
 
     def keep(self, elements: int) -> int:
         """How many values an exact selection keeps: at least one of a tensor that is not empty."""
@@ -188,9 +194,11 @@ class TopKReused(TopK):
 
 
 def with_options(name: str, **options: float) -> str:
-    """The codec called `name`, with these options in its name too."""
+    """The codec called `name`, with these options in its name too, in place of its own."""
     base, _, written = name.partition(":")
-    return f"{base}:{','.join([*filter(None, [written]), *(f'{key}={value!r}' for key, value in options.items())])}"
+    kept = [item for item in written.split(",") if item and item.partition("=")[0] not in options]
+    # Names have no exponents, which a float's own text may have.
+    return f"{base}:{','.join([*kept, *(f'{key}={Decimal(repr(value)):f}' for key, value in options.items())])}"
 
 
 def reuses(name: str) -> bool:
@@ -216,9 +224,7 @@ CODECS: dict[str, Settings] = {
 }
 """Every codec by name, with its default options."""
 
-_FIXED = {"bits", "sampled"}
-"""Fields that the codec's name already decides."""
-_OPTIONS = {option.name for settings in CODECS.values() for option in fields(settings)} - _FIXED
+_OPTIONS = {option for options in CODEC_OPTIONS.values() for option in options}
 
 
 def parse(name: str, options: Mapping[str, float] | None = None) -> Settings:
@@ -227,42 +233,15 @@ def parse(name: str, options: Mapping[str, float] | None = None) -> Settings:
     `options` may be meant for an edge's two directions: a codec takes those that it has. Options in the name must fit.
     Raises `PlanError` for an unknown codec, an option that no codec has, or a value out of range.
     """
-    base, _, written = name.partition(":")
-    if base not in CODECS:
-        raise PlanError(f"unknown codec {base!r}; known: {', '.join(CODECS)}")
-    settings = CODECS[base]
-    own = {option.name for option in fields(settings)} - _FIXED
-    chosen: dict[str, float] = {}
-    for key, value in (options or {}).items():
+    try:
+        base, written = read_codec(name)
+    except ValueError as error:
+        raise PlanError(str(error)) from None
+    for key in options or {}:
         if key not in _OPTIONS:
             raise PlanError(f"no codec has an option {key!r}; known: {', '.join(sorted(_OPTIONS))}")
-        if key in own:
-            chosen[key] = value
-    for item in filter(None, written.split(",")):
-        key, _, text = item.partition("=")
-        if key not in own:
-            raise PlanError(f"codec {base} has no option {key!r}; it has: {', '.join(sorted(own)) or 'none'}")
-        try:
-            chosen[key] = float(text)
-        except ValueError:
-            raise PlanError(f"option {key} of codec {base} must be a number, not {text!r}") from None
-    return _replace(base, settings, chosen)
-
-
-def _replace(base: str, settings: Settings, chosen: Mapping[str, float]) -> Settings:
-    values = {option.name: getattr(settings, option.name) for option in fields(settings)}
-    for key, value in chosen.items():
-        if isinstance(values[key], float):
-            values[key] = float(value)
-            continue
-        if not math.isfinite(value) or value != int(value):
-            raise PlanError(f"option {key} of codec {base} must be a whole number, not {value}")
-        if isinstance(values[key], bool):
-            if value not in (0, 1):
-                raise PlanError(f"option {key} of codec {base} must be 0 or 1, not {value}")
-            values[key] = bool(value)
-        else:
-            values[key] = int(value)
-    if values.get("value_bits", 16) not in (8, 16, 32):
-        raise PlanError(f"option value_bits of codec {base} must be 8, 16 or 32, not {values['value_bits']}")
-    return type(settings)(**values)
+    own = {key: value for key, value in (options or {}).items() if key in CODEC_OPTIONS[base]}
+    chosen = {**own, **written}
+    _check(base, **chosen)
+    settings = CODECS[base]
+    return replace(settings, **{key: type(getattr(settings, key))(value) for key, value in chosen.items()})

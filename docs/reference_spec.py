@@ -124,7 +124,7 @@ def type_name(annotation: Any) -> str:
 def limits(field: FieldInfo) -> str:
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
     found = [
-        f"{sign} {value if value < 2**31 else '2^63'}"
+        f"{sign} {'2^63' if value == 2**63 else f'{value:g}' if isinstance(value, float) else value}"
         for item in field.metadata
         for name, sign in signs.items()
         if (value := getattr(item, name, None)) is not None

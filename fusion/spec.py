@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from fusion.codec_names import CODEC_OPTIONS, read_codec
 from fusion.plan import ScheduleName
 from fusion.units import ByteCount, Seconds
 
@@ -194,9 +195,21 @@ class PlanSpec(_Section):
     fragments: int | None = Field(None, gt=0, description="Fragments to cut. Default: the policy decides.")
 
 
-_DIRECTION = r"^(none|bf16|int8|int4|int3|int2|topk|topk-sampled{})(:[a-z_]+=[0-9.]+(,[a-z_]+=[0-9.]+)*)?$"
-ForwardCodec = Annotated[str, Field(pattern=_DIRECTION.format(""))]
-BackwardCodec = Annotated[str, Field(pattern=_DIRECTION.format("|topk-reused"))]
+def _direction(*known: str) -> AfterValidator:
+    def check(name: str) -> str:
+        base = name.partition(":")[0]
+        if base in ("adatopk", "adaint", "auto"):
+            raise ValueError(f"{base} chooses a codec for each link and is no codec itself; write `codec: {base}`")
+        if base == "topk-reused" and base not in known:
+            raise ValueError(f"topk-reused is a codec of gradients (backward) only; known: {', '.join(known)}")
+        read_codec(name, known)
+        return name
+
+    return AfterValidator(check)
+
+
+ForwardCodec = Annotated[str, _direction(*(name for name in CODEC_OPTIONS if name != "topk-reused"))]
+BackwardCodec = Annotated[str, _direction(*CODEC_OPTIONS)]
 
 
 class CompressionSpec(_Section):
@@ -204,7 +217,9 @@ class CompressionSpec(_Section):
         "none", "bf16", "int8", "int4", "int3", "int2", "topk", "topk-sampled", "adatopk", "adaint", "auto"
     ] = Field("none", description="Codec of crossing edges.")
     forward: ForwardCodec | None = Field(
-        None, description="Codec of activations in place of `codec`, with its options if need be: `int4:stochastic=1`."
+        None,
+        description="Codec of activations in place of `codec`, with its options if need be: `int4:stochastic=1,block=256` (int8 to "
+        "int2; blocks are multiples of 8 up to 65536), `topk:ratio=100,value_bits=8` (8, 16 or 32).",
     )
     backward: BackwardCodec | None = Field(
         None,
@@ -219,6 +234,8 @@ class CompressionSpec(_Section):
     ratio: float = Field(
         100.0,
         ge=1,
+        le=1e12,
+        allow_inf_nan=False,
         description="Ratio of topk and adatopk: keep one value in `ratio`; adaint: how many times fewer bytes on the slowest "
         "link, as far as the widths allow.",
     )

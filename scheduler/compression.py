@@ -51,7 +51,6 @@ def with_directions(compression: CompressionSpec, choice: CodecChoice) -> CodecC
 
     A top-k that the spec names without a ratio has the rule's on that edge, 1 being none, or where the rule is no top-k the
     spec's. A gradient can reuse the places of an activation that kept some; where all of it travels, so does the gradient.
-    Raises `PlanError` for an option that the codec does not have.
     """
     forward, backward = compression.forward or choice.forward, compression.backward or choice.backward
     options = choice.options
@@ -62,9 +61,6 @@ def with_directions(compression: CompressionSpec, choice: CodecChoice) -> CodecC
             options = {**options, "ratio": ratio}
     if compression.backward is None and reuses(backward) and not isinstance(parse(forward, options), TopK):
         backward = choice.forward  # A rule's gradients have no places to come back at.
-    for name in (compression.forward, compression.backward):
-        if name is not None:
-            parse(name)
     if reuses(backward):
         backward = _reused(backward, forward, options)
     lossy = (forward, backward) != ("none", "none")

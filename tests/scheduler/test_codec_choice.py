@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 from scheduler_cases import transformer, two_cities
 
 from compress.settings import TopK, TopKReused, parse
@@ -48,10 +49,12 @@ def test_a_direction_may_have_a_codec_of_its_own() -> None:
 
 
 def test_an_option_that_the_codec_does_not_have_is_refused() -> None:
+    with pytest.raises(ValidationError, match="codec int8 has no option 'ratio'"):
+        CompressionSpec(forward="int8:ratio=3")
     devices, network = two_cities()
-    spec = CompressionSpec(forward="int8:ratio=3")
+    unchecked = CompressionSpec().model_copy(update={"forward": "int8:ratio=3"})
     with pytest.raises(PlanError, match="codec int8 has no option 'ratio'"):
-        plan_job(DAG, devices, network, micro_batches=8, compression=spec)
+        plan_job(DAG, devices, network, micro_batches=8, compression=unchecked, policy="equal-ops")
 
 
 def test_uniform_codecs_don_t_depend_on_the_placement() -> None:
