@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 _NUMBER = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z/]*)\s*$")
 _BYTES = {
@@ -31,6 +35,8 @@ _RATE = {
     "mb/s": 1e6,
     "gb/s": 1e9,
 }
+_SMALL_B = re.compile(r"([kKmMgG]?)b/[sS]")
+"""Not folded: `16Mb/s` is 16 megabits to most people, an eighth of what `16MB/s` is."""
 _TIME = {"": 1.0, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
@@ -38,15 +44,16 @@ def _parse(value: object, units: dict[str, Any], what: str, example: str) -> flo
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{what} must be a number or text such as {example}")
     if isinstance(value, int | float):
-        number, unit = float(value), ""
+        number, unit = float(value) if abs(value) < 2**1023 else math.inf, ""
     else:
         match = _NUMBER.match(value)
         if not match or match[2].lower() not in units:
             raise ValueError(f"can't read {value!r} as {what}; write it like {example}")
         number, unit = float(match[1]), match[2].lower()
-    if not 0 <= number < float("inf"):
+    total = number * float(units[unit])
+    if not 0 <= total < float("inf"):
         raise ValueError(f"{what} must be zero or more and finite, got {value!r}")
-    return number * float(units[unit])
+    return total
 
 
 def parse_bytes(value: object) -> int:
@@ -55,13 +62,43 @@ def parse_bytes(value: object) -> int:
 
 
 def parse_rate(value: object) -> float:
-    """`16Mbit/s` -> 2e6 bytes per second; a bare number is bytes per second. Raises `ValueError`."""
+    """`16Mbit/s` -> 2e6 bytes per second; a bare number is bytes per second.
+
+    Raises `ValueError`, also for `16Mb/s`, which is bits to some and bytes to others.
+    """
+    match = _NUMBER.match(value) if isinstance(value, str) else None
+    small = _SMALL_B.fullmatch(match[2]) if match else None
+    if match and small:
+        number, prefix = match[1], small[1]
+        bits, octets = f"{number}{prefix}bit/s", f"{number}{prefix.upper().replace('K', 'k')}B/s"
+        raise ValueError(f"can't tell whether {value!r} is bits or bytes; write {bits} or {octets}")
     return _parse(value, _RATE, "a bandwidth", "16Mbit/s")
 
 
 def parse_seconds(value: object) -> float:
     """`90ms` -> 0.09 seconds; a bare number is seconds. Raises `ValueError`."""
     return _parse(value, _TIME, "a duration", "90ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """Bounds of a pydantic field, both included, as people write them: `Within(parse_seconds, "1ms", "24h")`."""
+
+    parse: Callable[[object], float]
+    least: str
+    most: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        least, most = self.parse(self.least), self.parse(self.most)
+
+        def check(value: float) -> float:
+            if not least <= value <= most:
+                raise PydanticCustomError(
+                    "out_of_bounds", "must be between {least} and {most}", {"least": self.least, "most": self.most}
+                )
+            return value
+
+        return core_schema.no_info_after_validator_function(check, handler(source))
 
 
 def format_bytes(count: float) -> str:
@@ -102,3 +139,7 @@ def plural(word: str, count: int) -> str:
 ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
 BytesPerSecond = Annotated[float, BeforeValidator(parse_rate)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds)]
+SomeBytes = Annotated[ByteCount, Within(parse_bytes, "1B", "1000TiB")]
+"""Of memory."""
+Bandwidth = Annotated[BytesPerSecond, Within(parse_rate, "1bit/s", "1000000GB/s")]
+"""Of memory or a link, above 0, so that what travels there takes a finite time."""
