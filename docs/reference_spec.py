@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fusion import spec, topology
-from fusion.units import ByteCount, BytesPerSecond, Seconds
+from fusion.units import ByteCount, BytesPerSecond, Seconds, Within
 
 HEAD = """\
 # Job spec
@@ -99,11 +99,11 @@ NAMES = {bool: "true or false", int: "integer", float: "number", str: "text", An
 
 def type_name(annotation: Any) -> str:
     """`int | None` -> `integer`; the default column says whether null is meant."""
-    for marked, name in MARKED.items():
-        if annotation == marked:
-            return name
     origin = get_origin(annotation)
     if origin is Annotated:
+        for kind, name in MARKED.items():
+            if get_args(kind)[1] in get_args(annotation)[1:]:
+                return name
         return type_name(get_args(annotation)[0])
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
@@ -129,7 +129,15 @@ def limits(field: FieldInfo) -> str:
         for name, sign in signs.items()
         if (value := getattr(item, name, None)) is not None
     ]
+    found += [f"{item.least} to {item.most}" for item in bounds(field)]
     return f" ({', '.join(found)})" if found else ""
+
+
+def bounds(field: FieldInfo) -> list[Within]:
+    """Those as people write them; of a field that may be null, pydantic leaves them inside the union."""
+    arms = [arm for arm in get_args(field.annotation) if get_origin(arm) is Annotated]
+    notes = [*field.metadata, *(note for arm in arms for note in get_args(arm)[1:])]
+    return [note for note in notes if isinstance(note, Within)]
 
 
 def default_text(field: FieldInfo) -> str:

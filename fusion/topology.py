@@ -5,20 +5,23 @@ Local mode paces its sockets to one; `fusion plan` and the simulator schedule ov
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from itertools import combinations_with_replacement
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fusion.errors import SpecError
-from fusion.units import ByteCount, BytesPerSecond, Seconds
+from fusion.units import Bandwidth, Seconds, SomeBytes, Within, parse_seconds
 from fusion.yaml_file import PlacedError, load_model, suggest
 
 MOST_WORKERS = 10_000
 MOST_LETTERS = 64
 """Of a worker's name."""
+Speed = Annotated[float, Within(float, "1e-6", "1e24")]
+"""FLOP/s, or relative to another worker. What a task takes stays a finite time, far from the ends of a float."""
 
 
 class _Section(BaseModel):
@@ -33,16 +36,13 @@ class TopologyWorker(_Section):
         1, ge=1, le=MOST_WORKERS, description="So many alike workers, called NAME-1, NAME-2 and so on; 1: just NAME."
     )
     region: str = Field(description="Where it stands; links are given between regions.")
-    speed: float = Field(
-        gt=0, allow_inf_nan=False, description="Speed in FLOP/s; for `fusion up`, relative to the fastest worker."
+    speed: Speed = Field(description="Speed in FLOP/s; for `fusion up`, relative to the fastest worker.")
+    memory: SomeBytes = Field(description="Memory for training, e.g. 4GiB.")
+    memory_bandwidth: Bandwidth | None = Field(
+        None, description="Memory traffic, e.g. 448GB/s. Default: a byte per 8 FLOP."
     )
-    memory: ByteCount = Field(gt=0, description="Memory for training, e.g. 4GiB.")
-    memory_bandwidth: BytesPerSecond | None = Field(
-        None, gt=0, description="Memory traffic, e.g. 448GB/s. Default: a byte per 8 FLOP."
-    )
-    access: BytesPerSecond | None = Field(
+    access: Bandwidth | None = Field(
         None,
-        gt=0,
         description="Its own connection's slower way, e.g. 20Mbit/s: no link between regions is faster for it.",
     )
 
@@ -58,9 +58,12 @@ class TopologyWorker(_Section):
 class TopologyLink(_Section):
     """The link between two regions, or between two workers, which wins over the pair of their regions."""
 
-    between: tuple[str, str] = Field(description="Two regions (the same one twice: inside it) or two workers.")
-    bandwidth: BytesPerSecond = Field(gt=0, description="One way, e.g. 16Mbit/s.")
-    latency: Seconds = Field(description="One way, e.g. 90ms.")
+    between: tuple[str, str] = Field(
+        description="Two regions (the same one twice: inside it) or two workers. Where workers are called like their regions, "
+        "their regions are meant."
+    )
+    bandwidth: Bandwidth = Field(description="One way, e.g. 16Mbit/s.")
+    latency: Annotated[Seconds, Within(parse_seconds, "0s", "1h")] = Field(description="One way, e.g. 90ms.")
 
 
 class Topology(_Section):
@@ -72,13 +75,16 @@ class Topology(_Section):
     @model_validator(mode="after")
     def _complete(self) -> Topology:
         workers = self._each()
-        known = sorted({*workers, *(worker.region for worker in self.workers)})
+        regions = {worker.region for worker in self.workers}
+        known = sorted({*workers, *regions})
         seen: set[tuple[str, str]] = set()
         for number, link in enumerate(self.links):
             for end in link.between:
                 if end not in known:
                     message = f"no worker or region is called {end!r}{suggest(end, known)}"
                     raise PlacedError(message, "links", number, "between")
+            if message := _mixed(*link.between, workers, regions):
+                raise PlacedError(message, "links", number, "between")
             if _pair(*link.between) in seen:
                 raise PlacedError(
                     f"a link between {' and '.join(link.between)} was given before", "links", number, "between"
@@ -111,7 +117,7 @@ class Topology(_Section):
         for worker in self.workers:
             regions.setdefault(worker.region, []).append(worker)
         for here, there in combinations_with_replacement(regions, 2):
-            if _pair(here, there) in self._links:
+            if _pair(here, there) in self.region_links:
                 continue
             for first in regions[here]:
                 for second in regions[there]:
@@ -123,8 +129,21 @@ class Topology(_Section):
                         )
 
     @cached_property
-    def _links(self) -> dict[tuple[str, str], TopologyLink]:
-        return {_pair(*link.between): link for link in self.links}
+    def region_links(self) -> dict[tuple[str, str], TopologyLink]:
+        """Links between regions, by their two names in order."""
+        regions = {worker.region for worker in self.workers}
+        return {_pair(*link.between): link for link in self.links if regions >= set(link.between)}
+
+    @cached_property
+    def worker_links(self) -> dict[tuple[str, str], TopologyLink]:
+        """Links between workers, by their two names in order. A link that also joins their regions is not one of these."""
+        found: dict[tuple[str, str], TopologyLink] = {}
+        for link in self.links:
+            pair = _pair(*link.between)
+            first, second = (self._workers.get(end) for end in pair)
+            if first and second and first is not second and _pair(first.region, second.region) != pair:
+                found[pair] = link
+        return found
 
     @cached_property
     def _workers(self) -> dict[str, TopologyWorker]:
@@ -132,10 +151,10 @@ class Topology(_Section):
 
     def _find(self, first: TopologyWorker, second: TopologyWorker) -> tuple[float, float] | None:
         """Bandwidth and latency of a pair; a link given for two workers holds as it is, whatever their access."""
-        link = self._links.get(_pair(first.name, second.name))
+        link = self.worker_links.get(_pair(first.name, second.name))
         if link is not None:
             return link.bandwidth, link.latency
-        link = self._links.get(_pair(first.region, second.region))
+        link = self.region_links.get(_pair(first.region, second.region))
         if link is None:
             return None
         access = [end.access for end in (first, second) if end.access]
@@ -165,6 +184,16 @@ class Topology(_Section):
         if found is None:
             raise SpecError(f"the topology has no link between {first} and {second}")
         return found
+
+
+def _mixed(first: str, second: str, workers: Collection[str], regions: Collection[str]) -> str | None:
+    """What is wrong with a link whose ends are neither two regions nor two workers."""
+    if (first in regions and second in regions) or (first in workers and second in workers and first != second):
+        return None
+    if first == second:
+        return f"{first!r} is one worker, and a link has two ends; give two regions or two workers"
+    worker, region = (first, second) if second in regions else (second, first)
+    return f"{worker!r} is a worker and {region!r} a region; give two regions or two workers"
 
 
 def _pair(first: str, second: str) -> tuple[str, str]:

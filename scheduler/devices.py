@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from fusion.topology import Topology
+from fusion.topology import Topology, TopologyLink
 
 FLOPS_PER_BYTE = 8.0
 """A device that does not say how fast its memory is moves one byte per so many FLOPs (a CPU core: 50 GFLOP/s, 6 GB/s)."""
@@ -128,14 +128,18 @@ def from_topology(topology: Topology) -> tuple[tuple[Device, ...], Network]:
     devices = tuple(
         Device(w.name, w.region, w.speed, w.memory, bytes_per_second=w.memory_bandwidth) for w in topology.workers
     )
-    links: dict[tuple[str, str], Link] = {}
-    for given in topology.links:
-        first, second = given.between
-        links[first, second] = links[second, first] = Link(given.bandwidth, given.latency)
+    workers, regions = _both_ways(topology.worker_links), _both_ways(topology.region_links)
     # A topology names every pair, so the default is never used between its workers.
-    default = min(links.values(), key=lambda link: link.bytes_per_second, default=LOOPBACK)
+    default = min((*workers.values(), *regions.values()), key=lambda link: link.bytes_per_second, default=LOOPBACK)
     access = {worker.name: worker.access for worker in topology.workers if worker.access}
-    return devices, Network(default, links, links, {device.name: device.region for device in devices}, access)
+    return devices, Network(default, workers, regions, {device.name: device.region for device in devices}, access)
+
+
+def _both_ways(links: Mapping[tuple[str, str], TopologyLink]) -> dict[tuple[str, str], Link]:
+    found: dict[tuple[str, str], Link] = {}
+    for (first, second), given in links.items():
+        found[first, second] = found[second, first] = Link(given.bandwidth, given.latency)
+    return found
 
 
 def measured(

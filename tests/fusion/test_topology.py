@@ -42,7 +42,36 @@ def test_links(tmp_path):
     ("old", "new", "message"),
     [
         ("1Gbit/s", "-1Gbit/s", r"pool.yaml:6:29: links\[0\].bandwidth: can't read"),
-        ("1Gbit/s", "0", r"links\[0\].bandwidth: input should be greater than 0"),
+        ("1Gbit/s", "0", r"links\[0\].bandwidth: must be between 1bit/s and 1000000GB/s, got 0$"),
+        ("1Gbit/s", "1e-300", r"links\[0\].bandwidth: must be between 1bit/s and 1000000GB/s, got 1e-300$"),
+        ("1Gbit/s", "1e7GB/s", r"links\[0\].bandwidth: must be between 1bit/s and 1000000GB/s, got '1e7GB/s'$"),
+        ("1Gbit/s", "1Gb/s", r"links\[0\].bandwidth: can't tell whether '1Gb/s' is bits or bytes; write 1Gbit/s or"),
+        ("latency: 1ms", "latency: 2h", r"links\[0\].latency: must be between 0s and 1h, got '2h'$"),
+        ("memory: 8GiB", "memory: 0", r"workers\[2\].memory: must be between 1B and 1000TiB, got 0$"),
+        ("memory: 8GiB", "memory: 1e290GiB", r"workers\[2\].memory: must be between 1B and 1000TiB"),
+        ("memory: 8GiB", f"memory: {400 * '9'}", r"workers\[2\].memory: a size must be zero or more and finite"),
+        ("speed: 2.0e+11", "speed: 1e-300", r"workers\[2\].speed: must be between 1e-6 and 1e24, got 1e-300$"),
+        ("speed: 2.0e+11", "speed: 1e300", r"workers\[2\].speed: must be between 1e-6 and 1e24, got 1e\+300$"),
+        (
+            "name: lima-1",
+            "name: lima-1, memory_bandwidth: 1e-300",
+            r"workers\[2\].memory_bandwidth: must be between 1bit/s",
+        ),
+        (
+            "[lima-1, oslo-2]",
+            "[lima-1, oslo]",
+            r"pool.yaml:8:6: links\[2\].between: 'lima-1' is a worker and 'oslo' a region; give two regions or two workers$",
+        ),
+        (
+            "[lima-1, oslo-2]",
+            "[oslo, lima-1]",
+            "'lima-1' is a worker and 'oslo' a region; give two regions or two workers$",
+        ),
+        (
+            "[lima-1, oslo-2]",
+            "[oslo-2, oslo-2]",
+            r"links\[2\].between: 'oslo-2' is one worker, and a link has two ends; give two regions or two workers$",
+        ),
         ("latency: 1ms", "latency: -1", r"links\[0\].latency: a duration must be zero or more"),
         (
             "[oslo, oslo]",
@@ -54,7 +83,8 @@ def test_links(tmp_path):
         ("  - {between: [oslo, lima], bandwidth: 16Mbit/s, latency: 90ms}\n", "", "no link between oslo-1 and lima-1"),
         ("memory: 8GiB", "memry: 8GiB", "3 problems|2 problems"),
         ("speed: 2.0e+11", "speed: .inf", r"workers\[2\].speed"),
-        ("name: lima-1", "name: lima-1, access: 0", r"workers\[2\].access: input should be greater than 0"),
+        ("speed: 2.0e+11", "speed: .nan", r"workers\[2\].speed"),
+        ("name: lima-1", "name: lima-1, access: 0", r"workers\[2\].access: must be between 1bit/s"),
         ("name: lima-1", "name: lima-1, count: 0", r"workers\[2\].count: input should be greater than or equal to 1"),
         ("name: lima-1", "name: oslo, count: 2", r"pool.yaml:4:6: workers\[2\].name: two workers are called 'oslo-1'"),
         ("name: lima-1", "name: lima, count: 9999", r"pool.yaml:4:5: workers\[2\]: more than 10000 workers"),
@@ -85,3 +115,41 @@ def test_a_slow_access_caps_links_of_regions_only(tmp_path):
     assert pool.link("oslo-1", "lima-1") == (0.25e6, 0.09), "the slower end decides"
     assert pool.link("oslo-1", "oslo-2") == (0.25e6, 0.001)
     assert pool.link("lima-1", "oslo-2") == (1e6, 0.08), "a link between two workers is what it says"
+
+
+NAMESAKES = """\
+workers:
+  - {name: oslo, region: oslo, speed: 1, memory: 4GiB, access: 1Mbit/s}
+  - {name: lima, region: lima, speed: 0.5, memory: 4GiB}
+  - {name: lima-2, region: lima, speed: 0.5, memory: 4GiB}
+links:
+  - {between: [oslo, lima], bandwidth: 16Mbit/s, latency: 90ms}
+  - {between: [lima, lima], bandwidth: 1Gbit/s, latency: 1ms}
+  - {between: [oslo, lima-2], bandwidth: 8Mbit/s, latency: 80ms}
+"""
+
+
+def test_a_link_of_workers_called_like_their_regions_is_the_regions(tmp_path):
+    pool = load(tmp_path, NAMESAKES)
+    assert pool.link("oslo", "lima") == pool.link("lima", "oslo") == (125e3, 0.09), "access counts on a region's link"
+    assert pool.link("lima", "lima-2") == (125e6, 0.001)
+    assert pool.link("oslo", "lima-2") == (1e6, 0.08), "lima-2 is no region, so these are two workers"
+
+
+def test_workers_called_like_regions_of_others_may_have_a_link(tmp_path):
+    pool = load(
+        tmp_path,
+        """\
+workers:
+  - {name: b, region: a, speed: 1, memory: 1GiB, access: 1Mbit/s}
+  - {name: c, region: a, speed: 1, memory: 1GiB}
+  - {name: d, region: b, speed: 1, memory: 1GiB}
+links:
+  - {between: [a, a], bandwidth: 3Mbit/s, latency: 1ms}
+  - {between: [a, b], bandwidth: 2Mbit/s, latency: 1ms}
+  - {between: [b, c], bandwidth: 8Mbit/s, latency: 8ms}
+""",
+    )
+    assert pool.link("b", "c") == (1e6, 0.008)
+    assert pool.link("c", "d") == (0.25e6, 0.001)
+    assert pool.link("b", "d") == (0.125e6, 0.001)

@@ -10,7 +10,7 @@ from scheduler_cases import transformer
 
 from fusion.errors import PlanError
 from fusion.topology import Topology
-from scheduler import Training, chrome_trace, compare, from_topology, homogeneous, html, plan_job, simulate_plan
+from scheduler import Link, Training, chrome_trace, compare, from_topology, homogeneous, html, plan_job, simulate_plan
 from scheduler.policies.fences import transfer_seconds
 
 TOPOLOGY = Topology.model_validate(
@@ -54,6 +54,54 @@ def test_transfer_times_of_all_pairs_are_those_of_their_links() -> None:
             expected = sum(network.link(*way).transfer(1e6) for way in ways) if first != second else 0.0
             assert found[row, column] == pytest.approx(expected)
     assert len(set(found.round(9).flat)) > 5
+
+
+def test_access_counts_on_a_link_of_regions_that_have_a_worker_of_their_name() -> None:
+    workers = [
+        {"name": "oslo", "region": "oslo", "speed": 1, "memory": "1GiB", "access": "1Mbit/s"},
+        {"name": "lima", "region": "lima", "speed": 1, "memory": "1GiB"},
+        {"name": "rome", "region": "lima", "speed": 1, "memory": "1GiB"},
+    ]
+    links = [
+        {"between": ["oslo", "lima"], "bandwidth": "16Mbit/s", "latency": "90ms"},
+        {"between": ["lima", "lima"], "bandwidth": "1Gbit/s", "latency": "1ms"},
+        {"between": ["rome", "oslo"], "bandwidth": "8Mbit/s", "latency": "80ms"},
+    ]
+    topology = Topology.model_validate({"workers": workers, "links": links})
+    devices, network = from_topology(topology)
+    assert network.link("oslo", "lima") == network.link("lima", "oslo") == Link(125e3, 0.09)
+    assert network.link("oslo", "rome") == Link(1e6, 0.08)
+    found = transfer_seconds(devices, network, 1e6)
+    for row, first in enumerate(devices):
+        for column, second in enumerate(devices):
+            link = network.link(first.name, second.name)
+            assert (link.bytes_per_second, link.seconds) == topology.link(first.name, second.name)
+            assert found[row, column] == pytest.approx(0 if first is second else 2 * link.transfer(1e6))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("other_speed", ["1e-6", "1e24"])
+@pytest.mark.parametrize("speed", ["1e-6", "1e24"])
+@pytest.mark.parametrize(
+    ("rate", "latency", "memory_bandwidth"),
+    [("1bit/s", "0s", "1bit/s"), ("1bit/s", "1h", "1000000GB/s"), ("1000000GB/s", "0s", None)],
+)
+def test_plans_at_the_bounds_of_a_topology_are_counted(
+    speed: str, other_speed: str, rate: str, latency: str, memory_bandwidth: str | None
+) -> None:
+    rest = {"memory": "1000TiB", "memory_bandwidth": memory_bandwidth}
+    workers = [
+        {"name": "a", "region": "a", "speed": speed, **rest},
+        {"name": "b", "region": "b", "speed": other_speed, "count": 2, **rest},
+    ]
+    links = [
+        {"between": ["a", "b"], "bandwidth": rate, "latency": latency},
+        {"between": ["b", "b"], "bandwidth": "1Mbit/s", "latency": "1ms"},
+    ]
+    topology = Topology.model_validate({"workers": workers, "links": links})
+    for row in compare(DAG, topology, Training(micro_batches=2)):
+        assert row["reason"] is None
+        assert 0 < row["step_seconds"] < float("inf")
 
 
 def test_speed_up_is_over_the_faster_plain_baseline() -> None:

@@ -94,3 +94,15 @@ def test_the_delay_line_keeps_to_them() -> None:
     finally:
         line.close()
     line.close()
+
+
+def test_a_message_that_takes_longer_than_a_wait_can_be_holds_up_no_other() -> None:
+    arrived: queue.Queue[str] = queue.Queue()
+    line = DelayLine({"moon": SlowLink(0.125, 3600.0), "lima": SlowLink(1e9, 0.0)})
+    try:
+        line.put("moon", 2**40, lambda: arrived.put("moon"))
+        for _ in range(20):  # The thread waits for the moon between two of them.
+            line.put("lima", 1, lambda: arrived.put("lima"))
+            assert arrived.get(timeout=10) == "lima"
+    finally:
+        line.close()

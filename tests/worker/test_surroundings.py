@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from fusion.topology import Topology
@@ -47,3 +49,7 @@ def test_a_worker_that_is_not_named_is_as_fast_as_it_is() -> None:
 )
 def test_the_rest_after_a_task(slowdown: float, busy: float, elapsed: float, rest: float) -> None:
     assert Surroundings(slowdown=slowdown).rest(busy, elapsed) == rest
+
+
+def test_a_worker_that_is_slower_than_any_clock_rests_as_long_as_a_wait_can_be() -> None:
+    assert Surroundings(slowdown=1e30).rest(1.0, 1.0) == threading.TIMEOUT_MAX

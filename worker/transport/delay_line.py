@@ -51,5 +51,5 @@ class DelayLine:
                 if due := self._links.take(now):
                     return due
                 at = self._links.next_at
-                self._changed.wait(None if at is None else at - now)
+                self._changed.wait(None if at is None else min(at - now, threading.TIMEOUT_MAX))
             return None

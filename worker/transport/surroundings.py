@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from threading import TIMEOUT_MAX
 
 from fusion.topology import Topology
 from worker.transport.slow_links import SlowLink
@@ -19,11 +20,11 @@ class Surroundings:
     """How many times longer than here a task takes."""
 
     def rest(self, busy: float, elapsed: float) -> float:
-        """How long to rest after a task that took `elapsed` seconds, `busy` of them computing.
+        """Seconds to rest after a task that took `elapsed` seconds, `busy` of them computing.
 
         What it waited for a core counts as rest, so workers that share cores are slowed down to the same speed.
         """
-        return max(0.0, self.slowdown * busy - elapsed) if self.slowdown > 1 else 0.0
+        return min(max(0.0, self.slowdown * busy - elapsed), TIMEOUT_MAX) if self.slowdown > 1 else 0.0
 
 
 def surroundings(topology: Topology, name: str) -> Surroundings:
