@@ -53,11 +53,11 @@ class Course:
             prepare_patience=job.spec.fault_tolerance.failure_timeout,
         )
         self._books.do(ev.SavePlan(job.id, plan))
-        count = len(plan.workers)
+        pieces, count = len(plan.placement), len(plan.workers)
         self._books.story(
             job,
             "planned",
-            f"plan {plan.id}: {len(plan.placement)} fragments on {count} {plural('worker', count)} "
+            f"plan {plan.id}: {pieces} {plural('fragment', pieces)} on {count} {plural('worker', count)} "
             f"({', '.join(plan.workers)})",
             plan=plan.id,
         )

@@ -12,7 +12,7 @@ from fusion.cli.output import note, table
 from fusion.errors import UserError
 from fusion.plan import Plan
 from fusion.spec import JobSpec
-from fusion.units import format_bytes, format_seconds
+from fusion.units import format_bytes, format_seconds, plural
 from scheduler import Simulation, Training, chrome_trace, html
 
 if TYPE_CHECKING:
@@ -99,9 +99,8 @@ def remark(predictions: Sequence[Prediction]) -> str | None:
 def _short(placement: Sequence[str]) -> str:
     if len(placement) <= MOST_SHOWN:
         return " ".join(placement)
-    return (
-        f"{' '.join(placement[:3])} ... {placement[-1]} ({len(placement)} fragments on {len(set(placement))} workers)"
-    )
+    count = len(set(placement))
+    return f"{' '.join(placement[:3])} ... {placement[-1]} ({len(placement)} fragments on {count} {plural('worker', count)})"
 
 
 def links_table(prediction: Prediction) -> Table:

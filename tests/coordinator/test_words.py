@@ -1,4 +1,4 @@
-"""What workers say for people to see: once, from whom, and not without end."""
+"""What people are told: what workers say, once, from whom, and not without end; and what becomes of a job."""
 
 from __future__ import annotations
 
@@ -52,6 +52,11 @@ async def counted(server: Server, name: str) -> float:
         await server.call("GET", "/healthz")
     _, page = await server.call("GET", "/metrics")
     return next(float(line.split()[1]) for line in page.decode().splitlines() if line.startswith(f"{name} "))
+
+
+def test_the_story_of_a_plan_counts_in_words() -> None:
+    assert any(": 1 fragment on 1 worker (a)" in story for story in Play("a").stories())
+    assert any(": 3 fragments on 2 workers (a, b)" in story for story in Play("ab", fragments=3).stories())
 
 
 def test_a_loss_that_is_no_number_is_told_once_and_when_it_is_one_again() -> None:
