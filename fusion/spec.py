@@ -7,11 +7,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from fusion.codec_names import CODEC_OPTIONS, read_codec
 from fusion.plan import ScheduleName
-from fusion.units import ByteCount, Seconds
+from fusion.units import Seconds, SomeBytes, Within, parse_seconds
 
 
 class _Section(BaseModel):
@@ -254,16 +266,26 @@ class CompressionSpec(_Section):
 
 
 class FaultToleranceSpec(_Section):
-    failure_timeout: Seconds = Field(5.0, gt=0, description="Silence after which a worker counts as lost.")
-    backup_every: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
-        "auto", description="Steps between snapshots that backup workers hold; `auto`: as often as costs little."
+    failure_timeout: Annotated[Seconds, Within(parse_seconds, "1ms", "24h")] = Field(
+        5.0, description="Silence after which a worker counts as lost."
     )
-    log_memory: ByteCount = Field(
+    backup_every: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
+        "auto",
+        description="Steps between snapshots that backup workers hold, 1 or more; `auto`: as often as costs little.",
+    )
+    log_memory: SomeBytes = Field(
         256 * 2**20,
-        gt=0,
         description="What a worker keeps for replay at most; a full log waits for the next snapshot. After a loss, until that "
         "snapshot, an adopter keeps as much again for the lost worker.",
     )
+
+    @field_validator("backup_every", mode="wrap")
+    @classmethod
+    def _one_message_for_both_forms(cls, value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return read(value)
+        except ValidationError:
+            raise PydanticCustomError("backup_every", "expected 'auto' or a whole number of 1 or more") from None
 
 
 class VerifySpec(_Section):

@@ -14,14 +14,12 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fusion.errors import SpecError
-from fusion.units import Bandwidth, Seconds, SomeBytes, Within, parse_seconds
+from fusion.units import SPEED, Bandwidth, Seconds, SomeBytes, Within, parse_seconds
 from fusion.yaml_file import PlacedError, load_model, suggest
 
 MOST_WORKERS = 10_000
 MOST_LETTERS = 64
 """Of a worker's name."""
-Speed = Annotated[float, Within(float, "1e-6", "1e24")]
-"""FLOP/s, or relative to another worker. What a task takes stays a finite time, far from the ends of a float."""
 
 
 class _Section(BaseModel):
@@ -36,7 +34,9 @@ class TopologyWorker(_Section):
         1, ge=1, le=MOST_WORKERS, description="So many alike workers, called NAME-1, NAME-2 and so on; 1: just NAME."
     )
     region: str = Field(description="Where it stands; links are given between regions.")
-    speed: Speed = Field(description="Speed in FLOP/s; for `fusion up`, relative to the fastest worker.")
+    speed: Annotated[float, SPEED] = Field(
+        description="Speed in FLOP/s; for `fusion up`, relative to the fastest worker."
+    )
     memory: SomeBytes = Field(description="Memory for training, e.g. 4GiB.")
     memory_bandwidth: Bandwidth | None = Field(
         None, description="Memory traffic, e.g. 448GB/s. Default: a byte per 8 FLOP."
@@ -83,8 +83,8 @@ class Topology(_Section):
                 if end not in known:
                     message = f"no worker or region is called {end!r}{suggest(end, known)}"
                     raise PlacedError(message, "links", number, "between")
-            if message := _mixed(*link.between, workers, regions):
-                raise PlacedError(message, "links", number, "between")
+            if mixed := _mixed(*link.between, workers, regions):
+                raise PlacedError(mixed, "links", number, "between")
             if _pair(*link.between) in seen:
                 raise PlacedError(
                     f"a link between {' and '.join(link.between)} was given before", "links", number, "between"

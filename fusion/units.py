@@ -84,21 +84,23 @@ def parse_seconds(value: object) -> float:
 class Within:
     """Bounds of a pydantic field, both included, as people write them: `Within(parse_seconds, "1ms", "24h")`."""
 
-    parse: Callable[[object], float]
+    parse: Callable[[str], float]
     least: str
     most: str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        least, most = self.parse(self.least), self.parse(self.most)
-
         def check(value: float) -> float:
-            if not least <= value <= most:
+            if not self.holds(value):
                 raise PydanticCustomError(
                     "out_of_bounds", "must be between {least} and {most}", {"least": self.least, "most": self.most}
                 )
             return value
 
         return core_schema.no_info_after_validator_function(check, handler(source))
+
+    def holds(self, value: float) -> bool:
+        """Whether a value in plain units is within."""
+        return self.parse(self.least) <= value <= self.parse(self.most)
 
 
 def format_bytes(count: float) -> str:
@@ -139,7 +141,10 @@ def plural(word: str, count: int) -> str:
 ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
 BytesPerSecond = Annotated[float, BeforeValidator(parse_rate)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds)]
-SomeBytes = Annotated[ByteCount, Within(parse_bytes, "1B", "1000TiB")]
+MEMORY = Within(parse_bytes, "1B", "1000TiB")
+SomeBytes = Annotated[ByteCount, MEMORY]
 """Of memory."""
+SPEED = Within(float, "1e-6", "1e24")
+"""FLOP/s, or relative to another worker. What a task takes stays a finite time, far from the ends of a float."""
 Bandwidth = Annotated[BytesPerSecond, Within(parse_rate, "1bit/s", "1000000GB/s")]
 """Of memory or a link, above 0, so that what travels there takes a finite time."""

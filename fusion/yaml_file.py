@@ -145,6 +145,8 @@ def _refuse_repeated_keys(path: Path, root: yaml.Node) -> None:
 def _problems(error: ValidationError, model: type[BaseModel], where: str, node: yaml.Node | None) -> list[str]:
     by_place: dict[tuple[str | int, ...], list[str]] = {}
     for detail in error.errors(include_url=False):
+        if _is_echo(dict(detail)):
+            continue
         path, section = _path_in_data(model, detail["loc"])
         cause = (detail.get("ctx") or {}).get("error")
         if isinstance(cause, PlacedError):
@@ -165,6 +167,14 @@ def _problems(error: ValidationError, model: type[BaseModel], where: str, node: 
         place = f"{where}:{line}:{column}" if line else where
         lines.append((line, column, f"{place}: {name + ': ' if name else ''}{text}"))
     return [text for _, _, text in sorted(lines, key=lambda item: item[:2])]
+
+
+def _is_echo(detail: dict[str, Any]) -> bool:
+    """Pydantic counts items without those that have a problem of their own, so a list may be too short for it only."""
+    items = detail.get("input")
+    return (
+        detail["type"] == "too_short" and isinstance(items, list | tuple) and len(items) >= detail["ctx"]["min_length"]
+    )
 
 
 def _path_in_data(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -89,12 +88,14 @@ def worker(
     # Before torch is imported: it reads these once. Threads that spin while they wait slow their neighbours down.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from fusion.units import parse_bytes
+    from fusion.units import MEMORY, parse_bytes
 
     try:
         limit = parse_bytes(memory_limit) if memory_limit is not None else None
     except ValueError as error:
         raise UserError(f"--memory-limit: {error}") from None
+    if limit and not MEMORY.holds(limit):
+        raise UserError(f"--memory-limit: must be between {MEMORY.least} and {MEMORY.most}, got {memory_limit!r}")
     from fusion.topology import load_topology
     from worker.config import WorkerConfig
     from worker.daemon import run_worker
@@ -127,10 +128,14 @@ def worker(
 
 def _speed(text: str) -> float:
     """Raises `UserError`."""
+    from fusion.units import SPEED
+
     try:
         speed = float(text)
     except ValueError:
         speed = 0.0
-    if not 0 < speed < math.inf:
-        raise UserError(f"--speed {text!r} is not a speed in FLOP/s; write it like 4e11")
+    if not SPEED.holds(speed):
+        raise UserError(
+            f"--speed {text!r} is not a speed in FLOP/s between {SPEED.least} and {SPEED.most}; write it like 4e11"
+        )
     return speed

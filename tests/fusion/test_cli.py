@@ -14,6 +14,7 @@ from loopback_server import as_json, serving
 
 from fusion.cli import app, main
 from fusion.cli.links import links_table
+from fusion.cli.predictions import _short
 
 JOB = {
     "id": "small-1",
@@ -227,10 +228,14 @@ def test_debug_raises(pool):
 
 
 def test_bad_options_of_a_worker(capsys):
-    code, _, err = run(capsys, "worker", "--join", "http://127.0.0.1:1", "--speed", "-1")
-    assert (code, err) == (1, "error: --speed '-1' is not a speed in FLOP/s; write it like 4e11\n")
+    for speed in ("-1", "0", "fast", "nan", "inf", "1e-300", "1e300"):
+        code, _, err = run(capsys, "worker", "--join", "http://127.0.0.1:1", "--speed", speed)
+        wanted = f"error: --speed '{speed}' is not a speed in FLOP/s between 1e-6 and 1e24; write it like 4e11\n"
+        assert (code, err) == (1, wanted)
     code, _, err = run(capsys, "worker", "--join", "http://127.0.0.1:1", "--memory-limit", "lots")
     assert (code, err) == (1, "error: --memory-limit: can't read 'lots' as a size; write it like 2GiB\n")
+    code, _, err = run(capsys, "worker", "--join", "http://127.0.0.1:1", "--memory-limit", "1e290GiB")
+    assert (code, err) == (1, "error: --memory-limit: must be between 1B and 1000TiB, got '1e290GiB'\n")
 
 
 def test_every_flag_has_an_environment_variable():
@@ -325,3 +330,8 @@ def test_a_model_that_can_not_be_captured_names_its_line(capsys, job, tmp_path):
     code, _, err = run(capsys, "dag", str(job))
     assert code == 1
     assert "model.py:9" in err
+
+
+def test_a_long_placement_is_shown_by_its_ends_and_counted():
+    assert _short(("a",) * 9) == "a a a ... a (9 fragments on 1 worker)"
+    assert _short((*"abcdefgh", "z")) == "a b c ... z (9 fragments on 9 workers)"

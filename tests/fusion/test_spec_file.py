@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import zmq
 
 from fusion.errors import SpecError
+from fusion.sockets import keep_alive
 from fusion.spec_file import load_spec, spec_from
 
 GOOD = """\
@@ -59,6 +61,27 @@ def test_a_good_spec(tmp_path):
         ("{arrays: data.npz}", "{text: a.txt, sequence: 5}", "job.yaml:4:21: data.sequence: unknown key 'sequence'"),
         ("{arrays: data.npz}", "{arrays: 7}", "data.arrays: expected text or a mapping of keys to values, got 7"),
         ("loss: mse", "loss: crossentropy", "'crossentropy'; did you mean 'cross_entropy'?"),
+        (
+            "500ms",
+            "100000h",
+            "job.yaml:10:19: fault_tolerance.failure_timeout: must be between 1ms and 24h, got '100000h'",
+        ),
+        ("500ms", "1e300", "fault_tolerance.failure_timeout: must be between 1ms and 24h, got 1e+300"),
+        ("500ms", "0", "fault_tolerance.failure_timeout: must be between 1ms and 24h, got 0"),
+        (
+            "failure_timeout: 500ms",
+            "log_memory: 1e290TiB",
+            "fault_tolerance.log_memory: must be between 1B and 1000TiB",
+        ),
+        *(
+            (
+                "failure_timeout: 500ms",
+                f"backup_every: {given}",
+                "job.yaml:10:19: fault_tolerance.backup_every: expected 'auto' or a whole number of 1 or more, got "
+                + shown,
+            )
+            for given, shown in (("0", "0"), ("-3", "-3"), ("2.5", "2.5"), ("often", "'often'"), ("[1]", "a list"))
+        ),
         ("500ms", "5 parsec", "can't read '5 parsec' as a duration; write it like 90ms"),
         (
             "name: small",
@@ -134,6 +157,17 @@ def test_several_problems_are_all_listed_in_the_order_of_the_file(tmp_path):
     lines = problem(tmp_path, text).splitlines()
     assert lines[0] == "job.yaml: 3 problems"
     assert [line.split(":")[1] for line in lines[1:]] == ["3", "5", "6"]
+
+
+@pytest.mark.parametrize("given", ["1ms", "24h"])
+def test_the_longest_silence_is_one_that_a_socket_can_wait_for(tmp_path, given):
+    path = tmp_path / "job.yaml"
+    path.write_text(changed("500ms", given))
+    socket = zmq.Context.instance().socket(zmq.DEALER)
+    try:
+        keep_alive(socket, load_spec(path).fault_tolerance.failure_timeout)
+    finally:
+        socket.close(0)
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "holds nothing"), ("- 1", "holds a list"), ("hello", "holds text")])

@@ -98,6 +98,14 @@ def test_problems(tmp_path, old, new, message):
         load(tmp_path, GOOD.replace(old, new))
 
 
+def test_a_problem_of_the_only_worker_is_the_only_problem(tmp_path):
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path, "workers:\n  - {name: a, region: a, speed: 0, memory: 1GiB}\n")
+    assert str(caught.value).endswith("pool.yaml:2:26: workers[0].speed: must be between 1e-6 and 1e24, got 0")
+    with pytest.raises(SpecError, match=r"pool.yaml:1:1: workers: expected at least 1 items, got 0$"):
+        load(tmp_path, "workers: []\n")
+
+
 def test_alike_workers_are_written_once(tmp_path):
     pool = load(tmp_path, GOOD.replace("name: oslo-2", "name: oslo-other, count: 3").replace("oslo-2", "oslo-other-2"))
     names = [worker.name for worker in pool.workers]
