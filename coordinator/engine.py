@@ -85,6 +85,9 @@ class Engine:
         self._control = control
         self.admit_known(control)
         self._carry_out(self.lifecycle.restore(self.store.jobs(), self.store.workers(), self.clock()))
+        for job, why in self.store.unreadable.items():
+            words = f"job {job} is left out: this version of Fusion does not take its record ({why}); submit it anew"
+            self._carry_out([ev.RecordEvent(None, "job-left-out", words, {})])
         self.archive.sweep()
         self._background.copy_what_is_missing()
         self._ticking = self._background.spawn(self._tick(), "tick")
@@ -155,7 +158,7 @@ class Engine:
         """Check and queue a job. Raises what `submission.accept` raises."""
         async with self._submitting:
             resume = self.archive.resume_point(submission.resume, self.lifecycle.jobs)
-            number = max((job.number for job in self.lifecycle.jobs.values()), default=0) + 1
+            number = self.store.highest_number() + 1
             job, dag = await asyncio.to_thread(
                 accept,
                 submission,

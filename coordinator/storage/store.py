@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from coordinator.entry.tokens import Token
 from coordinator.life.jobs import Job, Metric
 from coordinator.life.pool import Member
@@ -59,6 +61,8 @@ class Store:
         except (sqlite3.Error, OSError) as error:
             raise ServiceError(f"can't open the coordinator's store {path}: {error}") from None
         self._open = False
+        self.unreadable: dict[str, str] = {}
+        """Job -> why its record can't be read, since `jobs` was asked for."""
 
     def _migrate(self) -> None:
         self._db.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
@@ -97,8 +101,21 @@ class Store:
         )
 
     def jobs(self) -> list[Job]:
-        rows = self._db.execute("SELECT record FROM jobs ORDER BY number")
-        return [Job.model_validate_json(record) for (record,) in rows]
+        """Those that this version can read; `unreadable` has the others, which stay where they are."""
+        found: list[Job] = []
+        self.unreadable.clear()
+        for job, record in self._db.execute("SELECT id, record FROM jobs ORDER BY number"):
+            try:
+                found.append(Job.model_validate_json(record))
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                self.unreadable[job] = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return found
+
+    def highest_number(self) -> int:
+        """Of all jobs that were ever submitted."""
+        (highest,) = self._db.execute("SELECT COALESCE(MAX(number), 0) FROM jobs").fetchone()
+        return int(highest)
 
     def save_plan(self, job: str, plan: Plan) -> None:
         self._write("INSERT OR REPLACE INTO plans VALUES (?, ?, ?)", (job, plan.epoch, plan.model_dump_json()))

@@ -44,6 +44,22 @@ def test_everything_survives(tmp_path: Path) -> None:
     assert again.events(job.id, after=1) == []
 
 
+def test_a_job_that_a_newer_version_would_refuse_is_left_out_and_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db")
+    store.save_job(_job())
+    bad = _job().model_copy(update={"id": "tiny-7", "number": 7})
+    bad.spec = bad.spec.model_copy(
+        update={"compression": bad.spec.compression.model_copy(update={"forward": "int4:block=7"})}
+    )
+    store.save_job(bad)
+    store.close()
+    again = Store(tmp_path / "db")
+    assert [job.id for job in again.jobs()] == ["tiny-1"]
+    assert list(again.unreadable) == ["tiny-7"]
+    assert "block" in again.unreadable["tiny-7"]
+    assert again.highest_number() == 7
+
+
 def test_what_was_not_committed_is_gone_whole(tmp_path: Path) -> None:
     store = Store(tmp_path / "db")
     store.add_event(1.0, None, "a", "a", {})
