@@ -22,7 +22,7 @@ from benchmarks.common import ROOT, machine, peak_memory, report
 from dag.graph import OpDag
 from fusion.cli.predictions import training_of
 from fusion.outline import outline_job
-from fusion.spec import JobSpec
+from fusion.spec import CompressionSpec, JobSpec
 from fusion.submit import read_job
 from fusion.topology import load_topology
 from fusion.units import format_seconds
@@ -82,8 +82,9 @@ def rows_of(dag: OpDag, training: Training, model: str, pool: str) -> list[dict[
     for variant in VARIANTS[pool]:
         for codec in variant.codecs:
             begun = time.process_time()
-            settings = replace(training, use_all=variant.everyone)
-            row: dict[str, Any] = describe(dag, devices, network, settings, variant.policy, codec)
+            settings = replace(training, workers=len(devices) if variant.everyone else None)
+            compression = CompressionSpec(codec=codec, ratio=settings.ratio)
+            row: dict[str, Any] = describe(dag, devices, network, settings, variant.policy, compression)
             found.append(
                 {"model": model, "topology": pool, "everyone": variant.everyone}
                 | {key: row[key] for key in ("policy", "codec", "step_seconds", "bubble", "wire_ratio", "reason")}

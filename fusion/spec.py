@@ -203,7 +203,11 @@ class PlanSpec(_Section):
         "op-fence", description="How to cut and place."
     )
     schedule: ScheduleName = Field("1f1b", description="Order of the tasks of a fragment.")
-    workers: int | None = Field(None, gt=0, description="Workers to wait for and use. Default: all that are idle.")
+    workers: int | None = Field(
+        None,
+        gt=0,
+        description="Workers to wait for and use: of those that are idle, the fastest together. Default: all that are.",
+    )
     fragments: int | None = Field(None, gt=0, description="Fragments to cut. Default: the policy decides.")
 
 

@@ -1,10 +1,11 @@
 """Plans: devices and links, cost model, partition policies, simulator. Pure: no sockets, no clocks, no torch."""
 
-from scheduler.compare import Training, compare, simulate_plan
+from scheduler.compare import compare, simulate_plan
 from scheduler.cost import Costs
 from scheduler.devices import Device, Link, Network, from_topology, homogeneous, measured
 from scheduler.planner import plan_job
 from scheduler.simulation import Simulation, Span
+from scheduler.taking_part import Training, plan_for
 from scheduler.timeline import chrome_trace, html
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "homogeneous",
     "html",
     "measured",
+    "plan_for",
     "plan_job",
     "simulate_plan",
 ]

@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from dag.graph import OpDag
 from dag.workload import workload
 from fusion.errors import PlanError
-from fusion.plan import Plan, ScheduleName
-from fusion.spec import CompressionSpec, OptimizerSpec
+from fusion.plan import Plan
+from fusion.spec import CompressionSpec
 from fusion.topology import Topology
 from scheduler.cost import Costs
 from scheduler.devices import Device, Network, from_topology
 from scheduler.messages import Floats, messages
-from scheduler.planner import plan_job
 from scheduler.policies import POLICIES
 from scheduler.simulation import Simulation
 from scheduler.simulator import STEPS, simulate
+from scheduler.taking_part import Devices, Training, plan_for, taking_part
 
 CodecName = Literal["none", "bf16", "int8", "int4", "topk", "adatopk", "adaint", "auto"]
 MOST_PLAYED = 16_384
 """Forwards per step up to which all `STEPS` are played; of longer pipelines one step is, with filling the pipeline."""
 BASELINES = ("equal-ops", "equal-compute")
 CODECS: tuple[CodecName, ...] = ("none", "bf16", "int8", "int4", "topk", "adatopk", "adaint", "auto")
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """What a plan depends on besides the model and the pool."""
-
-    micro_batches: int = 1
-    schedule: ScheduleName = "1f1b"
-    optimizer: OptimizerSpec | str = "adamw"
-    recompute: bool = False
-    clip: bool = False
-    fragments: int | None = None
-    ratio: float = 100.0
-    use_all: bool = False
-    seed: int = 0
 
 
 def simulate_plan(
@@ -54,8 +38,6 @@ def simulate_plan(
 ) -> Simulation:
     """Play a plan on these devices. Raises `PlanError` when it places a fragment on a worker that is not among them."""
     settings = training or Training()
-    spec = settings.optimizer
-    optimizer = OptimizerSpec.model_validate({"name": spec}) if isinstance(spec, str) else spec
     work = workload(dag)
     costs = Costs(
         work,
@@ -63,7 +45,7 @@ def simulate_plan(
         network or Network(),
         plan.schedule,
         settings.micro_batches,
-        optimizer,
+        settings.optimizer_spec,
         settings.recompute,
     )
     index = {device.name: number for number, device in enumerate(devices)}
@@ -92,8 +74,9 @@ def compare(
     *,
     policies: Sequence[str] = tuple(POLICIES),
     codecs: Sequence[CodecName] = CODECS,
+    own: CompressionSpec | None = None,
 ) -> list[dict[str, Any]]:
-    """One plain dict for each policy and codec, in that order, ready for JSON.
+    """One plain dict for each policy and codec, in that order, ready for JSON; `own` is a job's own setting, if that is another.
 
     Keys: `policy`, `codec`, `step_seconds`, `bubble`, `bytes_per_link` (`"a -> b"` -> wire bytes per step),
     `memory_per_worker` (bytes), `placement` (worker of each fragment), `cuts`, `in_flight`, `weights_behind`, `wire_ratio` (tensor bytes over
@@ -103,8 +86,16 @@ def compare(
     is no plan, when the other figures are None or empty.
     """
     devices, network = from_topology(topology)
-    settings = training or Training()
-    rows = [describe(dag, devices, network, settings, policy, codec) for policy in policies for codec in codecs]
+    asked = training or Training()
+    compressions = [CompressionSpec(codec=codec, ratio=asked.ratio) for codec in codecs]
+    if own is not None and codec_name(own) not in codecs:
+        compressions.append(own)
+    among = [taking_part(dag, devices, network, asked, each) for each in compressions]
+    rows = [
+        describe(dag, devices, network, asked, policy, each, among=groups)
+        for policy in policies
+        for each, groups in zip(compressions, among, strict=True)
+    ]
     usual = [row["step_seconds"] for row in rows if row["policy"] in BASELINES and row["codec"] == "none"]
     fastest = min((seconds for seconds in usual if seconds), default=None)
     for each in rows:
@@ -112,42 +103,32 @@ def compare(
     return rows
 
 
+def codec_name(compression: CompressionSpec) -> str:
+    """What a person reads of a setting: the codec, or that of activations and that of gradients where a direction has its own."""
+    if compression.forward is None and compression.backward is None:
+        return compression.codec
+    return f"{compression.forward or compression.codec}/{compression.backward or compression.codec}"
+
+
 def describe(
-    dag: OpDag, devices: Sequence[Device], network: Network, training: Training, policy: str, codec: CodecName
-) -> dict[str, Any]:
-    """Plan and simulate one policy and codec; one row of `compare`."""
-    try:
-        plan = plan_for(dag, devices, network, training, policy, CompressionSpec(codec=codec, ratio=training.ratio))
-    except PlanError as error:
-        return row(policy, codec, reason=str(error))
-    steps = STEPS if training.micro_batches * len(plan.placement) <= MOST_PLAYED else 1
-    played = simulate_plan(dag, plan, devices, network, training, steps=steps, trace=False)
-    return row(policy, codec, dag, plan, played) | {"simulated_steps": steps}
-
-
-def plan_for(
     dag: OpDag,
     devices: Sequence[Device],
     network: Network,
     training: Training,
     policy: str,
     compression: CompressionSpec,
-) -> Plan:
-    """The plan of one policy and codec. Raises `PlanError`."""
-    return plan_job(
-        dag,
-        devices,
-        network,
-        policy=policy,
-        schedule=training.schedule,
-        micro_batches=training.micro_batches,
-        fragments=training.fragments,
-        optimizer=training.optimizer,
-        recompute=training.recompute,
-        compression=compression,
-        use_all=training.use_all,
-        seed=training.seed,
-    )
+    *,
+    among: Sequence[Devices] | None = None,
+) -> dict[str, Any]:
+    """Plan and simulate one policy and codec; one row of `compare`."""
+    name = codec_name(compression)
+    try:
+        plan = plan_for(dag, devices, network, training, policy, compression, among=among)
+    except PlanError as error:
+        return row(policy, name, reason=str(error))
+    steps = STEPS if training.micro_batches * len(plan.placement) <= MOST_PLAYED else 1
+    played = simulate_plan(dag, plan, devices, network, training, steps=steps, trace=False)
+    return row(policy, name, dag, plan, played) | {"simulated_steps": steps}
 
 
 def row(

@@ -1,14 +1,16 @@
 """Who may start now: first in, first out over the idle workers, with a reason in words for each job that has to wait.
 
 A job that could start if all live workers were idle holds back the jobs behind it, so that small jobs can't starve a
-large one; a job that the pool is too small for, or was refused for all that the pool has, holds nobody back. A job that lost a worker comes before fresh ones, and
-takes its own workers first.
+large one; a job that the pool is too small for, or was refused for all that the pool has, holds nobody back. A job that lost
+a worker comes before fresh ones, and takes its own workers first. A fresh one is offered all that are idle, also where it asks
+for fewer: the scheduler chooses, and the others are free again when its plan is made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from coordinator.life.jobs import Job
 from coordinator.life.pool import Member
@@ -34,10 +36,10 @@ def decide(queued: Sequence[Job], live: Sequence[Member]) -> Queueing:
             reasons[job.id] = f"waits behind job {blocker.id} in the queue"
             continue
         taken = _take(job, idle)
-        if taken is not None and job.refused_for != _incarnations(taken):
+        if taken is not None and not _refused(job, taken):
             return Queueing((job, taken), reasons)
         best = _take(job, usable)
-        hopeless = best is None or job.refused_for == _incarnations(best)
+        hopeless = best is None or _refused(job, best)
         if job.refused_for is not None and (taken is not None or hopeless):
             reasons[job.id] = job.refused_reason
         else:
@@ -47,8 +49,19 @@ def decide(queued: Sequence[Job], live: Sequence[Member]) -> Queueing:
     return Queueing(None, reasons)
 
 
-def _incarnations(members: Sequence[Member]) -> list[str]:
-    return sorted(member.incarnation for member in members)
+def _refused(job: Job, taken: Sequence[Member]) -> bool:
+    """Whether the last plan was refused, and these workers would change nothing about that."""
+    if job.refused_for is None:
+        return False
+    if job.plan is None and job.spec.plan.workers is not None:
+        # Memory is the usual reason, and the roomiest workers were among those to choose from.
+        taken = sorted(taken, key=_room, reverse=True)[: job.spec.plan.workers]
+        return {member.incarnation for member in taken} <= set(job.refused_for)
+    return job.refused_for == sorted(member.incarnation for member in taken)
+
+
+def _room(member: Member) -> float:
+    return member.device.memory_bytes or inf
 
 
 def _needed(job: Job) -> int:
@@ -56,16 +69,11 @@ def _needed(job: Job) -> int:
 
 
 def _take(job: Job, idle: Sequence[Member]) -> tuple[Member, ...] | None:
-    """The workers that `job` would start on now; None when there are too few."""
+    """The workers that `job` would be planned for now; None when there are too few."""
     if len(idle) < _needed(job):
         return None
     if job.plan is None:
-        if job.spec.plan.workers is None:
-            return tuple(idle)
-        if job.refused_for is not None:
-            # The first choice did not fit; memory is the usual reason, so the roomiest workers get a try.
-            idle = sorted(idle, key=lambda member: -member.device.memory_bytes)
-        return tuple(idle[: job.spec.plan.workers])
+        return tuple(idle)
     before = job.plan.workers
     # Its own workers first: their weights may still be in the page cache, and nobody else's job has to wait for them.
     own_first = sorted(idle, key=lambda member: before.index(member.name) if member.name in before else len(before))

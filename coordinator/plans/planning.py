@@ -94,6 +94,7 @@ def _common(group: Sequence[Candidate]) -> dict[str, float]:
 class Planner(Protocol):
     """Makes a plan over `candidates`. Raises `PlanError` with the reason in words when none fits.
 
+    A fresh job that asks for a number of workers is offered all that are idle: the plan uses as many of them as were asked for.
     A job that ran before gives its `previous` plan: its cuts and codecs are kept, because they decide the bits.
     """
 

@@ -44,10 +44,14 @@ class SchedulerPlanner:
         previous: Plan | None,
     ) -> Plan:
         candidates = reachable(candidates)
+        devices, network = self._devices(candidates), self._links(candidates)
+        if previous is None:
+            asked = _training(spec, train)
+            return scheduler.plan_for(dag, devices, network, asked, spec.plan.policy, spec.compression)
         return scheduler.plan_job(
             dag,
-            self._devices(candidates),
-            self._links(candidates),
+            devices,
+            network,
             policy=spec.plan.policy,
             schedule=spec.plan.schedule,
             micro_batches=train.micro_batches,
@@ -55,10 +59,8 @@ class SchedulerPlanner:
             optimizer=train.optimizer,
             recompute=train.recompute,
             compression=spec.compression,
-            cuts=None if previous is None else previous.cuts,
-            codecs=None if previous is None else previous.codecs,
-            # Asked for by number, so all of them are to take part; otherwise the policy may leave slow ones out.
-            use_all=spec.plan.workers is not None and previous is None,
+            cuts=previous.cuts,
+            codecs=previous.codecs,
             seed=train.seed,
         )
 
@@ -67,13 +69,7 @@ class SchedulerPlanner:
     ) -> float | None:
         """The simulated step time of `plan`; None when one of its workers is not a candidate, or lacks memory."""
         devices = self._devices(candidates)
-        training = scheduler.Training(
-            micro_batches=train.micro_batches,
-            schedule=plan.schedule,
-            optimizer=train.optimizer,
-            recompute=train.recompute,
-            clip=train.clip_grad_norm is not None,
-        )
+        training = replace(_training(spec, train), schedule=plan.schedule)
         try:
             played = scheduler.simulate_plan(dag, plan, devices, self._links(candidates), training)
         except PlanError:
@@ -120,6 +116,19 @@ class SchedulerPlanner:
 
     def _links(self, candidates: Sequence[Candidate]) -> scheduler.Network:
         return network_of(candidates, self._network, self._described)
+
+
+def _training(spec: JobSpec, train: TrainConfig) -> scheduler.Training:
+    return scheduler.Training(
+        micro_batches=train.micro_batches,
+        schedule=spec.plan.schedule,
+        optimizer=train.optimizer,
+        recompute=train.recompute,
+        clip=train.clip_grad_norm is not None,
+        fragments=spec.plan.fragments,
+        workers=spec.plan.workers,
+        seed=train.seed,
+    )
 
 
 def _resting(candidate: Candidate, times: float) -> scheduler.Device:

@@ -35,7 +35,7 @@ def training_of(spec: JobSpec) -> Training:
         clip=train.clip_grad_norm is not None,
         fragments=spec.plan.fragments,
         ratio=spec.compression.ratio,
-        use_all=spec.plan.workers is not None,
+        workers=spec.plan.workers,
         seed=train.seed,
     )
 

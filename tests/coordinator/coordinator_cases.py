@@ -173,7 +173,10 @@ def job_record(spec: JobSpec, *, id: str = "job", number: int = 1, **fields: Any
 def equal_ops(
     dag: OpDag, candidates: Sequence[Candidate], spec: JobSpec, train: TrainConfig, previous: Plan | None
 ) -> Plan:
-    """As many fragments as workers (or as asked), equal numbers of ops, in order."""
+    """As many fragments as workers (or as asked), equal numbers of ops, in order; the roomiest workers, if a number is asked for."""
+    if previous is None:
+        roomiest = sorted(candidates, key=lambda each: -each.device.memory_bytes)[: spec.plan.workers]
+        candidates = [each for each in candidates if each in roomiest]
     needed = sum(dag.ops[parameter.op].meta.nbytes for parameter in dag.parameters)
     small = [candidate for candidate in candidates if 0 < candidate.device.memory_bytes < needed]
     if small:

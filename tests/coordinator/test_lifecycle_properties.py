@@ -190,6 +190,9 @@ class PoolMachine(RuleBasedStateMachine):
         workers = asked.workers[: max(1, len(asked.workers) - extra)]
         if asked.previous is not None:
             cuts = asked.previous.cuts
+        elif (wanted := self.lifecycle.jobs[asked.job].spec.plan.workers) is not None:
+            workers = (asked.workers[extra:] or asked.workers)[-wanted:]
+            cuts = tuple(range(1, len(workers)))
         else:
             cuts = tuple(range(1, len(workers)))
         placement = tuple(workers[index * len(workers) // (len(cuts) + 1)] for index in range(len(cuts) + 1))

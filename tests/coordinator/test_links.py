@@ -279,6 +279,20 @@ def test_plans_use_workers_that_can_all_reach_each_other() -> None:
     assert SchedulerPlanner()(tiny_dag(), pool[:2], spec, training(spec), None).workers == ("a",)
 
 
+def test_of_more_workers_than_asked_for_those_with_good_links_take_part() -> None:
+    slow = {"b1": SLOW}
+    pool = [
+        candidate("a1", "p", a2=FAST, **slow),
+        candidate("b1", "q", a1=SLOW, a2=SLOW),
+        candidate("a2", "p", a1=FAST, **slow),
+    ]
+    pool = [replace(each, device=Device(flops_per_second=1e10)) for each in pool]
+    spec = job_spec(plan={"workers": 2})
+    assert set(SchedulerPlanner()(tiny_dag(), pool, spec, training(spec), None).workers) == {"a1", "a2"}
+    unmeasured = [replace(each, links={}) for each in pool]
+    assert set(SchedulerPlanner()(tiny_dag(), unmeasured, spec, training(spec), None).workers) == {"a1", "b1"}
+
+
 # In a running pool ------------------------------------------------------------------------------------------------
 
 

@@ -11,8 +11,9 @@ from fusion.cli.predictions import training_of
 from fusion.outline import outline_job
 from fusion.submit import capture_job, read_job
 from fusion.topology import load_topology
-from scheduler.compare import plan_for, simulate_plan
+from scheduler.compare import simulate_plan
 from scheduler.devices import from_topology
+from scheduler.taking_part import plan_for
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -9,8 +9,10 @@ import pytest
 from scheduler_cases import transformer
 
 from fusion.errors import PlanError
+from fusion.spec import CompressionSpec
 from fusion.topology import Topology
 from scheduler import Link, Training, chrome_trace, compare, from_topology, homogeneous, html, plan_job, simulate_plan
+from scheduler.compare import codec_name
 from scheduler.policies.fences import transfer_seconds
 
 TOPOLOGY = Topology.model_validate(
@@ -139,6 +141,30 @@ def test_every_policy_and_codec_has_a_row_that_is_plain_json() -> None:
         assert row["wire_ratio"] >= 1
     dense = {row["policy"]: row["step_seconds"] for row in rows if row["codec"] == "none"}
     assert dense["op-fence"] <= 1.01 * min(dense.values())
+
+
+def test_a_job_s_own_codecs_have_a_row_for_each_policy_where_no_other_row_is_theirs() -> None:
+    own = CompressionSpec(codec="int8", forward="int4", backward="int3:stochastic=1", error_feedback=True)
+    policies = ("op-fence", "equal-ops")
+    rows = compare(DAG, TOPOLOGY, Training(micro_batches=4), policies=policies, codecs=("none", "int8"), own=own)
+    names = ["none", "int8", "int4/int3:stochastic=1"]
+    assert [(row["policy"], row["codec"]) for row in rows] == [(policy, name) for policy in policies for name in names]
+    used = {
+        (each["forward"], each["backward"])
+        for row in rows
+        if row["codec"] == names[-1]
+        for each in row["codecs_per_link"].values()
+    }
+    assert used == {("int4", "int3:stochastic=1")}
+    plain = CompressionSpec(codec="int8", error_feedback=True)
+    assert len(compare(DAG, TOPOLOGY, policies=policies, codecs=("none", "int8"), own=plain)) == 4
+    assert codec_name(CompressionSpec(codec="int3")) == "int3"
+    assert codec_name(CompressionSpec(codec="auto", backward="bf16")) == "auto/bf16"
+
+
+def test_all_rows_use_as_many_workers_as_asked_for_and_the_same_ones() -> None:
+    rows = compare(DAG, TOPOLOGY, Training(micro_batches=4, workers=2), codecs=("none",))
+    assert {frozenset(row["placement"]) for row in rows} == {frozenset({"oslo-1", "oslo-2"})}
 
 
 def test_what_does_not_fit_has_a_reason() -> None:
