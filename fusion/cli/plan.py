@@ -39,7 +39,7 @@ def plan(
     from fusion.errors import UserError
     from fusion.spec_file import load_spec
     from fusion.topology import load_topology
-    from fusion.units import format_seconds
+    from fusion.units import format_seconds, plural
     from fusion.yaml_file import suggest
     from scheduler.policies import POLICIES
 
@@ -47,14 +47,21 @@ def plan(
     pool = load_topology(topology)
     if policy is not None and policy not in POLICIES:
         raise UserError(f"--policy: no policy {policy!r}{suggest(policy, list(POLICIES))}")
+    if spec.plan.workers is not None and spec.plan.workers > len(pool.workers):
+        count = len(pool.workers)
+        raise UserError(
+            f"{job}: plan.workers is {spec.plan.workers}, but {topology} has {count} {plural('worker', count)}; "
+            f"the job would wait for {spec.plan.workers}"
+        )
     from fusion.cli import predictions
     from fusion.cli.jobs import plan_table
     from fusion.outline import outline_job
     from fusion.spec import CompressionSpec
     from fusion.submit import read_job
+    from scheduler.compare import codec_name, row, simulate_plan
     from scheduler.compare import compare as comparison
-    from scheduler.compare import plan_for, row, simulate_plan
     from scheduler.devices import from_topology
+    from scheduler.taking_part import plan_for
 
     if timeline is not None:
         predictions.check_timeline(timeline)
@@ -64,7 +71,8 @@ def plan(
     devices, network = from_topology(pool)
     chosen, compression = policy or spec.plan.policy, spec.compression
     if compare:
-        found = comparison(dag, pool, training, policies=tuple(POLICIES) if policy is None else (policy,))
+        policies = tuple(POLICIES) if policy is None else (policy,)
+        found = comparison(dag, pool, training, policies=policies, own=compression)
         if as_json:
             print_json(found)
         else:
@@ -73,21 +81,24 @@ def plan(
                 note(remark)
         fastest = min(found, key=lambda prediction: prediction["step_seconds"] or float("inf"))
         chosen = fastest["policy"]
-        compression = CompressionSpec(codec=fastest["codec"], ratio=training.ratio)
+        if fastest["codec"] != codec_name(compression):
+            compression = CompressionSpec(codec=fastest["codec"], ratio=training.ratio)
         if timeline is None:
             return
     made = plan_for(dag, devices, network, training, chosen, compression)
     played = simulate_plan(dag, made, devices, network, training)
     if timeline is not None:
-        predictions.write_timeline(timeline, played, f"{spec.name}: {chosen}, codec {compression.codec}")
+        predictions.write_timeline(timeline, played, f"{spec.name}: {chosen}, codec {codec_name(compression)}")
     if compare:
         return
-    prediction = row(chosen, compression.codec, dag, made, played) | {"fragments": predictions.fragments(dag, made)}
+    prediction = row(chosen, codec_name(compression), dag, made, played) | {
+        "fragments": predictions.fragments(dag, made)
+    }
     if as_json:
         print_json(prediction)
         return
     out(
-        f"{chosen}, codec {compression.codec}: {format_seconds(played.step_seconds)} per step, "
+        f"{chosen}, codec {codec_name(compression)}: {format_seconds(played.step_seconds)} per step, "
         f"workers idle {played.bubble:.0%} of it"
     )
     out("")

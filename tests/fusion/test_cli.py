@@ -321,6 +321,36 @@ def test_plan(capsys, job, tmp_path):
     assert (code, err) == (1, "error: --policy: no policy 'op-fnce'; did you mean 'op-fence'?\n")
 
 
+def test_plan_uses_as_many_workers_as_the_job_asks_for(capsys, job, tmp_path):
+    topology = tmp_path / "pool.yaml"
+    topology.write_text(
+        "workers:\n"
+        + "".join(
+            f"  - {{name: {name}, region: {name[0]}, speed: 1.0e+9, memory: 1GiB}}\n" for name in ("x1", "y1", "x2")
+        )
+        + "links:\n  - {between: [x, x], bandwidth: 1Gbit/s, latency: 1ms}\n"
+        "  - {between: [x, y], bandwidth: 16Mbit/s, latency: 90ms}\n"
+    )
+    arguments = ("plan", str(job), "--topology", str(topology))
+    job.write_text(SPEC + "plan: {workers: 2}\n")
+    assert set(json.loads(run(capsys, *arguments, "--json")[1])["placement"]) == {"x1", "x2"}
+    compared = json.loads(run(capsys, *arguments, "--compare", "--json")[1])
+    assert {frozenset(entry["placement"]) for entry in compared} == {frozenset({"x1", "x2"})}
+    job.write_text(SPEC + "plan: {workers: 5}\n")
+    for more in ((), ("--compare",)):
+        code, out, err = run(capsys, *arguments, *more)
+        assert (code, out) == (1, "")
+        assert err == (f"error: {job}: plan.workers is 5, but {topology} has 3 workers; the job would wait for 5\n")
+
+
+def test_plan_names_the_job_s_own_codecs(capsys, job, tmp_path):
+    job.write_text(SPEC + "compression: {codec: int8, forward: int4, backward: 'int3:stochastic=1'}\n")
+    arguments = ("plan", str(job), "--topology", str(tmp_path / "pool.yaml"))
+    assert run(capsys, *arguments)[1].startswith("op-fence, codec int4/int3:stochastic=1: ")
+    compared = json.loads(run(capsys, *arguments, "--compare", "--json")[1])
+    assert [entry["codec"] for entry in compared].count("int4/int3:stochastic=1") == 4
+
+
 def test_a_model_that_can_not_be_captured_names_its_line(capsys, job, tmp_path):
     (tmp_path / "model.py").write_text(
         "import torch\n\nclass Bad(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
