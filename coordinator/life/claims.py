@@ -1,7 +1,9 @@
 """Holds what workers say of their speed against what their tasks take: where both are far apart, the tasks are right. Sans I/O.
 
 The cost model is wrong by some factor for everybody (other operators, cores that are shared), so workers are compared with each
-other: the middle one, or the claim itself, stands for what is as it was said.
+other: the middle one, or the claim itself, stands for what is as it was said. Who works alone is held against the model itself,
+but only where it declared its speed, by far more than the model errs, and others who measured theirs are idle: so a job is not
+kept by whoever says the largest number.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from statistics import median, median_low
 from coordinator.life.books import Books
 from coordinator.life.events import SaveWorker
 from coordinator.life.jobs import Job
+from coordinator.life.pool import Member
 from fusion.units import format_seconds
 
 _STEPS = 5
 """Of each fragment; the first ones of a run may be slower than the others, so their median counts."""
 _LIE = 3.0
+_LIE_ALONE = 10.0
 _LEAST_SECONDS = 0.05
 """Of work in a step: shorter tasks are mostly overhead."""
 _LEAST_SHARE = 0.1
@@ -38,7 +42,11 @@ class Correction:
 
 def check(books: Books, job: Job) -> None:
     """Count on the real speed of a worker from here on; tell people, and have the job look for a better placement."""
-    for found in corrections(job, {member.name: member.slower for member in books.hosts(job)}):
+    hosts = books.hosts(job)
+    all_found = corrections(job, {member.name: member.slower for member in hosts})
+    if len(hosts) == 1 and any(_measured(member) for member in books.pool.idle()):
+        all_found = contradicted(job, hosts[0])
+    for found in all_found:
         member = books.pool.get(found.worker)
         assert member is not None
         member.slower = found.slower
@@ -61,7 +69,7 @@ def corrections(job: Job, known: dict[str, float]) -> list[Correction]:
     """The workers of a running job whose steps show another speed than the one that is `known` so far."""
     measured, expected = _work(job)
     if len(measured) < 2:
-        return []  # There is nobody to compare with, and nowhere to move to.
+        return []  # There is nobody to compare with.
     ratios = {worker: measured[worker] / expected[worker] for worker in measured}
     usual = median_low([1.0, *ratios.values()])
     found = []
@@ -73,6 +81,21 @@ def corrections(job: Job, known: dict[str, float]) -> list[Correction]:
         if max(slower / before, before / slower) >= _LIE:
             found.append(Correction(worker, slower, measured[worker], expected[worker]))
     return found
+
+
+def contradicted(job: Job, host: Member) -> list[Correction]:
+    """The only host of a running job, if it declared a speed that is out of the question."""
+    measured, expected = (found.get(host.name) for found in _work(job))
+    if not host.device.declared or not measured or not expected or measured < _LEAST_SECONDS:
+        return []
+    slower = measured / expected
+    if slower < _LIE_ALONE or slower / host.slower < _LIE:
+        return []
+    return [Correction(host.name, slower, measured, expected)]
+
+
+def _measured(member: Member) -> bool:
+    return member.device.flops_per_second > 0 and not member.device.declared
 
 
 def _work(job: Job) -> tuple[dict[str, float], dict[str, float]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from coordinator_cases import job_spec, tiny_dag
 from recovery_cases import Play
@@ -90,6 +92,49 @@ def test_a_worker_alone_has_nobody_to_be_compared_with() -> None:
     play = playing("a", {"a": 0.1}, {"a": 5.0})
     play.train(1, 12)
     assert told(play) == []
+
+
+def alone_with_an_idle_worker(takes: float, *, declared: bool = True, idle: Device | None = None) -> Play:
+    play = Play("ab", hosts=1, backup_every=500)
+    play.member("a").device = Device(flops_per_second=4e13, declared=declared)
+    play.member("b").device = idle or Device(flops_per_second=4e11)
+    play.job.fragments = [summary.model_copy(update={"seconds": 0.1}) for summary in play.job.fragments]
+    play.seconds = {"a": takes}
+    play.train(1, 3)
+    play.answer(play.asked_plan(), ("a",), seconds=0.1, current=0.1)  # On account of the worker that joined.
+    play.job.fragments = [summary.model_copy(update={"seconds": 0.1}) for summary in play.job.fragments]
+    play.train(4, 12, seconds=1.0)
+    return play
+
+
+def test_who_works_alone_does_not_keep_a_job_by_the_speed_that_it_declared() -> None:
+    play = alone_with_an_idle_worker(5.0)
+    assert [each.split(":")[0] for each in told(play)] == ["worker a is 50 times slower than it said (4e+13 FLOP/s)"]
+    assert play.member("a").slower == pytest.approx(50)
+    asked = play.asked_plan()
+    assert asked.price
+    assert (asked.workers, asked.slower) == (("a", "b"), {"a": pytest.approx(50), "b": 1.0})
+    play.answer(asked, ("b",), seconds=0.5, current=5.0)
+    assert play.run.move is not None
+    assert play.run.move.newcomers == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("play", "why"),
+    [
+        (lambda: alone_with_an_idle_worker(0.9), "the model may be wrong by as much"),
+        (lambda: alone_with_an_idle_worker(5.0, declared=False), "what it measured, the idle one measured too"),
+        (
+            lambda: alone_with_an_idle_worker(5.0, idle=Device(flops_per_second=4e11, declared=True)),
+            "or both declared it",
+        ),
+        (lambda: alone_with_an_idle_worker(5.0, idle=Device()), "the idle one said nothing"),
+    ],
+)
+def test_who_works_alone_is_believed_otherwise(play: Callable[[], Play], why: str) -> None:
+    played = play()
+    assert told(played) == [], why
+    assert played.member("a").slower == 1.0
 
 
 def test_what_was_found_out_holds_for_the_next_plan_and_can_be_taken_back() -> None:
