@@ -44,8 +44,10 @@ def check(books: Books, job: Job) -> None:
     """Count on the real speed of a worker from here on; tell people, and have the job look for a better placement."""
     hosts = books.hosts(job)
     all_found = corrections(job, {member.name: member.slower for member in hosts})
-    if len(hosts) == 1 and any(_measured(member) for member in books.pool.idle()):
-        all_found = contradicted(job, hosts[0])
+    working = [member for member in hosts if job.plan is not None and member.name in job.plan.workers]
+    spare = [*books.pool.idle(), *(member for member in hosts if member not in working)]
+    if len(working) == 1 and any(map(_measured, spare)):
+        all_found = contradicted(job, working[0])
     for found in all_found:
         member = books.pool.get(found.worker)
         assert member is not None

@@ -111,12 +111,15 @@ def test_who_works_alone_does_not_keep_a_job_by_the_speed_that_it_declared() -> 
     play = alone_with_an_idle_worker(5.0)
     assert [each.split(":")[0] for each in told(play)] == ["worker a is 50 times slower than it said (4e+13 FLOP/s)"]
     assert play.member("a").slower == pytest.approx(50)
+    play.connect_all()  # The idle one stands by.
+    play.train(13, 13, seconds=1.0)
+    assert play.run.standby == ["b"]
     asked = play.asked_plan()
     assert asked.price
     assert (asked.workers, asked.slower) == (("a", "b"), {"a": pytest.approx(50), "b": 1.0})
     play.answer(asked, ("b",), seconds=0.5, current=5.0)
     assert play.run.move is not None
-    assert play.run.move.newcomers == ["b"]
+    assert (play.run.move.placement, play.run.move.newcomers) == (("b",), [])
 
 
 @pytest.mark.parametrize(
