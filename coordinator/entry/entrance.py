@@ -22,7 +22,7 @@ def admit(lifecycle: Lifecycle, request: JoinRequest, now: float) -> Member:
     for other in lifecycle.pool.live():
         same_name, same_key = other.name == request.name, other.public_key == request.public_key
         # A name whose worker has gone quiet is free: most likely its process was killed and started again.
-        quiet = now - other.last_heard > lifecycle.failure_timeout(other) / 3
+        quiet = other.silence(now) > lifecycle.failure_timeout(other) / 3
         if same_key and not same_name:
             raise NameTakenError(f"worker {other.name} joined with the same key; start the process again")
         if same_name and not same_key and not quiet:

@@ -90,7 +90,8 @@ class Lifecycle:
         self.jobs.update({job.id: job for job in jobs})
         for member in members:
             if member.live:
-                member.last_heard = now + self._books.timing.restart_grace
+                member.last_heard = min(member.last_heard, now)  # The clock may have been set back.
+                member.excused_until = now + self._books.timing.restart_grace
             self.pool.put(member)
         for job in self.jobs.values():
             if job.state == "preparing":

@@ -47,6 +47,8 @@ class Member(BaseModel):
     job: str | None = None
     joined_at: float = 0.0
     last_heard: float = 0.0
+    excused_until: float = 0.0
+    """Its silence before this time is nobody's fault: the coordinator itself was away, or did not listen."""
     memory_used_bytes: int = 0
     own_bytes: int = 0
     """What its process takes without a job: no fragment can have that."""
@@ -62,6 +64,10 @@ class Member(BaseModel):
     @property
     def live(self) -> bool:
         return self.state in LIVE
+
+    def silence(self, now: float) -> float:
+        """Seconds of silence that count against it."""
+        return now - max(self.last_heard, self.excused_until)
 
     @property
     def room_bytes(self) -> int:
@@ -110,10 +116,10 @@ class Pool:
 
     def silent(self, now: float, timeout: Callable[[Member], float]) -> list[Member]:
         """Live members that were last heard longer ago than their timeout."""
-        return [member for member in self if member.live and now - member.last_heard > timeout(member)]
+        return [member for member in self if member.live and member.silence(now) > timeout(member)]
 
     def excuse(self, seconds: float) -> None:
         """Forgive `seconds` of silence: the coordinator itself was not listening."""
         for member in self:
             if member.live:
-                member.last_heard += seconds
+                member.excused_until = max(member.last_heard, member.excused_until) + seconds

@@ -55,3 +55,15 @@ def test_what_a_worker_takes_for_a_job_is_room_all_the_same() -> None:
     play.member("b").own_bytes = 7_000
     chosen, _ = choose(play.job, play.plan, play.lifecycle.pool.of_job("job"))
     assert "b" not in chosen.values()
+
+
+def test_after_a_restart_silence_counts_from_its_end_of_grace_and_nobody_was_heard_in_the_future() -> None:
+    play = Play("ab")
+    play.tick()
+    play.now += 100.0
+    play.restart_coordinator()
+    assert all(member.last_heard <= play.now for member in play.lifecycle.pool)
+    play.tick(9.5, silent="ab")
+    assert all(member.live for member in play.lifecycle.pool)
+    play.tick(1.0, silent="ab")
+    assert not any(member.live for member in play.lifecycle.pool)

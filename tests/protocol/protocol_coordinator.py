@@ -90,7 +90,7 @@ class Coordinator:
     def join(self, name: str, key: str) -> str | None:
         """Admit a worker; returns its incarnation, or None when the name is taken."""
         for other in self.lifecycle.pool.live():
-            quiet = self.now - other.last_heard > self.lifecycle.failure_timeout(other) / 3
+            quiet = other.silence(self.now) > self.lifecycle.failure_timeout(other) / 3
             if other.name == name and other.public_key != key and not quiet:
                 return None
         incarnation = f"{name}-{self._world.number()}"
