@@ -9,9 +9,11 @@ from typing import Any
 
 from coordinator import probing
 from coordinator.archive import Archive
+from coordinator.entry import knock
 from coordinator.life import events as ev
 from coordinator.life.jobs import Job
 from coordinator.life.lifecycle import Lifecycle
+from coordinator.life.pool import Member
 from coordinator.plans.candidates import candidates
 from coordinator.plans.planning import Planner, anew, answer
 from coordinator.storage.checkpoints import Checkpoint, Checkpoints
@@ -21,6 +23,9 @@ from fusion.errors import BlobError, FusionError
 from fusion.messages import Prepare, Resume, ToWorker
 
 logger = logging.getLogger(__name__)
+
+_KNOCKS = 32
+"""At a time, where nobody waits for the answer: a network that breaks makes a whole pool silent."""
 
 Slow = ev.MakePlan | ev.PrepareWorkers | ev.ProbeWorker | ev.WriteCheckpoint
 
@@ -57,6 +62,9 @@ class Background:
         # Checkpoints of one job are written one after the other, so that pruning sees them in order.
         self._writing: dict[str, asyncio.Lock] = {}
         self._copying = asyncio.Lock()
+        self._knocking = asyncio.Semaphore(_KNOCKS)
+        self._in_turn: set[str] = set()
+        """Incarnations at whose doors we knock, or are about to, for their silence."""
 
     def begin(self, asked: Slow) -> None:
         """Do what is asked."""
@@ -65,8 +73,11 @@ class Background:
                 self.spawn(self._make_plan(asked), f"plan {asked.job}")
             case ev.PrepareWorkers():
                 self.spawn(self._prepare(asked), f"prepare {asked.job}")
-            case ev.ProbeWorker():
+            case ev.ProbeWorker(unless_heard_after=None):
                 self.spawn(self._probe(asked), f"probe {asked.worker}")
+            case ev.ProbeWorker() if asked.incarnation not in self._in_turn:
+                self._in_turn.add(asked.incarnation)
+                self.spawn(self._probe_in_turn(asked), f"probe {asked.worker}")
             case ev.WriteCheckpoint():
                 self.spawn(self._write_checkpoint(asked), f"checkpoint {asked.job}@{asked.step}")
 
@@ -143,9 +154,26 @@ class Background:
         for incarnation in asked.hosts:
             self._send(incarnation, message)
 
+    def greet(self, member: Member, seen_as: str) -> None:
+        """Find out whether a worker that has joined from this address lets us in."""
+        self.spawn(self._greet(member, seen_as), f"greet {member.name}")
+
+    async def _greet(self, member: Member, seen_as: str) -> None:
+        async with self._knocking:
+            greeted = knock.is_own(member.endpoint, seen_as) and await probing.greets(member.endpoint)
+        if greeted:
+            self._post_late(ev.WorkerGreeted(self._clock(), member.incarnation))
+
     async def _probe(self, asked: ev.ProbeWorker) -> None:
         if await probing.refuses(asked.endpoint):
-            self._post_late(ev.WorkerUnreachable(self._clock(), asked.incarnation))
+            self._post_late(ev.WorkerUnreachable(self._clock(), asked.incarnation, asked.unless_heard_after))
+
+    async def _probe_in_turn(self, asked: ev.ProbeWorker) -> None:
+        try:
+            async with self._knocking:
+                await self._probe(asked)
+        finally:
+            self._in_turn.discard(asked.incarnation)
 
     def _reason(self, error: Exception) -> str:
         """The reason in words; what nobody foresaw goes to the log with its traceback."""

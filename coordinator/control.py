@@ -34,14 +34,18 @@ _TURN_SECONDS = 0.005
 
 Handler = Callable[[str, ToCoordinator], None]
 """Called with (incarnation, message)."""
+_BATCH, _PAUSE_SECONDS = 1000, 0.05
+"""Between two looks at what was closed: strangers may open and close many connections."""
 
 
 class Control:
     """Receives workers' messages and sends instructions to them by incarnation."""
 
-    def __init__(self, keys: KeyPair, handler: Handler) -> None:
+    def __init__(self, keys: KeyPair, handler: Handler, on_closed: Callable[[], None] | None = None) -> None:
+        """`on_closed` hears that connections were closed; whose, ZeroMQ does not tell."""
         self.keys = keys
         self._handler = handler
+        self._on_closed = on_closed
         self._context = zmq.asyncio.Context()
         self._gatekeeper = Gatekeeper(self._context, on_refused=self._refused_handshake)
         self._socket = self._context.socket(zmq.ROUTER)
@@ -49,6 +53,7 @@ class Control:
         self._routes: dict[str, bytes] = {}
         self._waiting: dict[str, deque[bytes]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.port = 0
         self.received: dict[str, int] = {}
         """Messages by type, for the metrics page."""
@@ -82,6 +87,9 @@ class Control:
         """Take messages in from now on."""
         if self._task is None:
             self._task = asyncio.create_task(self._receive(), name="control channel")
+        if self._watching is None and self._on_closed is not None:
+            monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            self._watching = asyncio.create_task(self._watch(monitor, self._on_closed), name="control monitor")
 
     def admit(self, public_key: str, incarnation: str) -> None:
         """Messages of this key are from `incarnation` from now on."""
@@ -108,6 +116,11 @@ class Control:
             await asyncio.gather(self._task, return_exceptions=True)
             while await self._socket.poll(20):
                 self._take(await self._socket.recv_multipart(copy=False))
+        if self._watching is not None:
+            # Before the task that reads the monitor ends: libzmq blocks on the last word to a monitor nobody reads.
+            self._socket.disable_monitor()
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         self._socket.close()
         await asyncio.to_thread(self._gatekeeper.close)
         await asyncio.to_thread(self._context.term)
@@ -122,6 +135,19 @@ class Control:
                 while monotonic() < until:
                     self._take(now.recv_multipart(zmq.NOBLOCK, copy=False))
             await asyncio.sleep(0)
+
+    async def _watch(self, monitor: zmq.asyncio.Socket, on_closed: Callable[[], None]) -> None:
+        now: zmq.Socket[bytes] = zmq.Socket.shadow(monitor.underlying)
+        try:
+            while True:
+                await monitor.poll()
+                with suppress(zmq.Again):
+                    for _ in range(_BATCH):
+                        now.recv_multipart(zmq.NOBLOCK)
+                on_closed()
+                await asyncio.sleep(_PAUSE_SECONDS)
+        finally:
+            monitor.close(0)
 
     def _take(self, frames: list[zmq.Frame]) -> None:
         incarnation = self._incarnations.get(sender_key(frames[-1]))

@@ -64,7 +64,7 @@ async def _serve(config: CoordinatorConfig, planner: Planner | None) -> int:
     with open_state(config.state):
         access = access_module.load(config.state, config.token, config.join_token)
         engine = make_engine(config, planner)
-        control = Control(access.keys, engine.on_message)
+        control = Control(access.keys, engine.on_message, engine.on_closed)
         listener = bind_http(config.host, config.port)
         try:
             engine.admit_known(control)

@@ -154,6 +154,14 @@ class Engine:
         self.post(ev.WorkerJoined(now, member))
         return member
 
+    def greet(self, member: Member, seen_as: str) -> None:
+        """Find out, beside other work, whether a worker that came from this address lets us in at its door."""
+        self._background.greet(member, seen_as)
+
+    def on_closed(self) -> None:
+        """Connections of the control channel were closed."""
+        self.post(ev.ConnectionClosed(self.clock()))
+
     async def submit(self, submission: Submission) -> Job:
         """Check and queue a job. Raises what `submission.accept` raises."""
         async with self._submitting:

@@ -36,6 +36,16 @@ async def refuses(endpoint: str, patience: float = PATIENCE) -> bool:
     return False
 
 
+async def greets(endpoint: str, patience: float = PATIENCE) -> bool:
+    """Whether whoever listens at `endpoint` answers as a worker does."""
+    try:
+        address = urlsplit(endpoint)
+        async with asyncio.timeout(patience):
+            return await _greets(address.hostname or "", address.port or 0)
+    except (OSError, TimeoutError, ValueError):
+        return False
+
+
 async def _greets(host: str, port: int) -> bool:
     """Whether ZeroMQ's greeting comes before the connection ends. Raises `OSError`."""
     writer: asyncio.StreamWriter | None = None

@@ -16,12 +16,11 @@ async def can_be_reached(endpoint: str, seen_as: str) -> bool | None:
 
     Only the address that the worker itself came from is tried: a worker must not find out by us what else listens where.
     """
-    address = urlsplit(endpoint)
-    try:
-        host, port = address.hostname or "", address.port or 0
-    except ValueError:
+    if not is_own(endpoint, seen_as):
         return None
-    if host != seen_as or is_loopback(host) or not port:
+    address = urlsplit(endpoint)
+    host, port = address.hostname or "", address.port or 0
+    if is_loopback(host):
         return None
     try:
         async with asyncio.timeout(_SECONDS):
@@ -30,3 +29,12 @@ async def can_be_reached(endpoint: str, seen_as: str) -> bool | None:
         return False
     writer.close()
     return True
+
+
+def is_own(endpoint: str, seen_as: str) -> bool:
+    """Whether `tcp://host:port` is at the address that its worker came from."""
+    try:
+        address = urlsplit(endpoint)
+        return bool(address.hostname == seen_as and seen_as and address.port)
+    except ValueError:
+        return False

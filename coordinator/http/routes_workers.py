@@ -31,6 +31,7 @@ async def join(request: web.Request) -> web.Response:
         raise HttpError(409, str(error)) from None
     guard.seated(request, asked.public_key)
     control, seen_as = engine.control, plain(request.remote or "")
+    engine.greet(member, seen_as)
     reachable = await can_be_reached(asked.data_endpoint, seen_as)
     answer = JoinResponse(
         worker=member.name,

@@ -22,6 +22,8 @@ class Timing:
     """How long a leaving worker waits until its fragments have moved, or for the next checkpoint of its job."""
     restart_grace: float = 5.0
     """After a restart of the coordinator: time for workers to connect again before silence counts."""
+    quiet_after: float = 0.75
+    """Three heartbeats: who was silent for so long may be gone, if there is another sign of it."""
     deaf_after: float = 0.5
     """The rest of a longer gap between two ticks is nobody's silence: the coordinator itself was not listening."""
     move_pause: float = 30.0

@@ -121,6 +121,23 @@ class WorkerUnreachable:
 
     time: float
     incarnation: str
+    unless_heard_after: float | None = None
+    """As in the `ProbeWorker` that asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerGreeted:
+    """The worker's data endpoint let the coordinator in, where the worker had come from."""
+
+    time: float
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionClosed:
+    """A connection to the control channel was closed. Whose it was is not known."""
+
+    time: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +158,8 @@ Event = (
     | CheckpointFailed
     | CheckpointCopied
     | WorkerUnreachable
+    | WorkerGreeted
+    | ConnectionClosed
     | ClockTicked
 )
 
@@ -202,6 +221,8 @@ class ProbeWorker:
     worker: str
     incarnation: str
     endpoint: str
+    unless_heard_after: float | None = None
+    """It is asked only because it was silent until then: that may wait for its turn, and a word from it settles it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from coordinator.life import events as ev
 from coordinator.life.books import Books, Timing
 from coordinator.life.collecting import Collecting
 from coordinator.life.course import Course
+from coordinator.life.doors import Doors
 from coordinator.life.jobs import Job
 from coordinator.life.link_watch import LinkWatch
 from coordinator.life.links import Links
@@ -65,6 +66,7 @@ class Lifecycle:
         self._collecting = Collecting(self._books)
         self._link_watch = LinkWatch(self._books)
         self._membership = Membership(self._books, self)
+        self._doors = Doors(self._books)
         self.words = Words()
 
     @property
@@ -113,6 +115,7 @@ class Lifecycle:
                 self._membership.tick(event.time)
                 self._recovery.notice_idle(event.time)
                 self._recovery.knock(event.time)
+                self._doors.tick(event.time)
                 self._link_watch.tick(event.time)
                 for job in self.jobs.values():
                     self._course.prepare_again(job, event.time)
@@ -125,8 +128,15 @@ class Lifecycle:
                 self._membership.joined(event)
             case ev.WorkerUnreachable():
                 member = self.pool.of_incarnation(event.incarnation)
-                if member is not None and member.live:
+                if member is not None and member.live and not self._doors.refuted(member, event):
                     self._membership.lose([(member, "connection closed")], event.time)
+            case ev.WorkerGreeted():
+                member = self.pool.of_incarnation(event.incarnation)
+                if member is not None and member.live:
+                    member.greeted = True
+                    self._books.do(ev.SaveWorker(member.name))
+            case ev.ConnectionClosed():
+                self._doors.connection_closed(event.time)
             case ev.Reported():
                 self._reported(event)
             case ev.DrainRequested():

@@ -49,6 +49,8 @@ class Member(BaseModel):
     last_heard: float = 0.0
     excused_until: float = 0.0
     """Its silence before this time is nobody's fault: the coordinator itself was away, or did not listen."""
+    greeted: bool = False
+    """The coordinator has been let in at its data port: a refusal there says that its process is gone."""
     memory_used_bytes: int = 0
     own_bytes: int = 0
     """What its process takes without a job: no fragment can have that."""

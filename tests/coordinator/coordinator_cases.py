@@ -265,7 +265,7 @@ async def serving(
     config = CoordinatorConfig(state=state, port=0, timing=timing, heartbeat_seconds=0.1, **settings)
     engine = make_engine(config, planner)
     access = access_module.load(state)
-    control = Control(access.keys, engine.on_message)
+    control = Control(access.keys, engine.on_message, engine.on_closed)
     remembered = state / "control.port"
     control.start("127.0.0.1", int(remembered.read_text()) if remembered.exists() else 0)
     remembered.write_text(str(control.port))

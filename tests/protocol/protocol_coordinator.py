@@ -97,6 +97,7 @@ class Coordinator:
         member = Member(name=name, incarnation=incarnation, device=Device(), endpoint=key, public_key=key)
         self._world.incarnations[key] = incarnation
         self.post(ev.WorkerJoined(self.now, member))
+        self.post(ev.WorkerGreeted(self.now, incarnation))
         return incarnation if self.alive else None
 
     def hear(self, key: str, message: ToCoordinator) -> None:
@@ -164,8 +165,8 @@ class Coordinator:
                 self._later(dice.random() * 0.5, lambda: self._plan(instruction))
             case ev.PrepareWorkers():
                 self._later(dice.random() * 0.2, lambda: self._prepare(instruction))
-            case ev.ProbeWorker(_, incarnation, endpoint):
-                self._later(0.01 + dice.random() * 0.2, lambda: self._probe(incarnation, endpoint))
+            case ev.ProbeWorker():
+                self._later(0.01 + dice.random() * 0.2, lambda: self._probe(instruction))
             case ev.WriteCheckpoint():
                 self._later(dice.random() * 0.5, lambda: self._write(instruction))
             case ev.RecordMetric(_, metric):
@@ -246,9 +247,9 @@ class Coordinator:
         for incarnation in asked.hosts:
             self._send(incarnation, message)
 
-    def _probe(self, incarnation: str, endpoint: str) -> None:
-        if not self._world.processes[endpoint].alive:
-            self.post(ev.WorkerUnreachable(self.now, incarnation))
+    def _probe(self, asked: ev.ProbeWorker) -> None:
+        if not self._world.processes[asked.endpoint].alive:
+            self.post(ev.WorkerUnreachable(self.now, asked.incarnation, asked.unless_heard_after))
 
     def _write(self, asked: ev.WriteCheckpoint) -> None:
         for fragment in range(self._case.fragments):

@@ -179,9 +179,15 @@ class World:
 
     def process_ended(self, process: Process) -> None:
         """Its connections are closed, and those at their other ends see it; if they are not cut off."""
+        if not self.network.apart(process.name, COORDINATOR):
+            self.clock.at(0.3 * self.dice.random(), self._connection_closed)
         for peer in self.live():
             if not self.network.apart(peer.name, process.name):
                 peer.later(0.3 * self.dice.random(), partial(self._peer_closed, peer, process.key))
+
+    def _connection_closed(self) -> None:
+        if self.coordinator is not None:
+            self.coordinator.post(ev.ConnectionClosed(self.clock.now))
 
     def _peer_closed(self, peer: Process, key: str) -> None:
         if peer.run is not None:
@@ -195,6 +201,7 @@ class World:
 
     def _notice_cut(self, name: str) -> None:
         process, found = self.process(name), self.network.cuts.get(frozenset((name, COORDINATOR)))
+        self._connection_closed()
         if process is not None and found is not None and found.broken:
             process.happens(process.disconnected)
 
