@@ -16,7 +16,7 @@ from coordinator.clock import Clock
 from coordinator.config import CoordinatorConfig
 from coordinator.control import Control
 from coordinator.dags import Dags
-from coordinator.entry.entrance import admit
+from coordinator.entry.entrance import admit, holder
 from coordinator.life import events as ev
 from coordinator.life.jobs import Job
 from coordinator.life.lifecycle import Lifecycle
@@ -147,8 +147,10 @@ class Engine:
         self.post(ev.Reported(self.clock(), incarnation, message))
 
     def join(self, request: JoinRequest) -> Member:
-        """Admit a worker; returns its record. Raises `NameTakenError`."""
+        """Admit a worker; returns its record. Raises `NameTakenError` or `NameAskedForError`."""
         now = self.clock()
+        if (other := holder(self.lifecycle, request)) is not None:
+            self.post(ev.NameClaimed(now, other.incarnation))
         member = admit(self.lifecycle, request, now)
         self.control.admit(member.public_key, member.incarnation)
         self.post(ev.WorkerJoined(now, member))

@@ -15,6 +15,7 @@
     │   └── VersionError        ... a peer that speaks another protocol version
     └── ServiceError            try again, or look at the other end
         ├── CoordinatorError    ... the coordinator answered with an error
+        │   └── AskAgainError   ... which may be gone in a moment
         ├── UnreachableError    ... nobody answers at this address
         └── JobFailedError      ... the job ended without success
 
@@ -78,6 +79,14 @@ class CoordinatorError(ServiceError):
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.status = status
+
+
+class AskAgainError(CoordinatorError):
+    """The coordinator's answer is no, but may be another one in a moment: after so many seconds."""
+
+    def __init__(self, message: str, status: int, seconds: float) -> None:
+        super().__init__(message, status)
+        self.seconds = seconds
 
 
 class UnreachableError(ServiceError):

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from pydantic import ValidationError
 
-from fusion.errors import CoordinatorError, UnreachableError, VersionError
+from fusion.errors import AskAgainError, CoordinatorError, UnreachableError, VersionError
 from fusion.messages import JoinRequest, JoinResponse
 from fusion.tls import client_context, explain
 from worker.config import WorkerConfig
@@ -38,15 +38,22 @@ async def join(
     say: Callable[[str], None],
     key: str | None = None,
 ) -> Joined:
-    """Join, however long it takes until the coordinator answers; `say` hears why it takes long.
+    """Join, however long it takes until the coordinator answers, and does not want to be asked again; `say` hears why it
+    takes long.
 
     With its public `key` no other coordinator will do. Raises `VersionError` (other protocol version) or `CoordinatorError`
     (wrong token, name taken, any other refusal).
     """
-    delay = _FIRST_DELAY
+    delay, waiting = _FIRST_DELAY, False
     while True:
         try:
             return await ask(session, url, token, request, key)
+        except AskAgainError as error:
+            if not waiting:
+                say(f"{error}; asking again until then")
+            waiting = True
+            await asyncio.sleep(error.seconds)
+            continue
         except UnreachableError as error:
             say(f"{error}; trying again in {delay:.0f} s")
         await asyncio.sleep(delay)
@@ -56,7 +63,7 @@ async def join(
 async def ask(
     session: aiohttp.ClientSession, url: str, token: str | None, request: JoinRequest, key: str | None = None
 ) -> Joined:
-    """Ask once. Raises also `UnreachableError`."""
+    """Ask once. Raises also `UnreachableError`, or `AskAgainError` when the answer may soon be another."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     asked_at = time()
     try:
@@ -71,7 +78,7 @@ async def ask(
                     )
                 return Joined(joined, asked_at, time())
             reason = await _reason(answer)
-            status = answer.status
+            status, again = answer.status, answer.headers.get("Retry-After", "")
     except aiohttp.ServerFingerprintMismatch:
         raise CoordinatorError(
             f"what answers at {url} has another certificate than the join command says; copy a fresh one"
@@ -92,7 +99,10 @@ async def ask(
         raise VersionError(f"the coordinator at {url} refused this worker: {reason}")
     if status in (502, 503, 504):
         raise UnreachableError(f"the coordinator at {url} is not ready ({reason})")
-    raise CoordinatorError(f"the coordinator at {url} refused this worker: {reason} ({status})", status)
+    refusal = f"the coordinator at {url} refused this worker: {reason} ({status})"
+    if status == 409 and again.isdecimal():
+        raise AskAgainError(refusal, status, min(max(1.0, float(again)), _LONGEST_DELAY))
+    raise CoordinatorError(refusal, status)
 
 
 def address_towards(url: str) -> str:

@@ -8,7 +8,7 @@ from itertools import permutations
 
 from aiohttp import web
 
-from coordinator.entry.entrance import NameTakenError
+from coordinator.entry.entrance import NameAskedForError, NameTakenError
 from coordinator.entry.knock import can_be_reached
 from coordinator.http.bodies import read_body
 from coordinator.http.routing import ENGINE, GUARD, Answer, HttpError, Parameter, Route
@@ -27,6 +27,8 @@ async def join(request: web.Request) -> web.Response:
     guard.invite(request, asked.public_key)
     try:
         member = engine.join(asked)
+    except NameAskedForError as error:
+        raise HttpError(409, str(error), {"Retry-After": "1"}) from None
     except NameTakenError as error:
         raise HttpError(409, str(error)) from None
     guard.seated(request, asked.public_key)
@@ -133,7 +135,7 @@ ROUTES = (
         (
             Answer(201, "Joined.", JoinResponse),
             Answer(400, "Not a valid request.", ErrorView),
-            Answer(409, "The name is in use.", ErrorView),
+            Answer(409, "The name is in use; with `Retry-After`: perhaps not for long.", ErrorView),
             Answer(426, "Another protocol version.", ErrorView),
         ),
         body=JoinRequest,

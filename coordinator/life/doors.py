@@ -1,4 +1,4 @@
-"""Who may be gone without anybody having said so: the silent ones, when a connection was closed.
+"""Who may be gone without anybody having said so: the silent ones, when a connection was closed or their name is wanted.
 
 None is lost by silence before its timeout; only its own door can say that its process is gone. A door counts only where
 the coordinator has been let in before: a worker behind address translation may live, and another refuse at its address.
@@ -31,6 +31,12 @@ class Doors:
     def connection_closed(self, now: float) -> None:
         """Some worker's connection was closed; strangers may close many, so this costs nothing."""
         self._closed = now
+
+    def claimed(self, member: Member, now: float) -> None:
+        """Somebody wants to join under this name."""
+        if not self.lives(member, now):
+            self._watched.setdefault(member.incarnation, now)
+            self._look(member, now)
 
     def tick(self, now: float) -> None:
         if self._closed is not None:

@@ -141,6 +141,14 @@ class ConnectionClosed:
 
 
 @dataclass(frozen=True, slots=True)
+class NameClaimed:
+    """Another process wants to join under the name of this incarnation."""
+
+    time: float
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClockTicked:
     time: float
 
@@ -160,6 +168,7 @@ Event = (
     | WorkerUnreachable
     | WorkerGreeted
     | ConnectionClosed
+    | NameClaimed
     | ClockTicked
 )
 

@@ -85,6 +85,10 @@ class Lifecycle:
         """Seconds of silence after which `member` counts as lost."""
         return self._membership.failure_timeout(member)
 
+    def lives(self, member: Member, now: float) -> bool:
+        """Whether `member` has been heard within a few heartbeats."""
+        return self._doors.lives(member, now)
+
     # Entry points -------------------------------------------------------------------------------------------------
 
     def restore(self, jobs: Iterable[Job], members: Iterable[Member], now: float) -> list[ev.Instruction]:
@@ -137,6 +141,10 @@ class Lifecycle:
                     self._books.do(ev.SaveWorker(member.name))
             case ev.ConnectionClosed():
                 self._doors.connection_closed(event.time)
+            case ev.NameClaimed():
+                member = self.pool.of_incarnation(event.incarnation)
+                if member is not None and member.live:
+                    self._doors.claimed(member, event.time)
             case ev.Reported():
                 self._reported(event)
             case ev.DrainRequested():

@@ -1,12 +1,15 @@
-"""Who is gone is found out at its door when a connection was closed; who lives stays. Sans I/O."""
+"""Who is gone is found out at its door when a connection was closed or its name is wanted; who lives stays. Sans I/O."""
 
 from __future__ import annotations
 
+import pytest
 from coordinator_cases import job_record, job_spec
 from recovery_cases import Play
 
+from coordinator.entry.entrance import NameAskedForError, NameTakenError, admit
 from coordinator.life import events as ev
-from fusion.messages import Adopt, Unreached
+from coordinator.life.pool import Member
+from fusion.messages import Adopt, Device, JoinRequest, Unreached
 
 
 def greeted(*args: str, **options: int) -> Play:
@@ -116,3 +119,67 @@ def test_a_door_that_never_opened_or_is_not_the_workers_own_says_nothing() -> No
     closed(play)
     play.tick(1.0, silent="abc")
     assert [asked.worker for asked in probes(play)] == ["a"]
+
+
+# A name that is wanted --------------------------------------------------------------------------------------------
+
+
+def claim(play: Play, name: str) -> Member:
+    """Another process asks for this worker's name."""
+    request = JoinRequest(
+        name=name,
+        protocol_version=1,
+        fusion_version="",
+        torch_version="",
+        device=Device(),
+        data_endpoint="tcp://x:2",
+        public_key="k" * 40,
+    )
+    play.post(ev.NameClaimed(play.now, play.member(name).incarnation))
+    return admit(play.lifecycle, request, play.now)
+
+
+def test_the_name_of_a_live_worker_is_refused_without_a_knock() -> None:
+    play = greeted("ab")
+    play.tick()
+    with pytest.raises(NameTakenError, match=r"heard 0.0 s ago\); choose another --name") as raised:
+        claim(play, "b")
+    assert not isinstance(raised.value, NameAskedForError)
+    assert not probes(play)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_the_name_of_a_dead_worker_is_free_as_soon_as_its_door_has_refused(restarted: bool) -> None:
+    play = greeted("ab", failure_timeout=60)
+    play.tick(1.0, silent="b")
+    if restarted:
+        play.restart_coordinator()
+    with pytest.raises(NameAskedForError, match=r"silent; if it is gone, its name is free in \d+ s at the latest"):
+        claim(play, "b")
+    (asked,) = probes(play)
+    refused(play, asked)
+    assert play.member("b").state == "lost"
+    assert claim(play, "b").name == "b"
+
+
+def test_the_name_of_a_worker_whose_door_says_nothing_is_free_after_a_third_of_the_timeout() -> None:
+    play = Play("ab", failure_timeout=30)
+    play.tick(9.5, silent="b")
+    with pytest.raises(NameAskedForError, match="free in 1 s"):
+        claim(play, "b")
+    assert not probes(play)
+    play.tick(1.0, silent="b")
+    assert claim(play, "b").name == "b"
+
+
+def test_a_worker_that_is_silent_and_lives_keeps_its_name_when_it_is_heard() -> None:
+    play = greeted("ab", failure_timeout=60)
+    play.tick(2.0, silent="b")
+    with pytest.raises(NameAskedForError):
+        claim(play, "b")
+    (asked,) = probes(play)
+    play.tick()
+    refused(play, asked)
+    with pytest.raises(NameTakenError, match="choose another"):
+        claim(play, "b")
+    assert play.member("b").live

@@ -90,9 +90,11 @@ class Coordinator:
     def join(self, name: str, key: str) -> str | None:
         """Admit a worker; returns its incarnation, or None when the name is taken."""
         for other in self.lifecycle.pool.live():
-            quiet = other.silence(self.now) > self.lifecycle.failure_timeout(other) / 3
-            if other.name == name and other.public_key != key and not quiet:
-                return None
+            if other.name == name and other.public_key != key:
+                self.post(ev.NameClaimed(self.now, other.incarnation))
+                quiet = other.silence(self.now) > self.lifecycle.failure_timeout(other) / 3
+                if not self.alive or not quiet:
+                    return None
         incarnation = f"{name}-{self._world.number()}"
         member = Member(name=name, incarnation=incarnation, device=Device(), endpoint=key, public_key=key)
         self._world.incarnations[key] = incarnation

@@ -26,6 +26,8 @@ class FakeCoordinator:
         self.incarnations: dict[str, str] = {}
         self.messages: list[tuple[str, ToCoordinator]] = []
         self.refuse: tuple[int, str] | None = None
+        self.retry_after: str | None = None
+        """Said with a refusal."""
         self.refuse_uploads = False
         self.ahead = 0.0
         """Seconds that our clock is ahead of the workers'."""
@@ -109,7 +111,8 @@ class FakeCoordinator:
     async def _join(self, request: web.Request) -> web.Response:
         if self.refuse is not None:
             status, error = self.refuse
-            return web.json_response({"error": error}, status=status)
+            headers = {"Retry-After": self.retry_after} if self.retry_after is not None else None
+            return web.json_response({"error": error}, status=status, headers=headers)
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return web.json_response({"error": "wrong token"}, status=401)
         asked = JoinRequest.model_validate(await request.json())

@@ -201,6 +201,18 @@ async def test_a_refused_join_ends_with_one_line(
     assert "\n" not in str(raised.value)
 
 
+async def test_a_worker_whose_name_will_soon_be_free_asks_again(
+    coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator.refuse, coordinator.retry_after = (409, "a worker named a is in the pool, but silent"), "1"
+    worker = start_worker(coordinator.url, "a")
+    await worker.said.until("is in the pool, but silent")
+    coordinator.refuse = None
+    await coordinator.message("a", Heartbeat)
+    assert sum("but silent" in line for line in worker.said) == 1
+    await end(worker)
+
+
 async def test_a_worker_waits_for_a_coordinator_that_is_not_up_yet(coordinator: FakeCoordinator) -> None:
     url = coordinator.url
     await coordinator.stop()
