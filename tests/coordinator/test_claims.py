@@ -95,7 +95,7 @@ def test_a_worker_alone_has_nobody_to_be_compared_with() -> None:
 
 
 def alone_with_an_idle_worker(takes: float, *, declared: bool = True, idle: Device | None = None) -> Play:
-    play = Play("ab", hosts=1, backup_every=500)
+    play = Play("ab", hosts=1, backup_every=500, steps=100)
     play.member("a").device = Device(flops_per_second=4e13, declared=declared)
     play.member("b").device = idle or Device(flops_per_second=4e11)
     play.job.fragments = [summary.model_copy(update={"seconds": 0.1}) for summary in play.job.fragments]
