@@ -112,7 +112,7 @@ def test_who_works_alone_does_not_keep_a_job_by_the_speed_that_it_declared() -> 
     assert [each.split(":")[0] for each in told(play)] == ["worker a is 50 times slower than it said (4e+13 FLOP/s)"]
     assert play.member("a").slower == pytest.approx(50)
     play.connect_all()  # The idle one stands by.
-    play.train(13, 13, seconds=1.0)
+    play.backed_up(13)
     assert play.run.standby == ["b"]
     asked = play.asked_plan()
     assert asked.price
