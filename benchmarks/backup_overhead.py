@@ -99,7 +99,9 @@ def main() -> None:
             tempfile.TemporaryDirectory() as folder,
             shaped_pool(Path(folder), [f"worker-{index}" for index in range(workers)], rate) as pool,
         ):
-            spec = workload.job(write_text(Path(folder)), workers=workers, fragments=workers)
+            # What is rounded depends on where the model is cut, so that must not depend on what was measured.
+            policy = "equal-compute" if options.codec == "none" else "equal-ops"
+            spec = workload.job(write_text(Path(folder)), workers=workers, fragments=workers, policy=policy)
             spec["compression"] = {"codec": options.codec}
             job = capture_job(*read_job(spec))
             train(pool, job, workload, bare=False)  # files and code come into memory

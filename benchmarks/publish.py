@@ -25,7 +25,7 @@ OTHERS = ("home-devices", "one-bad-link")
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "recovery": tables.recovery,
-    "recovery-four-bits": partial(tables.recovery, "int4"),
+    "recovery-equal-cuts": partial(tables.recovery, "equal"),
     "chaos": tables.chaos,
     "prediction": tables.prediction,
     "slow-network-seconds": partial(tables.slow_table, "gpt", (*CITIES, FAST), tables.seconds),

@@ -61,8 +61,8 @@ LEFT = 25
 """Steps of a job after that."""
 UNDISTURBED = 3
 """Runs that say what collecting all state takes: after a loss it is elsewhere."""
-POLICY = "op-fence"
-"""The default."""
+POLICY, FIXED = "op-fence", "equal-ops"
+"""The default; and with lossy codecs one whose cuts, which decide what is rounded, do not depend on what was measured."""
 VICTIMS = ("first", "last", "busiest", "second", "third")
 
 
@@ -359,7 +359,7 @@ def main() -> None:
     parser.add_argument("--after", type=int, default=SETTLED, help="the step after which workers are killed")
     parser.add_argument("--width", type=int, default=128, help="of the model")
     parser.add_argument("--codec", default="none", help="of activations and gradients (default: %(default)s)")
-    parser.add_argument("--policy", default=POLICY, help="how the model is cut (default: %(default)s)")
+    parser.add_argument("--policy", help=f"how the model is cut (default: {POLICY}, with a lossy codec {FIXED})")
     parser.add_argument("--seed", type=int, default=0, help="chooses the moments")
     parser.add_argument("--torchft", metavar="PYTHON", help="an interpreter that has torch and torchft")
     options = parser.parse_args()
@@ -384,7 +384,8 @@ def main() -> None:
             if setting.bits_per_second is not None and unshaped is not None:
                 print(f"{setting.name} is left out: {unshaped}", file=sys.stderr)
                 continue
-            result = measure(setting, base, text, options.kills, options.seed, options.codec, options.policy)
+            policy = options.policy or (POLICY if options.codec == "none" else FIXED)
+            result = measure(setting, base, text, options.kills, options.seed, options.codec, policy)
             results.append(result)
             rows += rows_of(result)
         if options.torchft:
@@ -397,7 +398,7 @@ def main() -> None:
     names += [] if options.width == Workload().width else [f"width_{options.width}"]
     names += [] if options.after == SETTLED else [f"after_{options.after}"]
     names += [] if options.codec == "none" else [options.codec]
-    names += [] if options.policy == POLICY else [options.policy]
+    names += [] if options.policy is None else [options.policy]
     report(
         "_".join(names),
         "From kill -9 to the next completed step",

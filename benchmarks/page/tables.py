@@ -138,25 +138,25 @@ def prediction() -> str:
 
 
 _RECOVERIES = {
-    "none": {
+    "default": {
         "loopback": "recovery_0",
-        "after step 150": "recovery_0_after_150",
         "100 Mbit/s": "recovery_1",
         "width 384": "recovery_1_width_384",
         "20 Mbit/s": "recovery_2",
     },
-    "int4": {
-        "100 Mbit/s": "recovery_1_int4",
-        "20 Mbit/s": "recovery_2_int4",
-        "20 Mbit/s, after step 150": "recovery_2_after_150_int4",
+    "equal": {
+        "loopback, after step 150": "recovery_0_after_150_equal-compute",
+        "100 Mbit/s, 4 bits": "recovery_1_int4",
+        "20 Mbit/s, 4 bits": "recovery_2_int4",
+        "the same, after step 150": "recovery_2_after_150_int4",
     },
 }
-"""Codec -> column -> record."""
+"""Policy -> column -> record."""
 
 
-def recovery(codec: str = "none") -> str:
-    """From the kill to the next completed step, per network; and for a loss later in a job, and a larger model."""
-    columns = _RECOVERIES[codec]
+def recovery(policy: str = "default") -> str:
+    """From the kill to the next completed step, per network; for a larger model, or with other cuts with 4 bits and for a loss later in a job."""
+    columns = _RECOVERIES[policy]
     lines: list[list[str]] = []
     for index, name in enumerate(columns.values()):
         (found,) = recorded(name)["results"]
