@@ -32,12 +32,12 @@ def test_a_block_that_nobody_makes_or_shows_is_an_error(names: list[str]) -> Non
 
 
 def test_tables_and_plots_follow_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = tables.prediction(), plots.prediction(), tables.recovery(), tables.recovery("int4"), plots.recovery()
+    before = tables.prediction(), plots.prediction(), tables.recovery(), tables.recovery("equal"), plots.recovery()
     assert before == (
         tables.prediction(),
         plots.prediction(),
         tables.recovery(),
-        tables.recovery("int4"),
+        tables.recovery("equal"),
         plots.recovery(),
     )
     recorded = tables.recorded
@@ -52,7 +52,7 @@ def test_tables_and_plots_follow_the_results(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(tables, "recorded", changed)
     monkeypatch.setattr(plots, "recorded", changed)
-    after = tables.prediction(), plots.prediction(), tables.recovery(), tables.recovery("int4"), plots.recovery()
+    after = tables.prediction(), plots.prediction(), tables.recovery(), tables.recovery("equal"), plots.recovery()
     assert all(one != other for one, other in zip(before, after, strict=True))
 
 
