@@ -61,7 +61,7 @@ def _refused(job: Job, taken: Sequence[Member]) -> bool:
 
 
 def _room(member: Member) -> float:
-    return member.device.memory_bytes or inf
+    return member.room_bytes or inf
 
 
 def _needed(job: Job) -> int:

@@ -8,6 +8,7 @@ from recovery_cases import Play
 from coordinator.life import events as ev
 from coordinator.life import queueing
 from coordinator.life.jobs import Job
+from fusion.messages import Device, Heartbeat
 
 
 def pool(**memory: int) -> Play:
@@ -53,6 +54,19 @@ def test_a_refused_job_waits_for_roomier_workers_only() -> None:
     play.join("e", 15)
     assert job.state == "preparing"
     assert play.asked_plan().workers == ("a", "b", "c", "d", "e")
+
+
+def test_who_has_a_higher_limit_but_takes_it_for_itself_is_not_roomier() -> None:
+    play = pool(a=10, b=10, c=0)
+    play.member("c").device = Device(memory_bytes=1000)
+    play.say("c", Heartbeat(incarnation=play.member("c").incarnation, memory_used_bytes=990))
+    play.member("c").state = "lost"
+    job = submitted(play, 1, 2)
+    play.post(ev.PlanRefused(play.now, job.id, job.attempt, "10 B missing"))
+    play.member("c").state = "idle"
+    assert reason(play, job) == "10 B missing"
+    play.member("c").own_bytes = 10
+    assert reason(play, job) == "starts"
 
 
 def test_a_refused_job_waits_for_a_roomier_worker_that_is_busy() -> None:
