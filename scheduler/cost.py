@@ -7,6 +7,7 @@ computes little. Memory is Asteroid's equation 3: model + optimiser + K * activa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from dag.workload import Crossings, Workload
 from fusion.plan import ScheduleName
 from fusion.spec import OptimizerSpec
+from scheduler.cores import SharedCores, crowded
 from scheduler.devices import Device, Network
 
 Floats = NDArray[np.float64]
@@ -133,6 +135,18 @@ class Costs:
         """What `device` computes for `body[first:last]` in one step, without waiting."""
         each = self.forward_seconds(device, first, last) + self.backward_seconds(device, first, last)
         return self.micro_batches * each + self.update_seconds(device, first, last)
+
+    def longest(self, work: Mapping[int, float]) -> float:
+        """Seconds until all devices are done with so many seconds of work each, of those that share cores by their part of them."""
+        shared = (
+            sum(work.get(device, 0.0) * cores for device, cores in each.demands.items()) / each.cores
+            for each in self._crowded
+        )
+        return max((*work.values(), *shared))
+
+    @cached_property
+    def _crowded(self) -> list[SharedCores]:
+        return crowded(self.devices)
 
     @cached_property
     def cumulative_state(self) -> Floats:

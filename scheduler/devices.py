@@ -20,8 +20,18 @@ SECONDS_PER_TASK = 1e-3
 """Fixed time of each forward and each backward of a fragment, beside its operators': to start autograd, to take values in and
 to pass them on. Fragments of one worker take less; between workers it is messages, cold caches and waiting for the
 interpreter as well."""
+SECONDS_OF_COLD_CACHES = 7e-4
+"""What a task takes longer where another worker's has run on the core meanwhile. Workers that rest measure it, as 0.7 to 1.1 ms."""
 TRAINING_SHARE = 0.57
 """FusionLLM's lambda: how much of the speed of a large matrix product training reaches on a device that did not measure it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """What devices may have in common: so many cores, whoever computes on them."""
+
+    name: str
+    cores: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,10 @@ class Device:
     """That of a convolution's; None: that of any call. Its kernel is looked up, and its values put into another layout."""
     seconds_per_task: float = SECONDS_PER_TASK
     """Fixed time of each forward and each backward of a fragment."""
+    processor: Processor | None = None
+    """Whose cores it computes on; None: it has its own."""
+    cores: float = 1.0
+    """So many of them it keeps busy while it computes; less than one where it rests between."""
 
     def __post_init__(self) -> None:
         if not (self.flops_per_second > 0 and math.isfinite(self.flops_per_second)):

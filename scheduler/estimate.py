@@ -128,11 +128,11 @@ class Estimator:
             )
         )
         if costs.schedule == "gpipe":
-            period = max((*ahead.values(), *edges.forward.values()))
-            period += max((*back.values(), *edges.backward.values()))
+            period = max((costs.longest(ahead), *edges.forward.values()))
+            period += max((costs.longest(back), *edges.backward.values()))
             in_flight = self._fit(memory, placed, [costs.micro_batches] * count)
         else:
-            busiest = max(ahead[device] + back[device] for device in ahead)
+            busiest = costs.longest({device: ahead[device] + back[device] for device in ahead})
             links = [
                 edges.forward.get(pair, 0.0) + edges.backward.get(pair, 0.0)
                 for pair in {**edges.forward, **edges.backward}
@@ -143,7 +143,7 @@ class Estimator:
             )
             period = max((period, *(trip / depth for trip, depth in zip(trips, in_flight, strict=True))))
         used = worker_memory(memory, placed.devices, in_flight)
-        seconds = max(returned) + (costs.micro_batches - 1) * period + max(update.values())
+        seconds = max(returned) + (costs.micro_batches - 1) * period + costs.longest(update)
         seconds += max(0.0, edges.parameters - started[-1])
         handling = costs.micro_batches * edges.handling / len(used)
         return Estimate(missing_bytes(costs, used), seconds, in_flight, used, handling)
@@ -192,12 +192,12 @@ class Estimator:
 
 
 def busiest_seconds(costs: Costs, placed: Placed) -> float:
-    """Compute of one micro-batch, forward and back, on the device that has most of it."""
+    """Compute of one micro-batch, forward and back, on the device or the shared cores that have most of it."""
     load: dict[int, float] = {}
     for device, (first, last) in zip(placed.devices, pairwise((0, *placed.cuts, costs.workload.size)), strict=True):
         both = costs.times(costs.devices[device]).both
         load[device] = load.get(device, 0.0) + float(both[last] - both[first])
-    return max(load.values())
+    return costs.longest(load)
 
 
 def _add(table: dict[tuple[int, int], float], key: tuple[int, int], amount: float) -> None:

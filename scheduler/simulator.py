@@ -1,8 +1,9 @@
 """Plays a plan through discrete events: the executor's own task boards, devices that run one task at a time, queued links.
 
 A directed pair of workers is one serial link: a message waits for those before it, takes bytes / rate on the link, and
-arrives a latency later. A worker encodes on one thread and decodes on another, beside its compute. What runs when is
-decided by `executor.board.TaskBoard`, the same class that runs in a worker.
+arrives a latency later. A worker encodes on one thread and decodes on another, beside its compute. Workers on a processor with
+too few cores for all of them share these (`scheduler.cores`). What runs when is decided by `executor.board.TaskBoard`, the same
+class that runs in a worker.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from executor.board import TaskBoard
 from executor.ordering import Task, TaskKind
 from fusion.errors import PlanError
 from fusion.wire import FrameKind
+from scheduler.cores import SharedCores, crowded
 from scheduler.cost import Costs
 from scheduler.estimate import Estimator, Placed
 from scheduler.memory import FragmentMemory, fit_behind, fragment_memory, worker_memory
@@ -199,6 +201,11 @@ class _Run:
         # end; by task, what is left of those that were interrupted.
         self._yielding: dict[int, tuple[Task, int, float]] = {}
         self._left: dict[Task, float] = {}
+        # Where cores are shared nobody knows an end when a task begins: by device, its cores, and what runs since when; by
+        # processor, the serial number of the event for who is done first.
+        self._shared = {device: shared for shared in crowded(costs.devices, self._used) for device in shared.demands}
+        self._sharing: dict[int, tuple[Task, float]] = {}
+        self._due: dict[int, int] = {}
         self._link_free: dict[tuple[int, int], float] = {}
         # A worker has one thread that encodes and one that takes messages in; both run beside its compute thread.
         self._encoder_free: dict[int, float] = {}
@@ -239,6 +246,11 @@ class _Run:
                 if not self._taken_in(time, serial):
                     continue
                 self._interrupt(time, device)
+            elif device in self._shared:
+                if self._due.get(id(self._shared[device])) != serial:
+                    continue  # others have begun or ended since
+                self._ended_sharing(time, device)
+                self._finish(time, device, task)
             elif task.kind is TaskKind.WEIGHTS and self._yielding.get(device, (task, -1))[1] != serial:
                 continue  # was interrupted
             else:
@@ -255,11 +267,19 @@ class _Run:
             return
         seconds = self._left.pop(task, self._seconds[task.fragment][task.kind])
         self._running[device] = True
-        self._busy[device] += seconds
-        serial = next(self._order)
-        if task.kind is TaskKind.WEIGHTS:
-            self._yielding[device] = (task, serial, time + seconds)
-        heapq.heappush(self._events, (time + seconds, serial, device, task))
+        shared = self._shared.get(device)
+        if shared is not None:
+            shared.start(time, device, seconds)
+            self._sharing[device] = (task, time)
+            if task.kind is TaskKind.WEIGHTS:
+                self._yielding[device] = (task, -1, 0.0)
+            self._await_first(shared)
+        else:
+            self._busy[device] += seconds
+            serial = next(self._order)
+            if task.kind is TaskKind.WEIGHTS:
+                self._yielding[device] = (task, serial, time + seconds)
+            heapq.heappush(self._events, (time + seconds, serial, device, task))
         if self._trace:
             self._spans.append(
                 Span(
@@ -281,9 +301,33 @@ class _Run:
         if self._boards[device].next_task() == task:
             return
         del self._yielding[device]
+        self._running[device] = False
+        if device in self._shared:
+            self._left[task] = self._ended_sharing(time, device)
+            return
         self._left[task] = end - time
         self._busy[device] -= end - time
-        self._running[device] = False
+        self._end_span(time, device)
+
+    def _await_first(self, shared: SharedCores) -> None:
+        """The next event of this processor: the end of what is done first, as things stand."""
+        first = shared.next_end()
+        if first is not None:
+            end, device = first
+            serial = self._due[id(shared)] = next(self._order)
+            heapq.heappush(self._events, (end, serial, device, self._sharing[device][0]))
+
+    def _ended_sharing(self, time: float, device: int) -> float:
+        """What it ran is done, or has to wait: the seconds that are left of it."""
+        shared = self._shared[device]
+        left = shared.stop(time, device)
+        _, began = self._sharing.pop(device)
+        self._busy[device] += time - began
+        self._end_span(time, device)
+        self._await_first(shared)
+        return left
+
+    def _end_span(self, time: float, device: int) -> None:
         if self._trace:
             index = max(i for i, span in enumerate(self._spans) if span.resource == self._names[device])
             self._spans[index] = replace(self._spans[index], end=time)

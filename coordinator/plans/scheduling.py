@@ -103,7 +103,11 @@ class SchedulerPlanner:
     def _devices(self, candidates: Sequence[Candidate]) -> list[scheduler.Device]:
         # Workers of local mode measure the same processor, each with its own error.
         fastest = max(candidates, key=lambda each: each.device.flops_per_second, default=None)
-        return [self._device(candidate, fastest or candidate) for candidate in candidates]
+        plain = [self._device(candidate, fastest or candidate) for candidate in candidates]
+        placed = [_on_its_processor(device, each) for device, each in zip(plain, candidates, strict=True)]
+        crowded = {index for shared in scheduler.crowded(placed) for index in shared.demands}
+        # Elsewhere it is of no account on which machine a worker is, and like ones are to look alike.
+        return [placed[index] if index in crowded else device for index, device in enumerate(plain)]
 
     def _device(self, candidate: Candidate, fastest: Candidate) -> scheduler.Device:
         device = self._described.get(candidate.name) or _measured(candidate)
@@ -112,6 +116,7 @@ class SchedulerPlanner:
             device = replace(
                 _resting(fastest, times), name=device.name, region=device.region, memory_bytes=device.memory_bytes
             )
+            device = replace(device, cores=device.cores / times)
         return device.slowed(candidate.slower) if candidate.slower != 1 else device
 
     def _links(self, candidates: Sequence[Candidate]) -> scheduler.Network:
@@ -139,6 +144,20 @@ def _resting(candidate: Candidate, times: float) -> scheduler.Device:
     if times > 1:
         device = replace(device, seconds_per_task=device.seconds_per_task + candidate.device.seconds_after_rest)
     return device.slowed(times)
+
+
+def _on_its_processor(device: scheduler.Device, candidate: Candidate) -> scheduler.Device:
+    """The device as one of those that share its cores, or its GPU, and find others' values in the caches."""
+    said = candidate.device
+    if not said.processor:
+        return device
+    cores, threads = (said.cores, said.threads) if said.kind == "cpu" else (1, 1)
+    if said.kind == "cpu" and device.cores == 1.0:  # who rests has that in its tasks already
+        cold = said.seconds_after_rest or scheduler.SECONDS_OF_COLD_CACHES
+        device = replace(device, seconds_per_task=device.seconds_per_task + cold)
+    return replace(
+        device, processor=scheduler.Processor(said.processor, cores), cores=min(threads, cores) * device.cores
+    )
 
 
 def _measured(candidate: Candidate) -> scheduler.Device:

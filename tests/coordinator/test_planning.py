@@ -180,3 +180,29 @@ def test_a_summary_says_what_each_pair_of_fragments_exchanges() -> None:
             expected[edge.target][edge.source] += both_ways
         assert traffic == [dict(each) for each in expected]
         assert set(traffic[1]) == {0, 2}
+
+
+def on(processor: str, **more: Any) -> Device:
+    return Device(flops_per_second=1e3, processor=processor, cores=1, threads=1, **more)
+
+
+def test_workers_on_the_same_cores_get_their_share_of_them() -> None:
+    planner = SchedulerPlanner()
+    dag, spec = tiny_dag(), job_spec()
+    here = plan("a", "b")
+
+    def seconds(first: Device, second: Device) -> float:
+        found = planner.price(dag, [Candidate("a", first), Candidate("b", second)], spec, training(spec), here)
+        assert found is not None
+        return found
+
+    apart, unknown, together = seconds(on("p"), on("q")), seconds(on(""), on("")), seconds(on("p"), on("p"))
+    assert apart == unknown
+    assert together > apart
+    assert seconds(on("p", kind="cuda"), on("p", kind="cuda")) > apart, "one GPU, two workers"
+
+
+def test_where_nobody_shares_machines_do_not_tell_workers_apart() -> None:
+    devices = SchedulerPlanner()._devices([Candidate("a", on("p")), Candidate("b", on("q")), Candidate("c", on("q"))])
+    assert [device.processor.name if device.processor else None for device in devices] == [None, "q", "q"]
+    assert devices[1].seconds_per_task > devices[0].seconds_per_task, "caches are cold after others' tasks"

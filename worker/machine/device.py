@@ -11,6 +11,7 @@ import torch
 
 from fusion.errors import UserError
 from fusion.messages import Device
+from worker.machine import cores
 from worker.machine.profile import profile
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -49,14 +50,20 @@ def measure(
     described = Device(
         kind="cuda" if target.type == "cuda" else "cpu",
         description=description,
-        cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
+        cores=cores.count(),
         threads=threads,
+        processor=cores.shared_by(_which(target)),
         capability=_capability(target),
         memory_bytes=min(memory, memory_limit) if memory_limit else memory,
     )
     if speed is not None:
         return described.model_copy(update={"flops_per_second": speed, "declared": True})
     return described.model_copy(update=asdict(profile(target, threads, seconds, rests=rests)))
+
+
+def _which(device: torch.device) -> str:
+    """The GPU; empty for the processor."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
 
 
 def _capability(target: torch.device) -> str:
