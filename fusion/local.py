@@ -204,7 +204,8 @@ class LocalPool:
     def watch(self, job: str, show: Callable[[StreamItem], None]) -> dict[str, Any]:
         """Show a job's items as they come until it has ended; return it in its final state.
 
-        Raises `ServiceError` when the coordinator or all workers die on the way.
+        Raises `ServiceError` when the coordinator or all workers die on the way, `JobFailedError` where the workers that there are
+        can't do the job: it would wait for others.
         """
         items: Queue[StreamItem | BaseException] = Queue()
 
@@ -227,8 +228,12 @@ class LocalPool:
                 self._refuse_dead(all_workers=True)
                 raise item
             show(item)
-            if item.kind == "job" and item.data.get("state") in ("done", "failed", "cancelled"):
+            if item.kind != "job":
+                continue
+            if item.data.get("state") in ("done", "failed", "cancelled"):
                 return item.data
+            if item.data.get("refused") and item.data.get("plan") is None and not self._any_dead():
+                raise JobFailedError(f"job {job} can't be trained on these workers: {item.data['reason']}")
 
     def stop(self) -> None:
         """Stop all children; kills what does not leave in time."""
@@ -337,6 +342,11 @@ class LocalPool:
                     stirred.put(item)
         except ServiceError:
             return  # the one who waits looks at the processes itself
+
+    def _any_dead(self) -> bool:
+        return len(self._children) <= len(self.workers) or any(
+            child.process.poll() is not None for child in self._children
+        )
 
     def _refuse_dead(self, *, all_workers: bool = False) -> None:
         """Raise for a child that ended; with `all_workers` a worker may, as long as one is left."""

@@ -64,11 +64,11 @@ def choose(
 ) -> tuple[dict[int, str], str]:
     """Fragment -> backup worker, and why some fragments have none, in words.
 
-    A near one before a far one: snapshots should not cross slow links. Nor should what an adopter replays and goes on with:
-    where that takes a good part of a step, a host of neighbouring fragments before one that would have to talk to them. Of those
-    that are alike the worker half way round the plan's ring, or the next after it that has room: never a neighbour while there
-    are four, so that neighbours may be lost together. The `previous` one while it can be, because it has built the fragment
-    already. A worker that leaves takes no backups.
+    A near one before a far one: snapshots should not cross slow links. Of near ones those of another machine come first, as a machine
+    that goes takes all its workers along. Then, where what an adopter replays and goes on with would take a good part of a step, a
+    host of neighbouring fragments before one that would have to talk to them. Of those that are alike the worker half way round
+    the plan's ring, or the next after it that has room: never a neighbour while there are four, so that neighbours may be lost
+    together. The `previous` one while it can be, because it has built the fragment already. A worker that leaves takes no backups.
     """
     there = (*plan.workers, *(job.run.standby if job.run is not None else ()))
     live = {member.name: member for member in members if member.state != "draining" and member.name in there}
@@ -90,6 +90,8 @@ def choose(
         candidates = [name for name in (*ring[at:], *ring[:at]) if name != host]
         if links is not None:
             candidates = _least_traffic_first(job, plan, fragment, candidates, links)
+        candidates = _other_machines_first(host, candidates, live)
+        if links is not None:
             candidates = _near_first(host, candidates, links)
         candidates = impartial_first(job.accusations, host, candidates)
         before = (previous or {}).get(fragment)
@@ -104,6 +106,12 @@ def choose(
             chosen[fragment] = found
             room[found] -= need
     return chosen, _without(lacking)
+
+
+def _other_machines_first(host: str, candidates: Sequence[str], live: Mapping[str, Member]) -> list[str]:
+    """The candidates in their order, but those that a power cut would take together with the host come later."""
+    machine = live[host].device.machine if host in live else ""
+    return sorted(candidates, key=lambda name: machine != "" and live[name].device.machine == machine)
 
 
 def _near_first(host: str, candidates: Sequence[str], links: Links) -> list[str]:

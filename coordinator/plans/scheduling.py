@@ -113,10 +113,15 @@ class SchedulerPlanner:
         device = self._described.get(candidate.name) or _measured(candidate)
         if self._relative and candidate.name in self._described:
             times = max(each.flops_per_second for each in self._described.values()) / device.flops_per_second
+            room = [each for each in (device.memory_bytes, candidate.device.memory_bytes) if each]
             device = replace(
-                _resting(fastest, times), name=device.name, region=device.region, memory_bytes=device.memory_bytes
+                _resting(fastest, times),
+                name=device.name,
+                region=device.region,
+                # What the file says is the limit of the whole process: its libraries are in there, too.
+                memory_bytes=min(room, default=None),
+                cores=device.cores / times,
             )
-            device = replace(device, cores=device.cores / times)
         return device.slowed(candidate.slower) if candidate.slower != 1 else device
 
     def _links(self, candidates: Sequence[Candidate]) -> scheduler.Network:

@@ -29,6 +29,9 @@ class JobView(BaseModel):
     name: str
     state: JobState
     reason: str = Field(description="Why it waits or how it ended, in words; empty when all is well.")
+    refused: bool = Field(
+        description="It waits, and there is no plan for any of the workers that were idle when it was tried."
+    )
     submitted_at: float
     started_at: float | None
     finished_at: float | None
@@ -204,6 +207,7 @@ def job_view(job: Job) -> dict[str, Any]:
         name=job.spec.name,
         state=job.state,
         reason=job.reason,
+        refused=job.state == "queued" and job.refused_for is not None,
         submitted_at=job.submitted_at,
         started_at=job.started_at,
         finished_at=job.finished_at,

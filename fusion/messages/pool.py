@@ -19,10 +19,9 @@ class Device(Message):
     capability: str = Field("", description="Of the instructions that kernels are chosen by, as torch names it.")
     cores: int = 1
     threads: int = 1
+    machine: str = Field("", max_length=64, description="The same for workers of one machine; empty: unknown.")
     processor: str = Field(
-        "",
-        max_length=64,
-        description="The same for workers that compute on the same cores, or the same GPU; empty: unknown.",
+        "", max_length=64, description="The same for workers that share their cores, or their GPU; empty: unknown."
     )
     memory_bytes: int = 0
     flops_per_second: Rate = Field(0.0, description="Of large matrix products, or of training where it is declared.")

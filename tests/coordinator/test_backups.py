@@ -60,6 +60,20 @@ def test_a_near_worker_is_chosen_before_a_far_one_and_one_that_nobody_measured()
     assert chosen(ac=0.4, ad=0.3) == "c"
 
 
+def test_a_worker_of_another_machine_is_chosen_before_one_that_a_power_cut_takes_along() -> None:
+    play = Play("abcd")
+    for name, machine in zip("abcd", ("one", "two", "one", ""), strict=True):
+        found = play.member(name)
+        found.device = found.device.model_copy(update={"machine": machine})
+
+    def chosen(links: Links | None = None) -> dict[int, str]:
+        return choose(play.job, play.plan, play.lifecycle.pool.of_job("job"), None, links)[0]
+
+    assert chosen() == {0: "d", 1: "d", 2: "b", 3: "b"}
+    # But not over a slow link: a snapshot would take too long.
+    assert chosen(measured(play, {"ac": 0.0, "ab": 0.5, "ad": 0.5}))[0] == "c"
+
+
 @pytest.mark.parametrize(
     ("traffic", "expected"),
     [

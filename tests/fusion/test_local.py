@@ -154,6 +154,17 @@ def test_a_topology_names_the_workers(capsys, job, tmp_path):
     assert (code, err) == (1, "error: --workers 3: the topology has 2; leave out --workers\n")
 
 
+def test_where_the_workers_can_not_do_it_nobody_waits_for_others(capsys, job, tmp_path):
+    (tmp_path / "pool.yaml").write_text(
+        "workers:\n  - {name: box, region: home, speed: 4.0e+10, memory: 64MiB}\n"
+        "links:\n  - {between: [home, home], bandwidth: 1Gbit/s, latency: 1ms}\n"
+    )
+    code, _, err = up(capsys, str(job), "--topology", str(tmp_path / "pool.yaml"), "--state", str(tmp_path / "run"))
+    assert code == 1
+    assert "error: job tiny-1 can't be trained on these workers: fragment 0 needs 480 B" in err
+    assert "box has no room: 480 B missing" in err
+
+
 def test_a_model_that_raises_stops_the_pool(capsys, job, tmp_path):
     (tmp_path / "scheduler.py").write_text("raise RuntimeError('not today')\n")
     code, _, err = up(capsys, str(job), "--workers", "1", "--state", str(tmp_path / "run"))

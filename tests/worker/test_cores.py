@@ -22,6 +22,13 @@ def test_processes_of_one_machine_know_that_they_share_its_cores() -> None:
     assert cores.shared_by() == told_by_another_process() != ""
 
 
+def test_all_of_a_machine_have_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    here = cores.machine()
+    assert here == cores.machine() != ""
+    monkeypatch.setattr(cores, "_BOOT", tmp_path / "no such file")
+    assert cores.machine() == cores.machine() != here
+
+
 def test_a_gpu_is_shared_apart_from_the_cores() -> None:
     assert cores.shared_by("GPU-1") == cores.shared_by("GPU-1")
     assert len({cores.shared_by(), cores.shared_by("GPU-1"), cores.shared_by("GPU-2")}) == 3

@@ -28,15 +28,24 @@ def count() -> int:
     return max(1, math.ceil(min(cores, _quota())))
 
 
-def shared_by(device: str = "") -> str:
-    """The same text for all workers on the same cores of one machine, or on the same `device` of it; tells nothing else of it."""
+def machine() -> str:
+    """The same text for all processes of this machine, until it starts again; tells nothing else of it."""
     try:
-        machine = _BOOT.read_text(encoding="ascii").strip()
+        started = _BOOT.read_text(encoding="ascii").strip()
     except OSError:
-        machine = f"{uuid.getnode():x} {psutil.boot_time():.0f}"
+        started = f"{uuid.getnode():x} {psutil.boot_time():.0f}"
+    return _digest(started)
+
+
+def shared_by(device: str = "") -> str:
+    """The same text for all workers on the same cores of this machine, or on the same `device` of it."""
     # A limit is one container's alone, and so are the cores that it grants.
     own = f" {_GROUP.stat().st_ino}" if not device and _quota() < math.inf else ""
-    return hashlib.sha256(f"{machine} {device or _allowed()}{own}".encode()).hexdigest()[:16]
+    return _digest(f"{machine()} {device or _allowed()}{own}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _allowed() -> list[int]:

@@ -52,6 +52,7 @@ def measure(
         description=description,
         cores=cores.count(),
         threads=threads,
+        machine=cores.machine(),
         processor=cores.shared_by(_which(target)),
         capability=_capability(target),
         memory_bytes=min(memory, memory_limit) if memory_limit else memory,
