@@ -192,6 +192,11 @@ async def test_a_lost_worker_that_comes_back_is_told_to_join_again(server: Serve
         assert message.evicted
 
 
+def holding(worker: FakeWorker) -> bool:
+    """Whether it was told to hold after some step."""
+    return any(isinstance(message, Backup) and message.hold for message in worker.received)
+
+
 async def test_a_draining_worker_hands_its_fragments_over_and_goes(server: Server) -> None:
     async with FakeWorker(server, "a") as a, FakeWorker(server, "b") as b:
         a.pause_after = b.pause_after = 3
@@ -199,12 +204,12 @@ async def test_a_draining_worker_hands_its_fragments_over_and_goes(server: Serve
         await server.until(job["id"], lambda shown: shown["step"] == 3)
         await b.say(Leaving(reason="SIGTERM"))
         async with asyncio.timeout(10):
-            # Both: one that goes on before it has heard of the hold would only have it ordered again.
-            while not all(
-                any(isinstance(message, Backup) and message.hold for message in worker.received) for worker in (a, b)
-            ):
+            # Reports make the round due. Once one has heard of the hold, the other one is about to; a step more could be too many.
+            while not any(map(holding, (a, b))):
                 a.pause_after = b.pause_after = (b.pause_after or 0) + 1
                 await server.until(job["id"], lambda shown: shown["step"] == b.pause_after)
+            # Both: one that goes on before it has heard of the hold would only have it ordered again.
+            await server.until(job["id"], lambda shown: all(map(holding, (a, b))))
         a.pause_after = b.pause_after = None
         done = await server.until_state(job["id"], "done")
         async with asyncio.timeout(10):
