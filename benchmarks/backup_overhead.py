@@ -35,6 +35,7 @@ from benchmarks.placed_pool import PlacedPool
 from benchmarks.placed_worker import BARE
 from benchmarks.pool_runs import ProcessorTime, train_on
 from benchmarks.shaped_pool import shaped_pool
+from benchmarks.slow_jobs import YARDSTICK
 from fusion.submit import CapturedJob, capture_job, read_job
 
 BOUND = 1.03
@@ -42,7 +43,9 @@ SETTINGS = (
     (Workload(steps=150, warm_up=30), 2),
     (Workload(steps=150, warm_up=30), 4),
     (Workload(layers=6, width=256, sequence_length=128, micro_batch=4, steps=40, warm_up=8), 2),
+    (replace(YARDSTICK, steps=80, warm_up=20), 4),
 )
+"""The last one is what `slow_network.py` trains."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def main() -> None:
     parser.add_argument("--setting", type=int, choices=range(len(SETTINGS)), help="only this one of the settings")
     parser.add_argument("--link", type=float, metavar="MBIT", help="rate of every worker's link, in Mbit/s")
     parser.add_argument("--codec", default="none", help="of activations and gradients (default: %(default)s)")
+    parser.add_argument("--policy", help="how the model is cut (default: equal-compute, with a lossy codec equal-ops)")
     parser.add_argument("--steps", type=int, help="of each run, a fifth of them uncounted")
     options = parser.parse_args()
     rate = None if options.link is None else options.link * 1e6
@@ -100,7 +104,7 @@ def main() -> None:
             shaped_pool(Path(folder), [f"worker-{index}" for index in range(workers)], rate) as pool,
         ):
             # What is rounded depends on where the model is cut, so that must not depend on what was measured.
-            policy = "equal-compute" if options.codec == "none" else "equal-ops"
+            policy = options.policy or ("equal-compute" if options.codec == "none" else "equal-ops")
             spec = workload.job(write_text(Path(folder)), workers=workers, fragments=workers, policy=policy)
             spec["compression"] = {"codec": options.codec}
             job = capture_job(*read_job(spec))
@@ -127,6 +131,7 @@ def main() -> None:
             "workers": workers,
             "megabits_per_second": options.link,
             "codec": options.codec,
+            "policy": policy,
             "cores_taken_by_others": disturbed,
         }
         for figure, samples in figures:
@@ -149,6 +154,7 @@ def main() -> None:
     names = ["backup_overhead", *([] if options.setting is None else [str(options.setting)])]
     names += [] if options.link is None else [f"{options.link:g}_mbit"]
     names += [] if options.codec == "none" else [options.codec]
+    names += [] if options.policy is None else [options.policy]
     report(
         "_".join(names),
         "A step with backups and logs over one without",

@@ -33,7 +33,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -48,6 +48,7 @@ from benchmarks.disturbed import Outcome, Running, differences, joined
 from benchmarks.placed_pool import PlacedPool
 from benchmarks.placed_worker import REFUSE
 from benchmarks.shaped_pool import shaped_pool
+from benchmarks.slow_jobs import YARDSTICK
 from fusion.client import StreamItem
 from fusion.local import LocalPool, LocalWorker
 from fusion.submit import CapturedJob, capture_job, read_job
@@ -358,6 +359,9 @@ def main() -> None:
     parser.add_argument("--setting", type=int, choices=range(len(SETTINGS)), help="only this one of the settings")
     parser.add_argument("--after", type=int, default=SETTLED, help="the step after which workers are killed")
     parser.add_argument("--width", type=int, default=128, help="of the model")
+    parser.add_argument(
+        "--yardstick", action="store_true", help="the batch of slow_network.py: eight times as many tokens"
+    )
     parser.add_argument("--codec", default="none", help="of activations and gradients (default: %(default)s)")
     parser.add_argument("--policy", help=f"how the model is cut (default: {POLICY}, with a lossy codec {FIXED})")
     parser.add_argument("--seed", type=int, default=0, help="chooses the moments")
@@ -379,7 +383,8 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         text = write_training_text(Path(folder))
-        base = Workload(width=options.width, steps=options.after + LEFT)
+        batch = YARDSTICK if options.yardstick else Workload()
+        base = replace(batch, width=options.width, steps=options.after + LEFT)
         for setting in SETTINGS if options.setting is None else [SETTINGS[options.setting]]:
             if setting.bits_per_second is not None and unshaped is not None:
                 print(f"{setting.name} is left out: {unshaped}", file=sys.stderr)
@@ -395,6 +400,7 @@ def main() -> None:
     data["results"] = [result.to_json() for result in results]
     # One setting or another model must not take the place of the record.
     names = ["recovery", *([] if options.setting is None else [str(options.setting)])]
+    names += ["yardstick"] if options.yardstick else []
     names += [] if options.width == Workload().width else [f"width_{options.width}"]
     names += [] if options.after == SETTLED else [f"after_{options.after}"]
     names += [] if options.codec == "none" else [options.codec]
