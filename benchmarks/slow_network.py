@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -114,7 +115,7 @@ def train(pool: PlacedPool, setting: Setting, job: CapturedJob, warm_up: int, va
         seconds=median(counted),
         fastest=min(counted),
         slowest=max(counted),
-        losses=tuple(step["loss"] for step in steps),
+        losses=tuple(math.nan if step["loss"] is None else step["loss"] for step in steps),
         warm_up=warm_up,
         disturbed=disturbed,
         sent_bytes=round(median(step["sent_bytes"] for step in steps[warm_up:])),
