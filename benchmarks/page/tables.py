@@ -143,6 +143,8 @@ _RECOVERIES = {
         "100 Mbit/s": "recovery_1",
         "width 384": "recovery_1_width_384",
         "20 Mbit/s": "recovery_2",
+        "loopback, larger batch": "recovery_0_yardstick",
+        "100 Mbit/s, larger batch": "recovery_1_yardstick",
     },
     "equal": {
         "loopback, after step 150": "recovery_0_after_150_equal-compute",
