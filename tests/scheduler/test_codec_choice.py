@@ -235,28 +235,22 @@ def test_auto_leaves_fast_links_alone_and_takes_the_mildest_codec_that_hides() -
     def over(rate: float) -> Plan:
         return plan_job(
             DAG,
-            devices,
+            devices[:2],
             Network(Link(rate, 1e-4)),
             micro_batches=8,
             compression=spec,
             policy="equal-ops",
-            cuts=(11, 21, 31),
+            cuts=(21,),
         )
 
     assert over(1e10).codecs == {}
-    milder, harder = over(2e6), over(5e5)
+    milder, harder = over(5e5), over(1e5)
     assert {choice.forward for choice in milder.codecs.values()} <= {"int8", "int4"}
     assert wire_ratio(DAG, harder) > wire_ratio(DAG, milder) > 1
 
 
-@pytest.mark.parametrize(
-    ("rule", "one", "three", "four"),
-    [
-        ("auto", "topk-reused:ratio=6,value_bits=8", "int3:stochastic=1", "int8"),
-        ("adaint", "int3:stochastic=1", "int3:stochastic=1", "int8"),
-    ],
-)
-def test_the_more_links_need_a_codec_the_milder_it_has_to_be(rule: str, one: str, three: str, four: str) -> None:
+@pytest.mark.parametrize("rule", ["auto", "adaint"])
+def test_the_more_links_need_a_codec_the_milder_it_has_to_be(rule: str) -> None:
     """What each of them costs adds up, and together it has to stay within one percent."""
     fast, slow = Link(1e10, 1e-4), Link(5e4, 1e-4)
     slower = Link(1e4, 1e-4)
@@ -267,14 +261,14 @@ def test_the_more_links_need_a_codec_the_milder_it_has_to_be(rule: str, one: str
             ends: link for pair in pairs for ends, link in (((pair[0], pair[1]), slow), ((pair[1], pair[0]), slower))
         }
         made = plan_job(
-            transformer(12, elements=65536), homogeneous("abcde"), Network(fast, slow_ones), micro_batches=8,
-            policy="equal-ops", cuts=(11, 21, 31, 41), compression=CompressionSpec(codec=rule, ratio=300.0),
+            transformer(12, elements=65536), homogeneous("abcdef"), Network(fast, slow_ones), micro_batches=8,
+            policy="equal-ops", cuts=(11, 21, 31, 41, 51), compression=CompressionSpec(codec=rule, ratio=300.0),
         )  # fmt: skip
         return {choice.backward for choice in made.codecs.values()}
 
-    assert backward("ab") == {one}
-    assert backward("ab", "bc", "cd") == {three}
-    assert backward("ab", "bc", "cd", "de") == {four}
+    assert backward("ab") == {"int3:stochastic=1"}
+    assert backward("ab", "bc", "cd") == {"int4:stochastic=1"}
+    assert backward("ab", "bc", "cd", "de", "ef") == {"int8"}
 
 
 def harm_of(made: Plan) -> float:
@@ -283,22 +277,22 @@ def harm_of(made: Plan) -> float:
 
 
 def test_harm_counts_by_the_tensors_that_are_compressed() -> None:
-    """Three boundaries within blocks, where two tensors cross each, bear less than three between blocks."""
+    """A boundary within a block, where two tensors cross, bears less than one between blocks."""
     slow = Network(Link(5e5, 1e-4))
 
-    def made(*cuts: int) -> Plan:
+    def made(cut: int) -> Plan:
         return plan_job(
             DAG,
-            homogeneous("abcd"),
+            homogeneous("ab"),
             slow,
             micro_batches=8,
             policy="equal-ops",
             compression=CompressionSpec(codec="auto"),
-            cuts=cuts,
+            cuts=(cut,),
         )
 
-    between, within = made(11, 21, 31), made(8, 17, 25)
-    assert [len(found.codecs) for found in (between, within)] == [3, 6]
+    between, within = made(21), made(17)
+    assert [len(found.codecs) for found in (between, within)] == [1, 2]
     assert {choice.forward for choice in between.codecs.values()} == {"int4"}
     assert {choice.forward for choice in within.codecs.values()} == {"int8"}
     assert max(harm_of(between), harm_of(within)) <= MOST_HARM
@@ -342,7 +336,12 @@ def test_auto_does_not_burden_an_encoder_more_than_the_link_that_it_relieves() -
 def test_the_ladder_of_harm_is_ordered_and_known_to_the_codecs() -> None:
     assert [row.harm for row in MEASURED] == sorted(row.harm for row in MEASURED)
     assert MEASURED[0].harm == 0
-    assert [row.forward for row in ladder(0.003)] == ["none", "int8", "int4"]
+    assert [(row.forward, row.backward) for row in ladder(MOST_HARM)] == [
+        ("none", "none"),
+        ("int8", "int8"),
+        ("int8", "int4:stochastic=1"),
+        ("int4", "int3:stochastic=1"),
+    ]
     for row in MEASURED:
         assert parse(row.forward, dict(row.options)).expected_payload_bytes((64,), "float32") > 0
         assert parse(row.backward, dict(row.options)).expected_payload_bytes((64,), "float32") > 0
