@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -88,3 +89,11 @@ def test_a_table_has_a_line_for_each_plan_and_a_column_for_each_setting(monkeypa
         "| op-fence, dense | 0.50 (0.40 to 0.75) |  |",
     ]
     assert "torch" not in tables.slow_table("gpt", ["8", "20", "100"], tables.sent)
+
+
+def test_shapes_of_a_plot_are_numbered_and_referred_to_by_number() -> None:
+    svg = plots.prediction()
+    made, used = (set(re.findall(pattern, svg)) for pattern in (r'id="(shape-\d+)"', r"#(shape-\d+)[\")]"))
+    assert used
+    assert used <= made
+    assert not re.search(r"[0-9a-f]{10}[\")]", svg)
