@@ -7,6 +7,7 @@ body, so that `flops[last] - flops[first]` is the work of `body[first:last]`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,11 @@ class Workload:
     """... and whether it is a parameter."""
     shared_parameters: tuple[tuple[int, tuple[int, ...]], ...]
     """Parameters that several ops use (tied weights): op id and the ranks of its users."""
+
+    @cached_property
+    def floating(self) -> Bools:
+        """By op id, whether its single value is of a floating type."""
+        return np.array([meta is not None and meta.is_floating for meta in self.metas], dtype=bool)
 
     @property
     def positions(self) -> Ints:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from compress.settings import REUSED, TopK, parse, reuses, with_options
 from dag.workload import Crossings, Workload
 from fusion.plan import CodecChoice
@@ -40,10 +42,19 @@ def choose_codecs(
     `busy_seconds`, the compute of the busiest worker, so that they hide behind it. What they cost adds up over the edges: where it
     comes to more than `MOST_HARM`, messages may take as much longer as it needs to stay below.
     """
-    edges = [edge for edge in range(len(crossings)) if _compressible(workload, crossings, edge)]
+    edges = np.flatnonzero(workload.floating[crossings.value] & ~crossings.parameter).tolist()
     chosen = _by_rule(compression, workload, crossings, edges, placement, network, busy_seconds)
-    settled = {edge: with_directions(compression, chosen.get(edge, CodecChoice())) for edge in edges}
-    return {edge: choice for edge, choice in settled.items() if (choice.forward, choice.backward) != ("none", "none")}
+    plain = CodecChoice()
+    settled: dict[int, CodecChoice] = {}  # Most edges have the same few: by identity, as options can't be hashed.
+    found: dict[int, CodecChoice] = {}
+    for edge in edges:
+        ruled = chosen.get(edge, plain)
+        choice = settled.get(id(ruled))
+        if choice is None:
+            choice = settled[id(ruled)] = with_directions(compression, ruled)
+        if (choice.forward, choice.backward) != ("none", "none"):
+            found[edge] = choice
+    return found
 
 
 def with_directions(compression: CompressionSpec, choice: CodecChoice) -> CodecChoice:
@@ -101,9 +112,9 @@ def _by_rule(
     if compression.codec == "none" or settled:
         return {}
     if compression.codec in ("topk", "topk-sampled"):
-        return {edge: _topk(compression.ratio, compression.codec) for edge in edges if compression.ratio > 1}
+        return dict.fromkeys(edges, _topk(compression.ratio, compression.codec)) if compression.ratio > 1 else {}
     if compression.codec not in ("adatopk", "adaint", "auto"):
-        return {edge: CodecChoice(forward=compression.codec, backward=compression.codec) for edge in edges}
+        return dict.fromkeys(edges, CodecChoice(forward=compression.codec, backward=compression.codec))
     if compression.codec == "auto":
         # Gradients come back at an activation's places only where the rule chooses the activation's codec.
         rungs = [row for row in LADDER if compression.forward is None or not reuses(row.backward)]
@@ -157,11 +168,6 @@ def _saved(choice: CodecChoice) -> float:
     """float32 bytes over wire bytes, both directions together."""
     forward, backward = factors(choice)
     return 2 / (forward + backward)
-
-
-def _compressible(workload: Workload, crossings: Crossings, edge: int) -> bool:
-    meta = workload.metas[crossings.value[edge]]
-    return not crossings.parameter[edge] and meta is not None and meta.is_floating
 
 
 def _topk(ratio: float, codec: str = "topk") -> CodecChoice:

@@ -151,33 +151,37 @@ class Estimator:
     def _edges(self, placed: Placed, crossings: Crossings) -> _Edges:
         network, names = self.costs.network, [self.costs.devices[index].name for index in placed.devices]
         encoded = self.encoding(placed, crossings)
-        out_bytes, back_bytes = encoded.forward.size, encoded.backward.size
-        out, back = encoded.forward, encoded.backward
-        out_codec, back_codec = out.encode + out.decode, back.encode + back.decode
         found = _Edges([[] for _ in names], [[] for _ in names], {}, {}, 0.0)
-        for edge in range(len(crossings)):
-            source, target = int(crossings.source[edge]), int(crossings.target[edge])
+        # Lists, as this is where a search spends its time, and single items of arrays are slow.
+        columns = (crossings.source, crossings.target, crossings.parameter, crossings.gradient)
+        edges = zip(*(column.tolist() for column in columns), strict=True)
+        for (source, target, parameter, gradient), out, back in zip(
+            edges, encoded.forward.edges(), encoded.backward.edges(), strict=True
+        ):
             first, second = placed.devices[source], placed.devices[target]
-            there, here = network.link(names[source], names[target]), network.link(names[target], names[source])
-            if crossings.parameter[edge]:
-                found.parameters = max(found.parameters, there.transfer(out_bytes[edge]))
+            if parameter:
+                there = network.link(names[source], names[target])
+                found.parameters = max(found.parameters, there.transfer(out[0]))
             else:
-                codec = out_codec[edge] if first != second else 0.0
-                found.arriving[target].append((source, there.transfer(out_bytes[edge]) + codec))
-                if first != second:
-                    found.handling += SECONDS_PER_MESSAGE + out_bytes[edge] / HANDLED_PER_SECOND
-                    _add(found.forward, (first, second), out_bytes[edge] / there.bytes_per_second)
-                    _add(found.forward, (first, CODEC), out.encode[edge])
-                    _add(found.forward, (CODEC, second), out.decode[edge])
-            if crossings.gradient[edge]:
-                codec = back_codec[edge] if first != second else 0.0
-                found.awaited[source].append((target, here.transfer(back_bytes[edge]) + codec))
-                if first != second:
-                    found.handling += SECONDS_PER_MESSAGE + back_bytes[edge] / HANDLED_PER_SECOND
-                    _add(found.backward, (second, first), back_bytes[edge] / here.bytes_per_second)
-                    _add(found.backward, (second, CODEC), back.encode[edge])
-                    _add(found.backward, (CODEC, first), back.decode[edge])
+                found.arriving[target].append((source, self._moved(found, found.forward, (first, second), out)))
+            if gradient:
+                found.awaited[source].append((target, self._moved(found, found.backward, (second, first), back)))
         return found
+
+    def _moved(
+        self, found: _Edges, load: dict[tuple[int, int], float], ends: tuple[int, int], way: tuple[float, float, float]
+    ) -> float:
+        """Seconds until one message (`Way.edges`) is there; what it keeps busy between two devices goes into `load`."""
+        (source, target), (size, encode, decode) = ends, way
+        devices = self.costs.devices
+        link = self.costs.network.link(devices[source].name, devices[target].name)
+        if source == target:
+            return link.transfer(size)
+        found.handling += SECONDS_PER_MESSAGE + size / HANDLED_PER_SECOND
+        _add(load, (source, target), size / link.bytes_per_second)
+        _add(load, (source, CODEC), encode)
+        _add(load, (CODEC, target), decode)
+        return link.transfer(size) + encode + decode
 
     def _wanted(self, trip: float, period: float, later: int) -> int:
         """Micro-batches that keep a stage with `later` stages after it busy while the first one travels to the end and back.

@@ -42,9 +42,10 @@ def fragment_memory(
     """
     bounds = (0, *cuts, costs.workload.size)
     incoming, borrowed = [0.0] * (len(bounds) - 1), [0.0] * (len(bounds) - 1)
-    for edge in range(len(crossings)):
-        held = borrowed if crossings.parameter[edge] else incoming
-        held[int(crossings.target[edge])] += float(costs.workload.value_bytes[crossings.value[edge]])
+    sizes = costs.wire_bytes(crossings).tolist()
+    for target, parameter, size in zip(crossings.target.tolist(), crossings.parameter.tolist(), sizes, strict=True):
+        held = borrowed if parameter else incoming
+        held[target] += size
     hosts = np.asarray(devices)
     away = hosts[crossings.source] != hosts[crossings.target]
     answering = set(crossings.target[crossings.gradient & ~crossings.parameter & away].tolist())

@@ -39,7 +39,7 @@ MOST_RETURNING = 3
 """Of its answers, so many are simulated in full."""
 GATHERED = 2
 """Placements on the devices that are of use that are completed with the others, where all have to take part."""
-MOST_INSERTIONS = 8000
+MOST_INSERTIONS = 4000
 """... and so many ways to do so are estimated for each of those placements; of a long model not every cut position is tried."""
 MOST_POSITIONS = 400
 """Beyond so many candidate pieces the work is shared out in proportion to speed instead of by dynamic programme."""
