@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import signal
 import sys
@@ -115,7 +114,7 @@ def train(pool: PlacedPool, setting: Setting, job: CapturedJob, warm_up: int, va
         seconds=median(counted),
         fastest=min(counted),
         slowest=max(counted),
-        losses=tuple(math.nan if step["loss"] is None else step["loss"] for step in steps),
+        losses=tuple(step["loss"] for step in steps),
         warm_up=warm_up,
         disturbed=disturbed,
         sent_bytes=round(median(step["sent_bytes"] for step in steps[warm_up:])),
@@ -143,7 +142,8 @@ def measure(
 
 
 def _say(row: Row) -> None:
-    text = f"{row.setting}, {row.model}: {row.name}: {row.seconds:.3f} s, loss {row.losses[-1]:.4f}"
+    loss = "lost" if row.losses[-1] is None else f"{row.losses[-1]:.4f}"
+    text = f"{row.setting}, {row.model}: {row.name}: {row.seconds:.3f} s, loss {loss}"
     print(text, file=sys.stderr, flush=True)
 
 

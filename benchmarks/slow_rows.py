@@ -26,7 +26,8 @@ class Row:
     """The median of the counted steps."""
     fastest: float
     slowest: float
-    losses: tuple[float, ...]
+    losses: tuple[float | None, ...]
+    """None where it was no number."""
     """Of every step."""
     warm_up: int
     """Steps at the start that are not counted."""

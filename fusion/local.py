@@ -232,7 +232,8 @@ class LocalPool:
                 continue
             if item.data.get("state") in ("done", "failed", "cancelled"):
                 return item.data
-            if item.data.get("refused") and item.data.get("plan") is None and not self._any_dead():
+            complete = len(self._children) > len(self.workers) and not self._dead()
+            if complete and item.data.get("refused") and item.data.get("plan") is None:
                 raise JobFailedError(f"job {job} can't be trained on these workers: {item.data['reason']}")
 
     def stop(self) -> None:
@@ -343,14 +344,12 @@ class LocalPool:
         except ServiceError:
             return  # the one who waits looks at the processes itself
 
-    def _any_dead(self) -> bool:
-        return len(self._children) <= len(self.workers) or any(
-            child.process.poll() is not None for child in self._children
-        )
+    def _dead(self) -> list[_Child]:
+        return [child for child in self._children if child.process.poll() is not None]
 
     def _refuse_dead(self, *, all_workers: bool = False) -> None:
         """Raise for a child that ended; with `all_workers` a worker may, as long as one is left."""
-        dead = [child for child in self._children if child.process.poll() is not None]
+        dead = self._dead()
         if not dead:
             return
         coordinator_died = dead[0].name == "coordinator"

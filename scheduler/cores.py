@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from scheduler.devices import Device
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SharedCores:
     """What computes on one processor. Times are seconds, and must not go back."""
 

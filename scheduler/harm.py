@@ -7,8 +7,8 @@ and text, and *six*, three boundaries within blocks, where two tensors cross eac
 
 What several tensors cost together is not always what one costs so many times, and two runs from scratch differ by a few tenths of a
 percent, with top-k by more. Where several figures are known, the greatest harm per tensor counts. What trains well from scratch may
-still spoil a model that has learnt: top-k of 8 bits with gradients at its places, 12 to 21 times fewer bytes, costs next to nothing
-there and 1% to 5% a tensor from a checkpoint, so `auto` does not choose it. Stochastic rounding of gradients costs less than a bit saves: 4 bits
+still spoil a model that has learnt: top-k of 8 bits with gradients at its places, 12 to 21 times fewer bytes, costs now this, now that from
+scratch and 1% to 5% a tensor from a checkpoint, so `auto` does not choose it. Stochastic rounding of gradients costs less than a bit saves: 4 bits
 both ways are dearer than 4 and 3 stochastic ones, so they have no row. A table from one kind of model is a ranking, not a promise for another.
 """
 

@@ -220,7 +220,9 @@ def _too_large(costs: Costs, placed: Placed, estimate: Estimate) -> str:
     device, need = costs.devices[worst], estimate.memory[worst]
     mine = [str(index) for index, host in enumerate(placed.devices) if host == worst]
     what = f"fragment {mine[0]} needs" if len(mine) == 1 else f"fragments {', '.join(mine)} need"
-    limit = device.memory_bytes if device.memory_bytes is not None and device.memory_bytes > 1 else 0
+    limit = device.memory_bytes or 0
+    if limit == 1:  # stands for none, as 0 would for no limit
+        limit = 0
     has = format_bytes(limit) if limit else "no room"
     return (
         f"{what} {format_bytes(need)}, {device.name} has {has}: {format_bytes(need - limit)} missing; "

@@ -205,7 +205,7 @@ class _Run:
         # processor, the serial number of the event for who is done first.
         self._shared = {device: shared for shared in crowded(costs.devices, self._used) for device in shared.demands}
         self._sharing: dict[int, tuple[Task, float]] = {}
-        self._due: dict[int, int] = {}
+        self._due: dict[SharedCores, int] = {}
         self._link_free: dict[tuple[int, int], float] = {}
         # A worker has one thread that encodes and one that takes messages in; both run beside its compute thread.
         self._encoder_free: dict[int, float] = {}
@@ -247,7 +247,7 @@ class _Run:
                     continue
                 self._interrupt(time, device)
             elif device in self._shared:
-                if self._due.get(id(self._shared[device])) != serial:
+                if self._due.get(self._shared[device]) != serial:
                     continue  # others have begun or ended since
                 self._ended_sharing(time, device)
                 self._finish(time, device, task)
@@ -314,7 +314,7 @@ class _Run:
         first = shared.next_end()
         if first is not None:
             end, device = first
-            serial = self._due[id(shared)] = next(self._order)
+            serial = self._due[shared] = next(self._order)
             heapq.heappush(self._events, (end, serial, device, self._sharing[device][0]))
 
     def _ended_sharing(self, time: float, device: int) -> float:
@@ -328,8 +328,10 @@ class _Run:
         return left
 
     def _end_span(self, time: float, device: int) -> None:
+        """What it runs, the last of its spans, is over now."""
         if self._trace:
-            index = max(i for i, span in enumerate(self._spans) if span.resource == self._names[device])
+            name = self._names[device]
+            index = next(i for i in reversed(range(len(self._spans))) if self._spans[i].resource == name)
             self._spans[index] = replace(self._spans[index], end=time)
 
     def _finish(self, time: float, device: int, task: Task) -> None:

@@ -71,7 +71,7 @@ class SchedulerPlanner:
         devices = self._devices(candidates)
         training = replace(_training(spec, train), schedule=plan.schedule)
         try:
-            played = scheduler.simulate_plan(dag, plan, devices, self._links(candidates), training)
+            played = scheduler.simulate_plan(dag, plan, devices, self._links(candidates), training, trace=False)
         except PlanError:
             return None
         limits = {device.name: device.memory_bytes for device in devices}
