@@ -30,7 +30,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> CapturedJob:
         case,
         tmp_path_factory.mktemp("job"),
         train={"steps": STEPS, "clip_grad_norm": 1.0},
-        plan={"fragments": 3},
+        plan={"fragments": 3, "policy": "equal-ops"},
         fault_tolerance={"failure_timeout": TIMEOUT},
     )
 
