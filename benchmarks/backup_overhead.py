@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--link", type=float, metavar="MBIT", help="rate of every worker's link, in Mbit/s")
     parser.add_argument("--codec", default="none", help="of activations and gradients (default: %(default)s)")
     parser.add_argument("--policy", help="how the model is cut (default: equal-compute, with a lossy codec equal-ops)")
+    parser.add_argument("--every", type=int, metavar="STEPS", help="steps between backups (default: the job's, auto)")
     parser.add_argument("--steps", type=int, help="of each run, a fifth of them uncounted")
     options = parser.parse_args()
     rate = None if options.link is None else options.link * 1e6
@@ -107,6 +108,8 @@ def main() -> None:
             policy = options.policy or ("equal-compute" if options.codec == "none" else "equal-ops")
             spec = workload.job(write_text(Path(folder)), workers=workers, fragments=workers, policy=policy)
             spec["compression"] = {"codec": options.codec}
+            if options.every is not None:
+                spec["fault_tolerance"] = {"backup_every": options.every}
             job = capture_job(*read_job(spec))
             train(pool, job, workload, bare=False)  # files and code come into memory
             variants = {
@@ -132,6 +135,7 @@ def main() -> None:
             "megabits_per_second": options.link,
             "codec": options.codec,
             "policy": policy,
+            "backup_every": options.every or "auto",
             "cores_taken_by_others": disturbed,
         }
         for figure, samples in figures:
@@ -155,6 +159,7 @@ def main() -> None:
     names += [] if options.link is None else [f"{options.link:g}_mbit"]
     names += [] if options.codec == "none" else [options.codec]
     names += [] if options.policy is None else [options.policy]
+    names += [] if options.every is None else [f"every_{options.every}"]
     report(
         "_".join(names),
         "A step with backups and logs over one without",

@@ -27,8 +27,7 @@ class Row:
     fastest: float
     slowest: float
     losses: tuple[float | None, ...]
-    """None where it was no number."""
-    """Of every step."""
+    """Of every step; None where it was no number."""
     warm_up: int
     """Steps at the start that are not counted."""
     disturbed: float

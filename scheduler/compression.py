@@ -45,16 +45,12 @@ def choose_codecs(
     edges = np.flatnonzero(workload.floating[crossings.value] & ~crossings.parameter).tolist()
     chosen = _by_rule(compression, workload, crossings, edges, placement, network, busy_seconds)
     plain = CodecChoice()
-    settled: dict[int, CodecChoice] = {}  # Most edges have the same few: by identity, as options can't be hashed.
-    found: dict[int, CodecChoice] = {}
-    for edge in edges:
-        ruled = chosen.get(edge, plain)
-        choice = settled.get(id(ruled))
-        if choice is None:
-            choice = settled[id(ruled)] = with_directions(compression, ruled)
-        if (choice.forward, choice.backward) != ("none", "none"):
-            found[edge] = choice
-    return found
+    ruled = {edge: chosen.get(edge, plain) for edge in edges}
+    # Edges share a few choices: each is settled once. By identity, as options can't be hashed.
+    distinct = {id(choice): choice for choice in ruled.values()}
+    settled = {key: with_directions(compression, choice) for key, choice in distinct.items()}
+    found = {edge: settled[id(choice)] for edge, choice in ruled.items()}
+    return {edge: choice for edge, choice in found.items() if (choice.forward, choice.backward) != ("none", "none")}
 
 
 def with_directions(compression: CompressionSpec, choice: CodecChoice) -> CodecChoice:

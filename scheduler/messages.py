@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,9 +40,9 @@ class Way:
     decode: Floats
     """Seconds on the receiver's thread that takes messages in."""
 
-    def edges(self) -> Iterator[tuple[float, float, float]]:
-        """(size, encode, decode) of each edge."""
-        return zip(self.size.tolist(), self.encode.tolist(), self.decode.tolist(), strict=True)
+    def edges(self) -> list[tuple[float, float, float]]:
+        """(size, encode, decode) by edge, as plain numbers."""
+        return list(zip(self.size.tolist(), self.encode.tolist(), self.decode.tolist(), strict=True))
 
 
 @dataclass(frozen=True, eq=False)

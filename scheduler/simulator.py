@@ -25,7 +25,7 @@ from scheduler.cores import SharedCores, crowded
 from scheduler.cost import Costs
 from scheduler.estimate import Estimator, Placed
 from scheduler.memory import FragmentMemory, fit_behind, fragment_memory, worker_memory
-from scheduler.messages import Messages, Way
+from scheduler.messages import Messages
 from scheduler.simulation import Simulation, Span
 
 STEPS = 3
@@ -146,12 +146,6 @@ class _Message:
     """Seconds that decoding still takes."""
 
 
-def _parcels(way: Way) -> list[tuple[float, float, float]]:
-    """(bytes, seconds to encode, seconds to decode) by edge, as plain numbers."""
-    columns = (way.size.tolist(), way.encode.tolist(), way.decode.tolist())
-    return list(zip(*columns, strict=True))
-
-
 class _Run:
     """One simulation in progress."""
 
@@ -173,7 +167,7 @@ class _Run:
         self._hosts = devices
         in_flight, weights_behind = depths
         self._memory = worker_memory(memory, devices, in_flight, weights_behind)
-        self._ways = {FrameKind.ACTIVATION: _parcels(messages.forward), FrameKind.GRADIENT: _parcels(messages.backward)}
+        self._ways = {FrameKind.ACTIVATION: messages.forward.edges(), FrameKind.GRADIENT: messages.backward.edges()}
         self._clip = clip
         self._steps = steps
         self._trace = trace

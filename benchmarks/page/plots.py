@@ -25,7 +25,6 @@ from benchmarks.slow_settings import ALL_TAKE_PART, FAST, HEADLINE, SETTINGS
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "fusion",
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.spines.top": False,
