@@ -42,6 +42,14 @@ _UNNOTICED = 0.1
 _LINK_SHARE = 60.0
 """Snapshots alone would keep any link busy for at most one part in so many of the time (`benchmarks/backup_overhead.py --link`
 has what a step then takes)."""
+_SPREAD = 4.0
+"""Snapshots take so many times as long as they need to: the less of a link they take, the less do the training's messages wait, ..."""
+_FELT_SECONDS = 0.25
+"""... where they would keep a link busy for so long."""
+_SPREAD_SHARE = 8.0
+"""But a loss meanwhile replays what came since the round before: no longer than one part in so many of the time between rounds, ..."""
+_LONGEST_SPREAD = 20.0
+"""... nor than so many seconds, in which fragments that are to move wait."""
 _SHARE = 10.0
 """Where nobody has measured the links: they are under way for at most one part in so many of the time;"""
 _LEAST_SHARE = 2.0
@@ -177,6 +185,17 @@ def spacing(
     return max(1, wanted, affordable)
 
 
+def spread(between: float, carried: float | None) -> float:
+    """Seconds over which to spread the snapshots of a round, where rounds are `between` seconds apart; 0: as fast as they go.
+
+    `carried` is what they take on the busiest link by themselves; None: it has not been measured.
+    """
+    if carried is None or carried < _FELT_SECONDS:
+        return 0.0
+    seconds = min(_SPREAD * carried, between / _SPREAD_SHARE, _LONGEST_SPREAD)
+    return seconds if seconds > carried else 0.0
+
+
 def _wanted(job: Job, plan: Plan, run: Run, carried: float | None) -> int:
     """Steps to the next round of this job, if its snapshots keep the busiest link for `carried` seconds."""
     every = job.spec.fault_tolerance.backup_every
@@ -241,13 +260,17 @@ class Backups:
         wanted = _wanted(job, job.plan, run, 0.0)
         if not hurried and run.highest + run.margin < run.common_step + wanted:
             return
-        wanted = _wanted(job, job.plan, run, carrying(job, job.plan, run.backups, self._books.links))
+        carried = carrying(job, job.plan, run.backups, self._books.links)
+        wanted = _wanted(job, job.plan, run, carried)
         due = run.common_step + (1 if hurried else wanted)
         if run.highest + run.margin >= due:
             run.spacing = max(wanted, _MOST_STEPS)
-            self.order(job, now, max(due, run.highest + run.margin), run.backups)
+            seconds = 0.0 if hurried else spread(wanted * run.pace, carried)
+            self.order(job, now, max(due, run.highest + run.margin), run.backups, seconds=seconds)
 
-    def order(self, job: Job, now: float, step: int, backups: dict[int, str], *, hold: bool = False) -> bool:
+    def order(
+        self, job: Job, now: float, step: int, backups: dict[int, str], *, hold: bool = False, seconds: float = 0.0
+    ) -> bool:
         """Order the snapshots of `step`, or of an earlier one if the job ends before; False when there is none.
 
         The last step is left out: whoever adopts a fragment then still has its last state to bring in.
@@ -259,7 +282,9 @@ class Backups:
             step = min(step, last)
         if step > last:
             return False
-        run.round = Round(step=step, epoch=job.epoch, backups=dict(backups), hold=hold, ordered_at=now, said_at=now)
+        run.round = Round(
+            step=step, epoch=job.epoch, backups=dict(backups), hold=hold, seconds=seconds, ordered_at=now, said_at=now
+        )
         if run.common_step > run.start:
             # Said again, in case that it was lost: who holds a snapshot keeps it only while it may be the common one.
             self._books.tell(job, Commit(job=job.id, epoch=job.epoch, step=run.common_step))
@@ -281,7 +306,15 @@ class Backups:
     def _tell(self, job: Job, found: Round, *, again: bool = False) -> None:
         self._books.tell(
             job,
-            Backup(job=job.id, epoch=found.epoch, step=found.step, backups=found.backups, hold=found.hold, again=again),
+            Backup(
+                job=job.id,
+                epoch=found.epoch,
+                step=found.step,
+                backups=found.backups,
+                hold=found.hold,
+                again=again,
+                seconds=found.seconds,
+            ),
         )
 
     def held(self, job: Job, member: Member, message: Holding) -> None:

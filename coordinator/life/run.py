@@ -25,6 +25,8 @@ class Round(BaseModel):
     """Fragment -> the worker that is to hold its snapshot; with `hold`, of a moving fragment its new host."""
     hold: bool = False
     """Nobody begins a step after this one: fragments move."""
+    seconds: float = 0.0
+    """Over which its snapshots are to be spread; 0: as fast as they go."""
     ordered_at: float
     said_at: float = 0.0
     """When hosts were told last."""

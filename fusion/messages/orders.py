@@ -47,6 +47,8 @@ class Backup(Message):
     hold: bool = False
     again: bool = False
     """Said before; a host that heard it has nothing more to do."""
+    seconds: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """Over which each snapshot is to be spread, so that the training's own messages meet less of it; 0: as fast as it goes."""
 
 
 class Commit(Message):

@@ -9,7 +9,7 @@ import pytest
 from recovery_cases import Play
 
 from coordinator.life import events as ev
-from coordinator.life.backups import carrying, choose, spacing
+from coordinator.life.backups import carrying, choose, spacing, spread
 from coordinator.life.links import Links
 from fusion.messages import (
     Backup,
@@ -274,6 +274,34 @@ def test_auto_leaves_the_links_to_the_training() -> None:
     assert spacing("auto", 0.1, 0.05, carrying=5.0) == 30  # It took 50 ms: the link can't be that slow.
     assert spacing("auto", 1.0, 0.1, carrying=0.01) == 3
     assert spacing(7, 0.1, 1.0, carrying=1.0) == 7
+
+
+def test_snapshots_are_spread_where_they_would_be_felt_and_there_is_time() -> None:
+    assert spread(72.0, 1.2) == pytest.approx(4.8)
+    assert spread(16.0, 1.2) == pytest.approx(2.0)  # A loss in this time replays what came since the round before.
+    assert spread(9.0, 1.2) == 0.0  # As fast as it goes takes longer.
+    assert spread(72.0, 0.1) == 0.0  # Nothing waits long for that.
+    assert spread(3600.0, 10.0) == pytest.approx(20.0)
+    assert spread(3600.0, 30.0) == 0.0
+    assert spread(72.0, None) == 0.0
+
+
+def test_hosts_hear_how_long_a_round_may_take_unless_it_is_hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.life.backups.carrying", lambda *_: 0.5)
+    play = Play("ab", backup_every=100, log_memory="1MiB")
+    for step in range(1, 99):
+        play.tick(0.1)
+        play.train(step, step)
+    order = play.sent(Backup)["a"]
+    assert order.seconds == spread(100 * play.run.pace, 0.5) > 0.5
+    play.tick(5.1)
+    again = play.sent(Backup)["a"]
+    assert (again.again, again.seconds) == (True, order.seconds)
+    play.train(99, 100)
+    play.hold_all(order)
+    play.train(101, 102)
+    play.report("a", 103, log_bytes=2**19 + 1)
+    assert play.sent(Backup)["a"].seconds == 0.0
 
 
 def test_the_busiest_link_of_a_round_is_what_counts() -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import msgpack
 import pytest
 import torch
 
 from fusion.errors import BlobError
-from fusion.messages import Holding
+from fusion.messages import BackupFailed, Holding
 from fusion.wire import Header
-from worker.jobs.backups import PIECE_BYTES, Backups
+from worker.jobs.backups import Backups
+from worker.protocol.pieces import LARGEST, piece_bytes
 
 FRAGMENT = SimpleNamespace(parameters=(), written_buffers=(), inputs=(), outputs=())
 MEMORY = SimpleNamespace(limit=2**30, used=lambda: 0)
@@ -23,6 +26,8 @@ class Pair:
 
     def __init__(self) -> None:
         self.reports: queue.Queue[Any] = queue.Queue()
+        self.waits: queue.Queue[tuple[float, Callable[[], None]]] = queue.Queue()
+        """What the backup worker is to do later."""
         self.host = self._make("host", "backup")
         self.backup = self._make("backup", "host")
 
@@ -31,7 +36,10 @@ class Pair:
             value = None if payload is None else torch.frombuffer(bytearray(payload), dtype=torch.uint8)
             getattr(self, to).handle(header, name, value)
 
-        return Backups("job", None, (FRAGMENT,), MEMORY, transmit, self.reports.put, lambda: 0)  # type: ignore[arg-type]
+        return Backups("job", None, (FRAGMENT,), MEMORY, transmit, self.reports.put, lambda: 0, self._later)  # type: ignore[arg-type]
+
+    def _later(self, seconds: float, call: Callable[[], None]) -> None:
+        self.waits.put((seconds, call))
 
     def snapshot(self, step: int) -> None:
         """Take one and wait until it is held."""
@@ -100,7 +108,7 @@ def test_a_round_that_another_plan_has_made_void_takes_no_more_of_the_links() ->
             transmit(to, header, payload)
 
     pair.host._transmit = lose_piece_2_once
-    pair.host.offer(0, 6, "backup", {"parameter/weight": torch.zeros(PIECE_BYTES)})
+    pair.host.offer(0, 6, "backup", {"parameter/weight": torch.zeros(LARGEST)})
     pair.host._hasher.submit(lambda: None).result(timeout=30)
     assert sorted(sent) == [0, 1, 2, 3, 4, 5]
     pair.backup.abandon(3)
@@ -114,4 +122,40 @@ def test_a_round_that_another_plan_has_made_void_takes_no_more_of_the_links() ->
     assert pair.held(3) == 3.0
     pair.snapshot(7)
     assert pair.held(7) == 7.0
+    pair.close()
+
+
+def test_a_spread_snapshot_is_asked_for_over_the_time_that_it_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("worker.jobs.backups.monotonic", lambda: clock[0])
+    pair = Pair()
+    pair.backup._limits = [2**24]
+    pair.host.spread(2.0)
+    weight = torch.rand(300_000)
+    pair.host.offer(0, 3, "backup", {"parameter/weight": weight})
+    asked = 1
+    while True:
+        seconds, call = pair.waits.get(timeout=30)
+        clock[0] += seconds
+        call()
+        asked += 1
+        if asked == -(-(weight.nbytes + 8) // piece_bytes(weight.nbytes + 8, 2.0)):
+            break
+    report = pair.reports.get(timeout=30)
+    assert isinstance(report, Holding)
+    assert 1.5 < clock[0] - 100.0 <= 2.0
+    assert torch.equal(pair.backup.state(0, 3)["parameter/weight"], weight)
+    assert pair.waits.empty()
+    pair.close()
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, "soon", None, 3])
+def test_an_announcement_with_no_proper_time_is_refused(seconds: object) -> None:
+    pair = Pair()
+    header = pair.host._header(0, 3, 0, 1)
+    announcement = torch.frombuffer(bytearray(msgpack.packb([1000, 1, 0, seconds])), dtype=torch.uint8)
+    pair.backup.handle(header, "host", announcement)
+    report = pair.reports.get(timeout=30)
+    assert isinstance(report, BackupFailed)
+    assert report.cause == "corrupt"
     pair.close()

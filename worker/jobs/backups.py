@@ -1,8 +1,8 @@
 """Snapshots between workers: those of our fragments on their way to backup workers, those of others that we hold.
 
-A host announces a snapshot (piece 0: size and checksum); its backup worker asks for one piece after the other, so that a
-snapshot never puts more between the messages of the training than the link carries in a moment. Once whole and verified it is held until
-a newer one is the common snapshot. A fragment's former host keeps the snapshot with which the fragment moved, so that two have
+A host announces a snapshot (piece 0: size, checksum, how long it may take); its backup worker asks for one piece after the
+other (`worker/protocol/pieces.py`), so that a snapshot never puts more between the messages of the training than the link carries in a moment.
+Once whole and verified it is held until a newer one is the common snapshot. A fragment's former host keeps the snapshot with which the fragment moved, so that two have
 it until then. Called from the data plane's thread, the compute thread and the event loop.
 """
 
@@ -14,7 +14,8 @@ import threading
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Literal
 
@@ -31,16 +32,11 @@ from fusion.units import format_bytes
 from fusion.wire import FrameKind, Header
 from worker.jobs.state_blob import StateBlob
 from worker.machine.memory import MemoryGuard
+from worker.protocol.pieces import PATIENCE, Pieces, piece_bytes
 
-PIECE_BYTES = 256 * 1024
-_LEAST_WINDOW, _LARGEST_WINDOW = 2, 16
-"""Pieces that are asked for before the first of them is here: more and more while they come at once."""
-_AT_ONCE = 0.03
-"""Seconds from asking for a piece to its arrival in which nothing of the training can have been held up for long."""
-_PATIENCE = 2.0
-"""Seconds after which a piece, or an answer to an announcement, is asked for again."""
 # Parameters and what optimizers keep of them, at most; beside them come buffers and a header.
 _COPIES = 4
+_NOTHING_FITS = (2**62, 0, -1, 0.0)
 
 Transmit = Callable[[str, Header, memoryview | None], None]
 
@@ -53,6 +49,8 @@ class _Offer:
     size: int
     checksum: int
     blob: StateBlob
+    seconds: float
+    """Over which it is to be spread; 0: as fast as it goes."""
     heard_at: float
 
 
@@ -64,39 +62,17 @@ class _Held:
     size: int
     checksum: int
     data: bytearray
-    missing: set[int]
-    asked: int = 0
-    asked_at: dict[int, float] = field(default_factory=dict)
-    """Of the pieces that have not come yet."""
-    window: int = _LEAST_WINDOW
-    heard_at: float = field(default_factory=monotonic)
+    pieces: Pieces
+    waiting: bool = False
+    """Somebody looks again when more pieces are due."""
     verified: bool = False
-
-    @property
-    def pieces(self) -> int:
-        return -(-self.size // PIECE_BYTES)
-
-    def next_pieces(self) -> range:
-        """Those to be asked for now."""
-        first = self.asked + 1
-        self.asked = max(self.asked, min(self.pieces, self.pieces - len(self.missing) + self.window))
-        self.asked_at.update(dict.fromkeys(range(first, self.asked + 1), monotonic()))
-        return range(first, self.asked + 1)
-
-    def came(self, number: int) -> None:
-        """A piece is here."""
-        self.missing.discard(number)
-        self.heard_at = monotonic()
-        if self.heard_at - self.asked_at.pop(number, 0.0) < _AT_ONCE:
-            self.window = min(self.window + 1, _LARGEST_WINDOW)
-        else:
-            self.window = max(self.window // 2, _LEAST_WINDOW)
 
 
 class Backups:
     """The snapshots of one worker in one job.
 
-    `transmit(to, header, payload)` sends a message; `report` tells the coordinator; `epoch` is the plan epoch of the moment.
+    `transmit(to, header, payload)` sends a message; `report` tells the coordinator; `epoch` is the plan epoch of the moment;
+    `later(seconds, call)` calls on some thread after so long, unless all is over by then.
     """
 
     def __init__(
@@ -108,6 +84,7 @@ class Backups:
         transmit: Transmit,
         report: Callable[[BaseModel], None],
         epoch: Callable[[], int],
+        later: Callable[[float, Callable[[], None]], None],
     ) -> None:
         self._job = job
         self._limits = [_state_limit(dag, fragment) for fragment in fragments]
@@ -115,12 +92,18 @@ class Backups:
         self._transmit = transmit
         self._report = report
         self._epoch = epoch
+        self._later = later
+        self._seconds = 0.0
         self._lock = threading.RLock()
         self._offers: dict[int, tuple[int, _Offer]] = {}
         self._held: dict[tuple[int, int], _Held] = {}
         self._kept: dict[tuple[int, int], StateBlob] = {}
         self._common = -1
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="snapshots")
+
+    def spread(self, seconds: float) -> None:
+        """Snapshots that are announced from now on are to take so long; 0: as fast as they go."""
+        self._seconds = seconds
 
     def offer(self, fragment: int, step: int, to: str, state: Mapping[str, Tensor]) -> None:
         """Send this state to a backup worker, in the background; it takes the place of an older one under way."""
@@ -139,15 +122,13 @@ class Backups:
     def poke(self) -> None:
         """Call about once a second: what was lost on the way is asked for, or announced, again."""
         with self._lock:
-            late = monotonic() - _PATIENCE
+            now = monotonic()
             for (fragment, step), held in self._held.items():
-                if held.missing and held.heard_at < late:
-                    held.heard_at = monotonic()
-                    for number in sorted(held.missing)[:_LEAST_WINDOW]:
-                        self._want(held.source, fragment, step, number)
+                for number in held.pieces.overdue(now):
+                    self._want(held.source, fragment, step, number)
             for fragment, (step, offer) in self._offers.items():
-                if offer.heard_at < late:
-                    offer.heard_at = monotonic()
+                if offer.heard_at < now - PATIENCE:
+                    offer.heard_at = now
                     self._send_announcement(fragment, step, offer)
 
     def commit(self, step: int) -> bool:
@@ -204,23 +185,24 @@ class Backups:
 
     def _announce(self, fragment: int, step: int, to: str, state: Mapping[str, Tensor]) -> None:
         blob = StateBlob(state)
-        offer = _Offer(to, blob.size, blob.checksum(), blob, monotonic())
+        offer = _Offer(to, blob.size, blob.checksum(), blob, self._seconds, monotonic())
         with self._lock:
             if step > self._common:
                 self._offers[fragment] = (step, offer)
                 self._send_announcement(fragment, step, offer)
 
     def _send_announcement(self, fragment: int, step: int, offer: _Offer) -> None:
-        announcement = memoryview(msgpack.packb([offer.size, offer.checksum, self._common]))
+        announcement = memoryview(msgpack.packb([offer.size, offer.checksum, self._common, offer.seconds]))
         self._transmit(offer.to, self._header(fragment, step, 0, len(announcement)), announcement)
 
     def _send_piece(self, header: Header, sender: str) -> None:
         step, offer = self._offers.get(header.edge, (0, None))
-        begin = (header.micro_batch - 1) * PIECE_BYTES
+        each = piece_bytes(offer.size, offer.seconds) if offer is not None else 0
+        begin = (header.micro_batch - 1) * each
         if offer is None or step != header.step or offer.to != sender or not 0 <= begin < offer.size:
             return
         offer.heard_at = monotonic()
-        piece = memoryview(offer.blob.read(begin, begin + PIECE_BYTES))
+        piece = memoryview(offer.blob.read(begin, begin + each))
         self._transmit(sender, self._header(header.edge, step, header.micro_batch, len(piece)), piece)
 
     # Those of others, on their way in ------------------------------------------------------------------------------
@@ -228,7 +210,7 @@ class Backups:
     def _announced(self, header: Header, sender: str, announcement: bytes) -> None:
         fragment, step = header.edge, header.step
         known = self._held.get((fragment, step))
-        size, checksum, common = _read(announcement)
+        size, checksum, common, seconds = _read(announcement)
         if known is not None and (known.checksum, known.source) == (checksum, sender):
             if known.verified:
                 self._report(self._holding(fragment, step, known))
@@ -255,25 +237,38 @@ class Backups:
         kept = (common, self._common)
         for stale in [at for at in self._held if at[0] == fragment and at[1] < step and at[1] not in kept]:
             del self._held[stale]
-        held = self._held[fragment, step] = _Held(sender, size, checksum, bytearray(size), set())
-        held.missing.update(range(1, held.pieces + 1))
-        for number in held.next_pieces():
-            self._want(sender, fragment, step, number)
+        pieces = Pieces(size, seconds, monotonic())
+        held = self._held[fragment, step] = _Held(sender, size, checksum, bytearray(size), pieces)
+        self._ask(fragment, step, held)
 
     def _piece(self, header: Header, value: Tensor) -> None:
         fragment, step, number = header.edge, header.step, header.micro_batch
         held = self._held.get((fragment, step))
-        if held is None or number not in held.missing:
+        if held is None or not held.pieces.lacks(number):
             return
-        begin = (number - 1) * PIECE_BYTES
-        if len(value) != min(PIECE_BYTES, held.size - begin):
+        begin, end = held.pieces.span(number)
+        if len(value) != end - begin:
             return
-        held.data[begin : begin + len(value)] = value.numpy().data
-        held.came(number)
-        for another in held.next_pieces():
-            self._want(held.source, fragment, step, another)
-        if not held.missing:
+        held.data[begin:end] = value.numpy().data
+        held.pieces.came(number, monotonic())
+        self._ask(fragment, step, held)
+        if held.pieces.complete:
             self._hasher.submit(self._verify, fragment, step, held)
+
+    def _ask(self, fragment: int, step: int, held: _Held) -> None:
+        """Ask for the pieces that are due, now and when more are."""
+        for number in held.pieces.due(monotonic()):
+            self._want(held.source, fragment, step, number)
+        wait = held.pieces.wait(monotonic())
+        if wait is not None and not held.waiting:
+            held.waiting = True
+            self._later(wait, partial(self._ask_later, fragment, step, held))
+
+    def _ask_later(self, fragment: int, step: int, held: _Held) -> None:
+        with self._lock:
+            held.waiting = False
+            if self._held.get((fragment, step)) is held:
+                self._ask(fragment, step, held)
 
     def _verify(self, fragment: int, step: int, held: _Held) -> None:
         checksum = zlib.crc32(held.data)
@@ -319,13 +314,14 @@ def _state_limit(dag: OpDag, fragment: Fragment) -> int:
     return 2 * _COPIES * parameters + buffers + residuals + 4096 * entries
 
 
-def _read(announcement: bytes) -> tuple[int, int, int]:
-    """Size, checksum and common step; an announcement that is none counts as one that nothing fits."""
+def _read(announcement: bytes) -> tuple[int, int, int, float]:
+    """Size, checksum, common step and seconds to take; an announcement that is none counts as one that nothing fits."""
     try:
-        read = msgpack.unpackb(announcement, max_array_len=3, max_str_len=0, max_map_len=0, max_bin_len=0)
-        size, checksum, common = read
+        read = msgpack.unpackb(announcement, max_array_len=4, max_str_len=0, max_map_len=0, max_bin_len=0)
+        size, checksum, common, seconds = read
     except Exception:
-        return 2**62, 0, -1
-    if type(size) is int and size >= 0 and type(checksum) is int and type(common) is int:
-        return size, checksum, common
-    return 2**62, 0, -1
+        return _NOTHING_FITS
+    numbers = type(size) is int and size >= 0 and type(checksum) is int and type(common) is int
+    if numbers and type(seconds) is float and 0.0 <= seconds < math.inf:
+        return size, checksum, common, seconds
+    return _NOTHING_FITS

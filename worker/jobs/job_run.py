@@ -11,6 +11,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from time import monotonic
 
 import torch
@@ -208,6 +209,7 @@ class JobRun:
             transmit,
             self._report_from_thread,
             lambda: host.epoch,
+            self._later,
         )
         standby = Standby(assembly, self._device, self._fetcher, self._memory, self._not_standing_by)
         open_route = await asyncio.to_thread(
@@ -242,6 +244,7 @@ class JobRun:
                         parts.host.start(parts.route)
                         parts.stand_by(self._backup_workers)
                 case Backup():
+                    parts.backups.spread(order.seconds)
                     parts.host.post(order)
                     self._backup_workers = order.backups
                 case Commit():
@@ -365,6 +368,10 @@ class JobRun:
                 self._send(ready)
 
     # From other threads --------------------------------------------------------------------------------------------
+
+    def _later(self, seconds: float, call: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # The worker ends: its loop is closed.
+            self._loop.call_soon_threadsafe(self._loop.call_later, seconds, call)
 
     def _report_from_thread(self, message: BaseModel) -> None:
         self._loop.call_soon_threadsafe(self._send, message)
