@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -26,6 +27,7 @@ __all__ = ["Client", "Json", "StreamItem"]
 Json = dict[str, Any]
 MAX_ANSWER_BYTES = 256 * 2**20
 _CHUNK = 1 << 20
+_LAST_BYTES_SECONDS = 300.0
 
 
 class Client:
@@ -211,11 +213,8 @@ class Client:
             if progress is not None:
                 progress(ref.size)
             return False
-        if isinstance(source, bytes):
-            self._request("PUT", f"/api/v1/blobs/{ref.digest}", source, _blob_headers(ref))
-        else:
-            with open(source, "rb") as file:
-                self._request("PUT", f"/api/v1/blobs/{ref.digest}", FileReader(file, progress), _blob_headers(ref))
+        with BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            self._request("PUT", f"/api/v1/blobs/{ref.digest}", FileReader(file, progress), _blob_headers(ref))
         return True
 
     def download_blob(self, ref: BlobRef) -> bytes:
@@ -316,6 +315,9 @@ class Client:
         if self.token:
             sent["Authorization"] = f"Bearer {self.token}"
         connection.request(method, path, body, sent)
+        if isinstance(body, FileReader) and connection.sock is not None:
+            # The last of it is still in the kernel's buffers, and may be for long on a slow link.
+            connection.sock.settimeout(max(self.timeout, _LAST_BYTES_SECONDS))
         return connection.getresponse()
 
     def _unreachable(self, error: BaseException) -> UnreachableError:

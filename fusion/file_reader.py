@@ -1,11 +1,11 @@
-"""A file as the body of an upload."""
+"""A file, or bytes, as the body of an upload: in pieces so small that one leaves in time on any link that is of use."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import BinaryIO
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 
 
 class FileReader:

@@ -7,6 +7,7 @@ gatekeeper names the peer to the receiver: `sender_key(frame)` is the authentica
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from zmq.utils import z85
 
 from fusion.errors import FusionError
 
+_COUNTS_ACKNOWLEDGEMENTS = sys.platform == "linux"
+"""Elsewhere libzmq can't set after how long without one a connection is dead."""
 _ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 
 
@@ -64,10 +67,17 @@ def secure_client(socket: zmq.Socket[Any], keys: KeyPair, server_public_key: str
     socket.setsockopt(zmq.CURVE_SERVERKEY, server_public_key.encode())
 
 
-def keep_alive(socket: zmq.Socket[Any], silence: float) -> None:
-    """Have both ends notice a dead connection after about `silence` seconds, and reconnect with growing delays."""
+def keep_alive(socket: zmq.Socket[Any], silence: float, stalled: float = 15.0) -> None:
+    """Have both ends notice a dead connection after about `silence` seconds, and reconnect with growing delays.
+
+    Dead is one on which the other machine acknowledges nothing. ZeroMQ's own answers come only after all that was queued
+    before them: where links are slow, a connection that works may be without them for long, but not for `stalled` seconds.
+    """
     milliseconds = max(100, int(silence * 1000))
     socket.setsockopt(zmq.HEARTBEAT_IVL, max(50, milliseconds // 3))
+    if _COUNTS_ACKNOWLEDGEMENTS:
+        socket.setsockopt(zmq.TCP_MAXRT, milliseconds)
+        milliseconds = max(milliseconds, int(stalled * 1000))
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, milliseconds)
     socket.setsockopt(zmq.RECONNECT_IVL, 100)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)

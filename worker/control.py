@@ -33,7 +33,11 @@ from fusion.messages import (
 )
 from fusion.sockets import KeyPair, keep_alive, secure_client
 
+_DEAD_SECONDS = 4.0
+"""Two of our packets in a row may be lost, and it takes no new connection, whose handshake would have to get through as well."""
+_STALLED_SECONDS = 15.0
 _REPEAT_SECONDS = 20.0
+"""More than it may take to notice that a connection is dead, or stalled: what was said meanwhile may be lost."""
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _AGAIN_SECONDS = 0.5
 _LOST = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
@@ -79,7 +83,7 @@ class Control:
         socket.setsockopt(zmq.LINGER, 1000)
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        keep_alive(socket, max(2.0, 4 * answer.heartbeat_seconds))
+        keep_alive(socket, max(_DEAD_SECONDS, 4 * answer.heartbeat_seconds), _STALLED_SECONDS)
         secure_client(socket, self._keys, answer.control_public_key)
         monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED | _LOST)
         socket.connect(answer.control_endpoint)

@@ -59,6 +59,8 @@ _WORK = 8e-9
 of one worker that sends 5.5 MB and takes as much in."""
 _OVERHEAD = 0.02
 """Share of a worker's time that this may take: less than the 3% that a step may be longer, as the logs cost too."""
+_PATIENCE_FACTOR = 3.0
+"""A round is stuck when it takes so many times as long as the last one, or as its snapshots should take."""
 _GROWTH = 2
 """The steps between two rounds grow by this factor at most."""
 
@@ -266,6 +268,7 @@ class Backups:
         if run.highest + run.margin >= due:
             run.spacing = max(wanted, _MOST_STEPS)
             seconds = 0.0 if hurried else spread(wanted * run.pace, carried)
+            run.patience = max(run.patience, _PATIENCE_FACTOR * max(seconds, carried or 0.0))
             self.order(job, now, max(due, run.highest + run.margin), run.backups, seconds=seconds)
 
     def order(
@@ -407,7 +410,8 @@ class Backups:
         run.since_epoch = job.epoch + found.hold  # With a hold, a new placement follows at once.
         run.cost = found.cost or 0.0
         run.margin = max(SMALLEST_MARGIN, run.margin - 1)
-        run.patience = PATIENCE
+        # The next one may take as long, and what has come of it by then would be thrown away.
+        run.patience = max(PATIENCE, _PATIENCE_FACTOR * run.cost)
         run.urgent = False
         run.log_bytes = {}
         job.commits += 1

@@ -106,7 +106,7 @@ class Run(BaseModel):
     prepare_patience: float = Field(default=0.0, exclude=True)
     """Seconds after that in which they may do so before they are told again: doubles each time."""
     patience: float = PATIENCE
-    """Doubles each time that a round is stuck: the snapshots may be large and the links slow."""
+    """Doubles each time that a round is stuck, and is three times what the last one took: snapshots may be large and links slow."""
     spacing: int = 3
     """Steps that lay between the last rounds, or should have."""
     cost: float = 0.0

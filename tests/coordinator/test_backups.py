@@ -304,6 +304,33 @@ def test_hosts_hear_how_long_a_round_may_take_unless_it_is_hurried(monkeypatch: 
     assert play.sent(Backup)["a"].seconds == 0.0
 
 
+def test_a_round_may_take_as_long_as_its_snapshots_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.life.backups.carrying", lambda *_: 50.0)
+    play = Play("ab", backup_every=5)
+    play.train(1, 5)
+    order = play.sent(Backup)["a"]
+    play.tick(149)
+    assert not [each for each in play.sent(Backup).values() if not each.again]
+    play.tick(2)
+    assert play.sent(Backup)["a"].step > order.step
+
+
+def test_a_round_may_take_as_long_as_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    play = Play("ab", backup_every=5)
+    play.train(1, 5)
+    order = play.sent(Backup)["a"]
+    play.tick(50)
+    play.hold_all(order)
+    play.train(6, 10)
+    assert play.run.common_step == order.step
+    second = play.sent(Backup)["a"]
+    play.train(11, second.step)
+    play.tick(149)
+    assert not [each for each in play.sent(Backup).values() if not each.again]
+    play.tick(2)
+    assert play.sent(Backup)["a"].step > second.step
+
+
 def test_the_busiest_link_of_a_round_is_what_counts() -> None:
     play = Play("abc")
     job, plan = play.job, play.plan

@@ -150,7 +150,7 @@ class Computing:
         match event:
             case Arrived(header, sender, value):
                 if self.session.arrived(header, sender, value):
-                    self._patience.arrived()
+                    self._patience.arrived(self.world.clock.now - self._quiet_since)
                     self._quiet_since = self.world.clock.now
                 else:
                     self._patience.duplicated()
@@ -161,6 +161,7 @@ class Computing:
                 self.session.commit(event.step)
             case Switch():
                 self._adopted_at = self.world.clock.now
+                self._patience.forget()
                 for fragment, state in event.states.items():
                     self.programs[fragment] = Program(self.case.partition, fragment, state)
                 added = self.session.switch(event.plan, event.step)

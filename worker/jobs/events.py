@@ -44,4 +44,11 @@ class Spoilt:
     why: str
 
 
-Event = Arrived | Spoilt | Switch | Backup | Commit | Testify | Examine | Exception | None
+@dataclass(frozen=True, slots=True)
+class PeerBack:
+    """The connection to a peer broke and stands again: what was on its way between us may be lost."""
+
+    peer: str
+
+
+Event = Arrived | Spoilt | PeerBack | Switch | Backup | Commit | Testify | Examine | Exception | None

@@ -26,7 +26,7 @@ from fusion.messages import Adopted, Backup, BackupFailed, CaughtUp, Commit, Fai
 from fusion.units import format_seconds
 from fusion.wire import FrameKind, Header
 from worker.jobs.assembly import Assembly, Piece
-from worker.jobs.events import Arrived, Event, Spoilt, Switch
+from worker.jobs.events import Arrived, Event, PeerBack, Spoilt, Switch
 from worker.jobs.explain import explain
 from worker.jobs.rerun import Examine
 from worker.jobs.spot_checks import SpotChecks, Testify
@@ -147,6 +147,10 @@ class JobHost:
     def spoilt(self, header: Header, sender: str, why: str) -> None:
         """A value for this job had to be refused; from any thread."""
         self._events.put(Spoilt(header, sender, why))
+
+    def peer_back(self, peer: str) -> None:
+        """The connection to a peer broke and stands again; from any thread."""
+        self._events.put(PeerBack(peer))
 
     def post(self, event: Backup | Commit | Switch | Testify | Examine) -> None:
         """An order of the coordinator; from any thread."""
@@ -302,7 +306,7 @@ class JobHost:
                 if self._checks is not None and self._checks.arrived(header, sender, value, digest):
                     return
                 if self._session.arrived(header, sender, value):
-                    self._patience.arrived()
+                    self._patience.arrived(monotonic() - self._quiet_since)
                     self._quiet_since = monotonic()
                     if self._checks is not None:
                         self._checks.took(header, digest)
@@ -311,6 +315,8 @@ class JobHost:
                     self._patience.duplicated()
             case Spoilt(header, sender, why):
                 self._refusals.note(header.key, sender, why, self._session.owed())
+            case PeerBack(peer):
+                self._session.ask_again(peer)
             case Backup():
                 if event.epoch == self.epoch:
                     self._session.backup(event.step, event.backups, event.hold, again=event.again)
@@ -338,6 +344,7 @@ class JobHost:
 
     def _switch(self, event: Switch) -> None:
         self._adopted_at = monotonic()
+        self._patience.forget()
         self._pieces.update(event.pieces)
         added = self._session.switch(event.plan, event.step)
         if self._checks is not None:

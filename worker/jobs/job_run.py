@@ -221,6 +221,7 @@ class JobRun:
             on_error=host.fail,
             on_spoilt=host.spoilt,
             on_peer_lost=self._peer_lost,
+            on_peer_back=host.peer_back,
             silence=prepare.failure_timeout,
             patience=_HANDSHAKE_PATIENCE,
             cancelled=self._abandoned.is_set,

@@ -266,9 +266,9 @@ class Session(Generic[P]):
             self._release(peer)
         return added
 
-    def ask_again(self) -> list[tuple[str, Key]]:
-        """Nothing has come for long: ask for what is owed. Returns it."""
-        owed = self.owed()
+    def ask_again(self, peer: str | None = None) -> list[tuple[str, Key]]:
+        """Nothing has come for long, or the connection to `peer` is a new one: ask for what is owed, by it alone. Returns it."""
+        owed = [(source, key) for source, key in self.owed() if peer in (None, source)]
         for source, (kind, edge, step, micro_batch) in owed:
             header = Header(self._job, self.epoch, FrameKind.RESEND, edge, step, micro_batch, kind.name)
             self._out.append(Send(source, header))

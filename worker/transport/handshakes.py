@@ -19,7 +19,7 @@ _HANDSHAKE_FAILED = (
 HANDSHAKE_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | _HANDSHAKE_FAILED | zmq.EVENT_MONITOR_STOPPED
 """What the monitors given to `await_handshakes` must report."""
 AWAY_SECONDS = 3.0
-"""Whoever could not be connected to for so long may need another way."""
+"""Whoever could not be connected to for so long may need another way. Later, where there was a connection (`peer_watch.py`)."""
 _POLL_MILLISECONDS = 200
 _RETRY_SECONDS = 0.1
 

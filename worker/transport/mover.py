@@ -34,6 +34,8 @@ from worker.transport.slow_links import SlowLink
 
 DOMAIN = "data"
 _POLL_MILLISECONDS = 200
+_STALLED_SECONDS = 60.0
+"""Large messages that wait in the kernel take longer than this on no link that could train."""
 # Expected after a restart or a stop, while a peer has not heard of it yet, and of a gradient that comes twice: counted and
 # logged here, not reported.
 _QUIET = frozenset({"other epoch", "places", "stopped job"})
@@ -135,6 +137,7 @@ class Mover:
         places: FindPlaces = lambda _: None,
         on_error: Callable[[Exception], None] = lambda _: None,
         on_peer_lost: Callable[[str], None] = lambda _: None,
+        on_peer_back: Callable[[str], None] = lambda _: None,
         on_spoilt: Spoilt = lambda *_: None,
         silence: float = 5.0,
         patience: float = 30.0,
@@ -143,7 +146,7 @@ class Mover:
         """Connect to the job's peers and route its messages to `deliver` (called on the receiver thread).
 
         `on_error` hears, on a thread of the route, of a value that could not be encoded or sent; `on_peer_lost`, on a
-        thread of its own, of a peer whose connection breaks.
+        thread of its own, of a peer whose connection breaks, and `on_peer_back` when it stands again.
         `on_spoilt` is that of `Route`. `places` finds those that an arriving gradient leaves out. `silence` is the time after
         which a dead connection is noticed.
         Waits until every peer's handshake is through; raises `UnreachableError` when one is not within `patience`
@@ -152,7 +155,12 @@ class Mover:
         self.require_room(admission)
         route = Route(admission, {}, deliver, on_error, self._line, places, on_spoilt)
         self._silence = silence
-        self._watch = PeerWatch(partial(self._lost, route, on_peer_lost), self._unreached, partial(self._back, route))
+
+        def again(name: str) -> None:
+            self._back(route, name)
+            on_peer_back(name)
+
+        self._watch = PeerWatch(partial(self._lost, route, on_peer_lost), self._unreached, again)
         # Peers may start before we do: what they send must find the route.
         self._route = route
         if admission.job in self._stopped:
@@ -186,7 +194,7 @@ class Mover:
                 socket = self._context.socket(zmq.DEALER)
                 socket.setsockopt(zmq.SNDHWM, 0)
                 socket.setsockopt(zmq.LINGER, 0)
-                keep_alive(socket, max(self._silence, 2.0))
+                keep_alive(socket, max(self._silence, 2.0), _STALLED_SECONDS)
                 socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
                 secure_client(socket, self._keys, address.public_key)
                 monitors[address.worker] = socket.get_monitor_socket(_MONITORED)
