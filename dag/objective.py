@@ -138,8 +138,16 @@ def check_example(model: nn.Module, example: Mapping[str, Any], loss: Loss) -> N
     for key, value in example.items():
         if not isinstance(value, torch.Tensor):
             raise CaptureError(f"example {key!r} is of type {type(value).__name__}; it must be a tensor")
+    if isinstance(model, type):
+        raise CaptureError(f"the model is the class {model.__name__}; make one, {model.__name__}(...)")
     if not isinstance(model, nn.Module):
         raise CaptureError(f"the model is of type {type(model).__name__}; it must be a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError("the model is one of TorchScript, without its Python; give the module that it was made from")
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise CaptureError("the model is one that torch.compile made; give the module that it was made from")
+    if isinstance(loss, type):
+        raise CaptureError(f"the loss is the class {loss.__name__}; make one, {loss.__name__}()")
     if loss != "model" and TARGETS not in example:
         raise CaptureError(f"the data has no {TARGETS!r} for the loss; its keys are {', '.join(example) or 'none'}")
     keys = [key for key in example if loss == "model" or key != TARGETS]

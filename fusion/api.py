@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from fusion import client as http
 from fusion.client import StreamItem
 from fusion.credentials import resolve
 from fusion.data import prepare_object
-from fusion.errors import JobFailedError
+from fusion.errors import JobFailedError, UserError
 from fusion.follow import follow
 from fusion.local import LocalPool, LocalWorker, check_done
 from fusion.metrics_file import MetricsFile
@@ -38,7 +39,7 @@ class TrainResult:
     """What `train` returns."""
 
     losses: list[float]
-    """Mean loss of each step's micro-batches."""
+    """Mean loss of each step's micro-batches; NaN where it was no finite number."""
     state_dict: dict[str, Tensor]
     """The trained weights; `train` has loaded them into the model already."""
     metrics: list[dict[str, Any]]
@@ -105,6 +106,7 @@ def train(
 
     Raises `UserError` and its kinds for what does not fit, `JobFailedError` when training fails.
     """
+    _check_arguments(model, optimizer, workers, holdout)
     optimizer_spec: dict[str, Any] = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer)
     if lr is not None:
         optimizer_spec["lr"] = lr
@@ -152,8 +154,12 @@ def train(
         with LocalPool(place, team, dashboard=False) as pool:
             run = train_on(pool, prepare, show=show, say=view.status)
         state = load_file(run.checkpoint / "model.safetensors")
-    model.load_state_dict(state)
-    return TrainResult([float(metric["loss"]) for metric in recorded], state, recorded, run.job)
+    # Extra state is no tensor, so that workers have not changed it.
+    unchanged = {key: value for key, value in model.state_dict().items() if not isinstance(value, Tensor)}
+    model.load_state_dict({**unchanged, **state})
+    # A record has no place for what is no number, and says null.
+    losses = [math.nan if metric["loss"] is None else float(metric["loss"]) for metric in recorded]
+    return TrainResult(losses, state, recorded, run.job)
 
 
 class Client(http.Client):
@@ -192,6 +198,22 @@ class Client(http.Client):
                 check_done(item.data)
                 return item.data
         raise JobFailedError(f"job {job} was lost")
+
+
+def _check_arguments(model: Any, optimizer: Any, workers: Any, holdout: Any) -> None:
+    """What the job spec can't say better. Raises `UserError`."""
+    if not isinstance(model, nn.Module):
+        made = f"the class {model.__name__}; make one" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise UserError(f"fusion.train: model is {made}; it must be a torch.nn.Module")
+    if not isinstance(optimizer, str | Mapping):
+        raise UserError(
+            "fusion.train: optimizer must be a name ('adamw') or a mapping ({'name': 'sgd', 'momentum': 0.9}); workers make "
+            "their own from it"
+        )
+    if type(workers) is not int or workers < 1:
+        raise UserError(f"fusion.train: workers must be a whole number from 1 on, got {workers!r}")
+    if not isinstance(holdout, int | float) or not 0 <= holdout < 1:
+        raise UserError(f"fusion.train: holdout is a share from 0 to below 1, got {holdout!r}")
 
 
 def _name_of(function: Any) -> str:

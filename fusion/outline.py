@@ -16,7 +16,7 @@ from fusion.errors import FusionError
 from fusion.models import build_loss, build_model
 from fusion.spec import EntrypointData, JobSpec, ModelFromEntrypoint
 from fusion.submit import capture_job
-from fusion.user_code import load_entrypoint
+from fusion.user_code import load_entrypoint, printing_aside
 
 
 def outline_job(spec: JobSpec, base: Path) -> OpDag:
@@ -25,7 +25,8 @@ def outline_job(spec: JobSpec, base: Path) -> OpDag:
     A model that can't be made or traced without real numbers is made with them. Raises `UserError` and its kinds.
     """
     try:
-        return _without_weights(spec, base)
+        with printing_aside():
+            return _without_weights(spec, base)
     except (FusionError, RuntimeError, NotImplementedError):
         # Its constructor looks at values, or mixes devices; what is wrong for other reasons fails again, in words.
         return capture_job(spec, base).dag

@@ -26,6 +26,19 @@ from fusion.plan import ScheduleName
 from fusion.units import Seconds, SomeBytes, Within, parse_seconds
 
 
+def _countable(number: int) -> int:
+    if number > _MOST:
+        raise ValueError(f"input should be at most {_MOST:,}")
+    return number
+
+
+_MOST = 10**12
+Count = Annotated[int, AfterValidator(_countable)]
+"""Of steps, samples or tokens: no more than records and messages have room for."""
+_MOST_MICRO_BATCHES = 2**14
+"""Each has its tasks, which schedules list one by one."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,7 +64,7 @@ class LossFromEntrypoint(_Section):
 class TextData(_Section):
     text: str = Field(description="A UTF-8 text file. Targets are the next tokens.")
     tokenizer: str = Field("bytes", description="`bytes`, or the path of a `tokenizers` JSON file.")
-    sequence_length: int = Field(128, gt=0, description="Tokens per sample.")
+    sequence_length: Count = Field(128, gt=0, description="Tokens per sample.")
     holdout: float = Field(
         0.1, ge=0, lt=1, description="Share at the end kept for evaluation; used only with `eval_every`."
     )
@@ -82,7 +95,7 @@ class HuggingFaceData(_Section):
     split: str = Field("train", description="Split to train on.")
     column: str = Field("text", description="Text column.")
     tokenizer: str = Field("bytes", description="`bytes`, or the path of a `tokenizers` JSON file.")
-    sequence_length: int = Field(128, gt=0, description="Tokens per sample.")
+    sequence_length: Count = Field(128, gt=0, description="Tokens per sample.")
     limit: int | None = Field(None, gt=0, description="Take at most this many rows.")
     holdout: float = Field(
         0.1, ge=0, lt=1, description="Share at the end kept for evaluation; used only with `eval_every`."
@@ -124,6 +137,9 @@ DataSpec = Annotated[
 ]
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerSpec(_Section):
     """Options that are left out take torch's defaults for that optimiser."""
 
@@ -131,13 +147,13 @@ class OptimizerSpec(_Section):
         "adamw",
         description="torch.optim's optimiser. Muon takes the 2-D parameters; with `muon`, all others go to AdamW at the same rate.",
     )
-    lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
-    weight_decay: float | None = Field(None, ge=0, description="Weight decay.")
+    lr: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Peak learning rate.")
+    weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False, description="Weight decay.")
     momentum: float | None = Field(None, ge=0, lt=1, description="SGD and Muon.")
     nesterov: bool | None = Field(None, description="SGD and Muon.")
-    betas: tuple[float, float] | None = Field(None, description="Adam and AdamW.")
-    eps: float | None = Field(None, gt=0, description="Adam, AdamW and Adagrad.")
-    lr_decay: float | None = Field(None, ge=0, description="Adagrad.")
+    betas: tuple[Beta, Beta] | None = Field(None, description="Adam and AdamW.")
+    eps: float | None = Field(None, gt=0, allow_inf_nan=False, description="Adam, AdamW and Adagrad.")
+    lr_decay: float | None = Field(None, ge=0, allow_inf_nan=False, description="Adagrad.")
 
     @model_validator(mode="after")
     def _options_belong_to_the_optimizer(self) -> Self:
@@ -153,6 +169,9 @@ class OptimizerSpec(_Section):
                 raise ValueError(
                     f"{self.name} has no option {option}; it takes lr, weight_decay, {', '.join(sorted(takes))}"
                 )
+        # Left out, SGD's is none.
+        if self.nesterov and not (self.momentum or (self.momentum is None and self.name == "muon")):
+            raise ValueError("nesterov needs a momentum above 0; give one, e.g. momentum: 0.9")
         return self
 
 
@@ -160,15 +179,15 @@ class LrScheduleSpec(_Section):
     """Factor on the learning rate at step s (from 0) of S; see `executor.learning_rate` for the formulas."""
 
     name: Literal["constant", "linear", "cosine", "step"] = Field("constant", description="Shape after the warm-up.")
-    warmup: int = Field(0, ge=0, description="Steps of linear warm-up: factor (s + 1) / warmup.")
+    warmup: Count = Field(0, ge=0, description="Steps of linear warm-up: factor (s + 1) / warmup.")
     final: float = Field(0.0, ge=0, le=1, description="Factor at the end, for linear and cosine.")
-    every: int = Field(100, gt=0, description="Steps between drops, for step.")
+    every: Count = Field(100, gt=0, description="Steps between drops, for step.")
     gamma: float = Field(0.1, gt=0, le=1, description="Factor of each drop, for step.")
 
 
 class TrainSpec(_Section):
-    steps: int = Field(gt=0, description="Optimiser updates.")
-    global_batch: int = Field(gt=0, description="Samples per step.")
+    steps: Count = Field(gt=0, description="Optimiser updates.")
+    global_batch: Count = Field(gt=0, description="Samples per step.")
     micro_batch: int | None = Field(
         None, gt=0, description="Samples per micro-batch; must divide global_batch. Default: all."
     )
@@ -176,8 +195,10 @@ class TrainSpec(_Section):
     optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec)
     lr_schedule: LrScheduleSpec = Field(default_factory=LrScheduleSpec)
     clip_grad_norm: float | None = Field(None, gt=0, description="Clip gradients to this global L2 norm.")
-    eval_every: int | None = Field(None, gt=0, description="Evaluate on the held-out split after every so many steps.")
-    eval_batches: int = Field(8, gt=0, description="Micro-batches per evaluation at most.")
+    eval_every: Count | None = Field(
+        None, gt=0, description="Evaluate on the held-out split after every so many steps."
+    )
+    eval_batches: Count = Field(8, gt=0, description="Micro-batches per evaluation at most.")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16 traces the model under autocast."
     )
@@ -187,6 +208,11 @@ class TrainSpec(_Section):
     def _micro_batches_fill_the_batch(self) -> Self:
         if self.micro_batch and self.global_batch % self.micro_batch:
             raise ValueError(f"micro_batch {self.micro_batch} does not divide global_batch {self.global_batch}")
+        if self.micro_batches > _MOST_MICRO_BATCHES:
+            raise ValueError(
+                f"{self.micro_batches:,} micro-batches of {self.micro_batch_size} in a step; a step has "
+                f"{_MOST_MICRO_BATCHES:,} at most: make micro_batch larger, or global_batch smaller"
+            )
         return self
 
     @property
@@ -273,7 +299,7 @@ class FaultToleranceSpec(_Section):
     failure_timeout: Annotated[Seconds, Within(parse_seconds, "1ms", "24h")] = Field(
         5.0, description="Silence after which a worker counts as lost."
     )
-    backup_every: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
+    backup_every: Literal["auto"] | Annotated[Count, Field(gt=0)] = Field(
         "auto",
         description="Steps between snapshots that backup workers hold, 1 or more; `auto`: as often as costs little.",
     )
@@ -303,7 +329,7 @@ class VerifySpec(_Section):
 
 
 class CheckpointSpec(_Section):
-    every: int | None = Field(None, gt=0, description="Steps between checkpoints. One is always written at the end.")
+    every: Count | None = Field(None, gt=0, description="Steps between checkpoints. One is always written at the end.")
     keep: int = Field(3, gt=0, description="Checkpoints to keep.")
 
 

@@ -26,6 +26,7 @@ from fusion.remote_files import RemoteFolder, fetch, is_url, shown
 from fusion.spec import JobSpec
 from fusion.spec_file import load_spec, spec_from
 from fusion.trial import try_once
+from fusion.user_code import printing_aside
 
 Say = Callable[[str], None]
 
@@ -56,6 +57,11 @@ def read_job(job: str | Path | JobSpec | Mapping[str, Any], base: Path | None = 
 
 def capture_job(spec: JobSpec, base: Path, say: Say = _quiet) -> CapturedJob:
     """Load the user's model and data and capture them. Raises `UserError` and its kinds."""
+    with printing_aside():
+        return _capture_job(spec, base, say)
+
+
+def _capture_job(spec: JobSpec, base: Path, say: Say) -> CapturedJob:
     say("loading the model")
     model = build_model(spec, base)
     loss = build_loss(spec, base)

@@ -8,7 +8,8 @@ import inspect
 import linecache
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,13 @@ from typing import Any
 from fusion import import_views
 from fusion.errors import FusionError, UserError
 from fusion.yaml_file import suggest
+
+
+@contextmanager
+def printing_aside() -> Iterator[None]:
+    """What the user's code prints goes to stderr meanwhile: stdout is for results, which a program may read."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Entrypoint:
             return self.function(*args, **kwargs)
         except FusionError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self.error(f"{self.where} {self.target!r}: {explain(error, self.folder)}") from error
 
     def _check_arguments(self, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -127,7 +135,7 @@ def _import(
                 f"write the path of a file, or install the package"
             ) from missing
         raise error(f"{where} {target!r} can't be imported: {explain(missing, folder)}") from missing
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         raise error(f"{where} {target!r} can't be imported: {explain(cause, folder)}") from cause
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 
 _IN_URL = re.compile(r"[?&]token=([^&#'\"\s]+)")
@@ -20,7 +21,7 @@ _BEGIN, _END = 45, 46
 def secrets_of(arguments: Sequence[str]) -> list[str]:
     """Tokens among command-line arguments: the values of `--token` and `--join-token`, and those in join URLs."""
     found = [secret for argument in arguments for secret in _IN_URL.findall(argument)]
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         flag, given, value = argument.partition("=")
         if flag in _FLAGS:
             found.append(value if given else following)

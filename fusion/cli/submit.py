@@ -47,11 +47,14 @@ def submit(
     load_spec(job)  # a bad spec is told before torch is imported, which takes a second
     client = connect(coordinator, token, ca)
     client.jobs()  # so is a coordinator that does not answer
+    from fusion.metrics_file import MetricsFile
     from fusion.submit import capture_job, read_job
     from fusion.submit import submit as post
+    from fusion.tensorboard import TensorBoardFile
 
     spec, base = read_job(job)
-    with client:
+    # Before the job is handed over: a file that can't be written would end this command, but not the job.
+    with closing(MetricsFile(metrics)) as file, closing(TensorBoardFile(tensorboard)) as board, client:
         posted = post(client, capture_job(spec, base, say=note), resume=resume, say=note)
         if as_json:
             print_json(posted)
@@ -61,16 +64,10 @@ def submit(
             return
         from fusion.follow import follow as items
         from fusion.local import check_done
-        from fusion.metrics_file import MetricsFile
         from fusion.run_view import RunView
-        from fusion.tensorboard import TensorBoardFile
 
         final = posted
-        with (
-            closing(MetricsFile(metrics)) as file,
-            closing(TensorBoardFile(tensorboard)) as board,
-            RunView(spec.name, spec.train.steps) as view,
-        ):
+        with RunView(spec.name, spec.train.steps) as view:
             for item in items(client, str(posted["id"])):
                 file.write(item)
                 board.write(item)

@@ -39,6 +39,8 @@ def read_object(
         return arrays_of(_limited({"inputs": data}, limit), where, holdout)
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in data):
         return arrays_of(_limited({"inputs": data[0], "targets": data[1]}, limit), where, holdout)
+    if isinstance(data, torch.utils.data.DataLoader):
+        raise DataError(f"{where}: is a DataLoader, whose batches would each be one sample; give its dataset instead")
     columns: dict[str, list[Tensor]] = {}
     samples = _samples(data, where)
     total = _length(data)
@@ -106,7 +108,7 @@ def _guarded(samples: Iterator[Any], where: str, folder: Path | None) -> Iterato
             return
         except FusionError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = explain(error, folder or Path.cwd())
             raise DataError(f"{where}: sample {index} can't be read: {reason}") from error
         yield sample

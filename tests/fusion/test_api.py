@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import fusion
 from fusion.demo import write_demo
-from fusion.errors import CaptureError, DataError, SpecError
+from fusion.errors import CaptureError, DataError, SpecError, UserError
+from fusion.event_stream import StreamItem
 from fusion.models import build_loss, build_model
 from fusion.submit import capture_job, read_job, resume_from, weights_file
 from fusion.trial import try_once
@@ -41,13 +48,54 @@ def test_capture():
         ({"steps": 0}, SpecError, "fusion.train: train.steps: input should be greater than 0"),
         ({"micro_batch": 3}, SpecError, "micro_batch 3 does not divide global_batch 4"),
         ({"data": {"inputs": torch.ones(4, 3)}}, DataError, "no key `targets` for the loss"),
+        (
+            {"data": DataLoader(TensorDataset(torch.ones(4, 3), torch.ones(4, 2)))},
+            DataError,
+            "give its dataset instead",
+        ),
+        ({"model": None}, UserError, "model is a NoneType; it must be a torch.nn.Module"),
+        ({"model": nn.Linear}, UserError, "model is the class Linear; make one"),
+        ({"model": torch.jit.script(nn.Linear(3, 2))}, CaptureError, "one of TorchScript"),
+        ({"model": torch.compile(nn.Linear(3, 2))}, CaptureError, "torch.compile made"),
+        ({"loss": nn.MSELoss}, CaptureError, r"the loss is the class MSELoss; make one, MSELoss\(\)"),
+        ({"optimizer": torch.optim.SGD}, UserError, "optimizer must be a name"),
+        ({"workers": "2"}, UserError, "workers must be a whole number from 1 on, got '2'"),
+        ({"holdout": 1.5}, UserError, "holdout is a share from 0 to below 1, got 1.5"),
     ],
 )
 def test_train_refuses_before_it_trains(changed, kind, message, tmp_path):
     options = {"data": (torch.ones(4, 3), torch.ones(4, 2)), "steps": 1, "global_batch": 4, "quiet": True} | changed
-    data = options.pop("data")
+    model, loss, data = options.pop("model", nn.Linear(3, 2)), options.pop("loss", "mse"), options.pop("data")
     with pytest.raises(kind, match=message):
-        fusion.train(nn.Linear(3, 2), "mse", data, folder=tmp_path, **options)
+        fusion.train(model, loss, data, folder=tmp_path, **options)
+
+
+class Remembers(nn.Linear):
+    """Has state that is no tensor."""
+
+    def get_extra_state(self):
+        return {"version": 3}
+
+    def set_extra_state(self, state):
+        assert state == {"version": 3}
+
+
+def test_what_train_returns_where_losses_are_no_numbers_and_state_is_no_tensor(monkeypatch, tmp_path):
+    model = Remembers(3, 2)
+    trained = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+
+    def pretend(pool, prepare, *, show, say):
+        for step, loss in enumerate((0.5, None), 1):
+            show(StreamItem("metrics", {"step": step, "loss": loss, "step_seconds": 0.1}))
+        save_file(trained, tmp_path / "model.safetensors")
+        return SimpleNamespace(checkpoint=tmp_path, job={})
+
+    monkeypatch.setattr("fusion.api.train_on", pretend)
+    monkeypatch.setattr("fusion.api.LocalPool", lambda *_, **__: nullcontext())
+    result = fusion.train(model, "mse", (torch.ones(4, 3), torch.ones(4, 2)), steps=2, global_batch=4, quiet=True)
+    assert result.losses[0] == 0.5
+    assert math.isnan(result.losses[1])
+    assert torch.equal(model.weight, torch.ones(2, 3))
 
 
 def test_the_demo_is_an_ordinary_job(tmp_path):

@@ -144,6 +144,8 @@ def test_errors(tmp_path):
         raises="x = 1\nraise ValueError('on import')\n",
         syntax="def f(:\n",
         lacking="import surely_not_installed\n",
+        leaves="import sys\n\ndef build():\n    sys.exit(0)\n",
+        leaves_at_once="import sys\nsys.exit(0)\n",
     )
     assert "no such file" in error_of(tmp_path, "nope.py:build")
     assert "did you mean 'bad_models.py'" in error_of(tmp_path, "bad_model.py:build")
@@ -154,6 +156,8 @@ def test_errors(tmp_path):
     assert "bad_models.py:6: RuntimeError: no luck" in error_of(tmp_path, "bad_models.py:build")
     assert "raises.py:2: ValueError: on import" in error_of(tmp_path, "raises.py:f")
     assert "syntax.py:1: SyntaxError" in error_of(tmp_path, "syntax.py:f")
+    assert "leaves.py:4: SystemExit: 0" in error_of(tmp_path, "leaves.py:build")
+    assert "leaves_at_once.py:2: SystemExit: 0" in error_of(tmp_path, "leaves_at_once.py:f")
     message = error_of(tmp_path, "lacking.py:f")
     assert "imports 'surely_not_installed', which is not installed" in message
     assert "lacking.py:1" in message
