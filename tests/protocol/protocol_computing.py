@@ -149,7 +149,10 @@ class Computing:
     def _take_in(self, event: Arrived | Switch | Backup | Commit) -> None:
         match event:
             case Arrived(header, sender, value):
-                if self.session.arrived(header, sender, value):
+                wanted = self.session.arrived(header, sender, value)
+                if header.kind is FrameKind.RESEND:
+                    return
+                if wanted:
                     self._patience.arrived(self.world.clock.now - self._quiet_since)
                     self._quiet_since = self.world.clock.now
                 else:

@@ -305,7 +305,10 @@ class JobHost:
             case Arrived(header, sender, value, at, digest):
                 if self._checks is not None and self._checks.arrived(header, sender, value, digest):
                     return
-                if self._session.arrived(header, sender, value):
+                wanted = self._session.arrived(header, sender, value)
+                if header.kind is FrameKind.RESEND:
+                    return  # That others wait is no reason to wait longer for what they can't make without us.
+                if wanted:
                     self._patience.arrived(monotonic() - self._quiet_since)
                     self._quiet_since = monotonic()
                     if self._checks is not None:

@@ -19,7 +19,7 @@ import zmq
 from fusion.addresses import WILDCARDS
 from fusion.errors import FrameError, VersionError
 from fusion.messages import PeerAddress, UseRelay
-from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, keep_alive, secure_client, secure_server, sender_key
+from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, secure_client, secure_server, sender_key
 from fusion.wire import FrameKind, Header, decode_header, encode_header
 from worker.protocol.admission import Admission, Refused, is_spoilt
 from worker.transport.arrival import FindPlaces, Received, received
@@ -34,8 +34,6 @@ from worker.transport.slow_links import SlowLink
 
 DOMAIN = "data"
 _POLL_MILLISECONDS = 200
-_STALLED_SECONDS = 60.0
-"""Large messages that wait in the kernel take longer than this on no link that could train."""
 # Expected after a restart or a stop, while a peer has not heard of it yet, and of a gradient that comes twice: counted and
 # logged here, not reported.
 _QUIET = frozenset({"other epoch", "places", "stopped job"})
@@ -194,12 +192,11 @@ class Mover:
                 socket = self._context.socket(zmq.DEALER)
                 socket.setsockopt(zmq.SNDHWM, 0)
                 socket.setsockopt(zmq.LINGER, 0)
-                keep_alive(socket, max(self._silence, 2.0), _STALLED_SECONDS)
-                socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
                 secure_client(socket, self._keys, address.public_key)
                 monitors[address.worker] = socket.get_monitor_socket(_MONITORED)
-                peer = connections[address.worker] = Peer(socket, address, self.passages.endpoint(address))
-                socket.connect(peer.endpoint)
+                peer = Peer(socket, address, self.passages.endpoint(address), max(self._silence, 2.0))
+                connections[address.worker] = peer
+                peer.connect()
             # Before the handshakes are through, so that a peer whose own went faster is no stranger.
             route.add(connections)
             self._move_along(connections)

@@ -19,6 +19,7 @@ import zmq
 
 from fusion.errors import ServiceError
 from fusion.messages import PeerAddress
+from fusion.sockets import keep_alive
 from fusion.wire import Header, encode_header
 from worker.protocol.admission import Admission
 from worker.transport.arrival import FindPlaces, Received
@@ -30,6 +31,9 @@ log = logging.getLogger("fusion.worker")
 
 # Below this size copying a payload is cheaper than pyzmq's bookkeeping for memory that it borrows.
 _COPY_BYTES = 256 * 1024
+_STALLED_SECONDS = 60.0
+"""Large messages that wait in the kernel take longer than this on no link that could train."""
+_UNANSWERED = 2.0
 
 Deliver = Callable[[Header, str, Received], None]
 """(header, authenticated sender, value)."""
@@ -40,12 +44,23 @@ Spoilt = Callable[[Header, str, str], None]
 class Peer:
     """A DEALER to one peer, and the lock that lets several threads use it: ZeroMQ sockets are not thread-safe."""
 
-    def __init__(self, socket: zmq.Socket[bytes], address: PeerAddress, endpoint: str | None = None) -> None:
+    def __init__(
+        self, socket: zmq.Socket[bytes], address: PeerAddress, endpoint: str | None = None, silence: float = 5.0
+    ) -> None:
         self.socket = socket
         self.address = address
         self.endpoint = endpoint or address.endpoint
         """Where the socket connects to: on this machine, when a relay is between."""
         self.lock = threading.Lock()
+        self._silence = silence
+
+    def connect(self) -> None:
+        """Begin to connect to the endpoint of the moment; a dead connection is noticed and made again."""
+        relayed = self.endpoint != self.address.endpoint
+        # This machine acknowledges all that goes to a relay, so that only the peer's own answers tell whether it gets there.
+        keep_alive(self.socket, self._silence, _UNANSWERED * self._silence if relayed else _STALLED_SECONDS)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self.socket.connect(self.endpoint)
 
     def transmit(self, header: bytes, payload: memoryview | None) -> int:
         with self.lock:
@@ -76,7 +91,7 @@ class Peer:
                 if error.errno != errno.ENOENT:  # ZeroMQ may have given the endpoint up by itself
                     raise
             self.endpoint = endpoint
-            self.socket.connect(endpoint)
+            self.connect()
 
     def close(self) -> None:
         with self.lock:
