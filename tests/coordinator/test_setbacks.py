@@ -142,6 +142,16 @@ def test_a_loss_is_a_reason_to_consider_all() -> None:
     assert set(play.asked_plan().workers) == set("acd")
 
 
+def test_where_not_all_are_wanted_others_come_first() -> None:
+    play = too_slow()
+    play.job.spec = play.job.spec.model_copy(update={"plan": play.job.spec.plan.model_copy(update={"workers": 3})})
+    nothing_to_gain(play)
+    play.join("e")
+    play.lose("b")
+    play.all_adopted()
+    assert set(play.asked_plan().workers) == set("ace")
+
+
 def test_another_process_of_that_name_is_another_worker() -> None:
     play = too_slow()
     play.join("d")
