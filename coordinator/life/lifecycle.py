@@ -231,6 +231,8 @@ class Lifecycle:
                     # The job is over, or goes on without it; a connection that broke may have lost that.
                     stop = Stop(job=message.job, reason="this worker has no part in the job any more")
                     self._books.do(ev.Send(member.incarnation, stop))
+                    if isinstance(message, Ready) and (given_up := self.jobs.get(message.job)) is not None:
+                        self._recovery.moves.ready_late(given_up, member)
 
     def _advance(self, job: Job, now: float) -> None:
         """Take the next step of whatever is under way, and give out what is past its spot checks."""
@@ -287,7 +289,8 @@ class Lifecycle:
         if message.detail:
             self._books.do(ev.RecordLog(job.id, member.name, message.detail))
         if self._recovery.moves.is_newcomer(job, member):
-            self._recovery.moves.abandon(job, now, f"worker {member.name}: {message.message}")
+            why = f"worker {member.name}: {message.message}"
+            self._recovery.moves.abandon(job, now, why, blamed=[member.name])
         else:
             self._course.end(job, now, "failed", f"worker {member.name}: {message.message}")
 
@@ -348,7 +351,8 @@ class Lifecycle:
         if job.state == "preparing":
             self._course.end(job, event.time, "failed", event.reason)
         elif job.state == "running":
-            self._recovery.moves.abandon(job, event.time, event.reason)
+            newcomers = job.run.move.newcomers if job.run is not None and job.run.move is not None else ()
+            self._recovery.moves.abandon(job, event.time, event.reason, blamed=newcomers, pause=True)
 
     def _checkpoint_over(self, event: ev.CheckpointWritten | ev.CheckpointFailed) -> None:
         job = self.jobs.get(event.job)

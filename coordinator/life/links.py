@@ -65,11 +65,14 @@ class Changed:
 
     source: str
     target: str
-    before: float
+    before: float | None
+    """As it was known; None when nobody had measured it, and plans went by what links mostly carry."""
     after: float
 
     @property
     def words(self) -> str:
+        if self.before is None:
+            return f"the link {self.source} -> {self.target} has been measured: it carries {format_rate(self.after)}"
         how = "less" if self.after < self.before else "more"
         factor = max(self.before / self.after, self.after / self.before)
         times = f"{factor:.1f}" if factor < 10 else f"{factor:,.0f}"
@@ -224,8 +227,8 @@ class Links:
             return
         self._trials[pair] = _Trial(next_at=now + FRESH)
         for ends, figures in (((worker, message.peer), message.there), ((message.peer, worker), message.back)):
-            self._known[ends] = Known("probe", now, figures.seconds, figures.bytes_per_second)
             self._compare(ends, figures.bytes_per_second)
+            self._known[ends] = Known("probe", now, figures.seconds, figures.bytes_per_second)
 
     def arrived(self, now: float, worker: str, message: Arrivals, peers: Collection[str]) -> None:
         """A worker says at which rates large messages of these peers have come in."""
@@ -235,16 +238,18 @@ class Links:
             if peer not in peers or self._is_declared(ends):
                 continue
             before = known.bytes_per_second if known is not None else None
-            if rate.at_least and (before is None or before >= found):
+            # A lower bound raises what is known or assumed, and never lowers it.
+            if rate.at_least and (before or ASSUMED) >= found:
                 if known is not None:
                     self._known[ends] = replace(known, at=now, error="")
                 continue
+            self._compare(ends, found)
             seconds = known.seconds if known is not None else None
             self._known[ends] = Known("transfers", now, seconds, found)
             trial = self._trials.get(pair_of(*ends))
             if trial is not None:
-                trial.failures, trial.next_at = 0, max(trial.next_at, now + FRESH)
-            self._compare(ends, found)
+                # How much more it carries than it did, a probe finds out when the two are idle.
+                trial.failures, trial.next_at = 0, now if rate.at_least else max(trial.next_at, now + FRESH)
 
     def take_another_way(self, pair: Pair, *, relayed: bool) -> None:
         """What was known of a link counts no more: it goes over a relay from now on, or no longer does."""
@@ -274,10 +279,13 @@ class Links:
             self._known[ends[0], ends[1]] = replace(before, source="probe", at=now, error=why)
 
     def _compare(self, ends: Pair, found: float) -> None:
+        """Notice when a link that has just been measured is not what plans have relied on."""
         before = self._relied_on.get(ends, ASSUMED)
         if max(before / found, found / before) >= _CHANGED and abs(MAX_BYTES / before - MAX_BYTES / found) >= _MATTERS:
+            known = self._known.get(ends)
+            measured = known.bytes_per_second if known is not None else None
+            self._news.append(Changed(*ends, self._relied_on.get(ends, measured), found))
             self._relied_on[ends] = found
-            self._news.append(Changed(*ends, before, found))
 
     # What is known ------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,10 @@ to hold snapshots only (`standby.py`).
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from coordinator.life import events as ev
-from coordinator.life import recut, slowness, standby
+from coordinator.life import recut, setbacks, slowness, standby
 from coordinator.life.adoption import Adoption
 from coordinator.life.backups import Backups, choose
 from coordinator.life.books import Books
@@ -17,14 +19,13 @@ from coordinator.life.pool import Member
 from coordinator.life.run import Move
 from fusion.messages import Connect, Connected, PeerAddress, Ready, Stop
 from fusion.plan import Plan
-from fusion.units import plural
+from fusion.units import format_seconds, plural
 
 _GAIN = 0.9
 """A move that only makes a job faster must bring the predicted step time down to this share."""
 _STEPS_BETWEEN = 10
 _ASK_SECONDS = 5.0
 """Between two questions to the scheduler."""
-_NEWCOMER_PATIENCE = 60.0
 _UPLOAD_PATIENCE = 60.0
 
 
@@ -55,14 +56,18 @@ class Moves:
         return not run.cant_move and bool(self.candidates(job))
 
     def candidates(self, job: Job) -> list[Member]:
-        """Workers that a new placement may use: those of the job that stay, and idle ones that nobody waits for."""
+        """Workers that a new placement may use: those of the job that stay, and idle ones that nobody waits for.
+
+        An idle one that did not get ready lately is left alone; after that it comes behind the others.
+        """
         stay = [member for member in self._books.hosts(job) if member.state != "draining"]
         if any(other.state == "queued" for other in self._books.jobs.values()):
             return stay
-        if job.run is not None and job.run.abandoned:
-            return stay
-        wanted = job.spec.plan.workers
+        wanted, run = job.spec.plan.workers, job.run
         idle = self._books.pool.idle()
+        if run is not None and run.setbacks:
+            able = [member for member in idle if not setbacks.barred(run, member)]
+            idle = sorted(able, key=lambda member: setbacks.times(run, member))
         return stay + (idle if wanted is None else idle[: max(0, wanted - len(stay))])
 
     def advance(self, job: Job, now: float) -> bool:
@@ -71,18 +76,51 @@ class Moves:
         assert run is not None
         move = run.move
         if move is None:
+            self._try_again_when_due(job, now)
             if not self._stand_by_when_wanted(job, now):
                 self._ask_when_wanted(job, now)
             return False
         if move.unready or move.unconnected:
-            if now - move.since > _NEWCOMER_PATIENCE:
+            if self._waited_enough(job, move, now):
                 missing = ", ".join(dict.fromkeys([*move.unready, *move.unconnected]))
-                self.abandon(job, now, f"{missing} did not get ready")
+                # Who can't reach several newcomers does not say which of them.
+                self.abandon(job, now, f"{missing} did not get ready", blamed=move.unready or move.newcomers)
             return False
         if job.plan is not None and move.placement == job.plan.placement:
             self._stand_by(job, move)
             return False
         return self._order(job, move, now)
+
+    def _waited_enough(self, job: Job, move: Move, now: float) -> bool:
+        """Whether newcomers have had their time: less of it when somebody leaves, or another worker has come meanwhile."""
+        run, hosts = job.run, self._books.hosts(job)
+        assert run is not None
+        newcomers = [member for member in hosts if member.name in move.newcomers]
+        setbacks.note_growth(move, newcomers, now)
+        if setbacks.overdue(run, move, newcomers, now):
+            return True
+        stay = [member for member in hosts if member.state != "draining" and member.name not in move.newcomers]
+        if stay and not run.cant_move and self.leaving(job):
+            # What is left of the leaving worker's patience is for a move without them.
+            return now - move.since > min(setbacks.PATIENCE, self._books.timing.drain_patience / 2)
+        others = [member for member in self.candidates(job) if member.name not in job.hosts]
+        return now - move.since > setbacks.PATIENCE and any(other.joined_at > move.since for other in others)
+
+    def _try_again_when_due(self, job: Job, now: float) -> None:
+        run = job.run
+        assert run is not None
+        if run.setbacks and (due := setbacks.lift_due(run, now)):
+            self._reconsider(job, due)
+
+    def _reconsider(self, job: Job, names: Collection[str]) -> None:
+        """These workers, which were left alone, may be tried again."""
+        run = job.run
+        assert run is not None
+        able = [member.name for member in self.candidates(job) if member.name in names and member.name not in job.hosts]
+        if able:
+            run.cant_move = ""
+            run.reconsider = run.reconsider or f"worker {', '.join(able)} is tried again"
+        self._books.save(job, announce=False)
 
     def _ask_when_wanted(self, job: Job, now: float) -> None:
         run = job.run
@@ -182,6 +220,7 @@ class Moves:
         assert run is not None
         assert plan is not None
         run.move, run.standby = None, list(move.newcomers)
+        setbacks.forget(run, move.newcomers)
         self._backups.assign(job, plan)
         run.urgent = True
         names = ", ".join(run.standby)
@@ -225,6 +264,11 @@ class Moves:
             move.unready.remove(member.name)
             self._books.save(job, announce=False)
 
+    def ready_late(self, job: Job, member: Member) -> None:
+        """A worker that was given up has got ready after all: next time it is waited for longer."""
+        if job.run is not None and setbacks.lift_late(job.run, member):
+            self._reconsider(job, [member.name])
+
     def connected(self, job: Job, member: Member, message: Connected) -> None:
         """A host can reach the newcomers."""
         move = job.run.move if job.run is not None else None
@@ -236,26 +280,32 @@ class Moves:
         """Whether the worker takes part only for a move that is not done yet."""
         return job.run is not None and job.run.move is not None and member.name in job.run.move.newcomers
 
-    def abandon(self, job: Job, now: float, why: str, *, to_blame: bool = True) -> None:
+    def abandon(self, job: Job, now: float, why: str, *, blamed: Collection[str] = (), pause: bool = False) -> None:
         """Give a move up that has not been made; newcomers are free again.
 
-        When the move itself is `to_blame`, the next one waits for a while and does without newcomers.
+        Those that are `blamed` are left alone for a while, and what is possible without them is looked at. With `pause`,
+        the next move waits, whoever it is with.
         """
         run = job.run
         if run is None or run.move is None:
             return
         move, run.move = run.move, None
-        if to_blame:
-            run.abandoned += 1
+        if pause:
             run.moved_at = now
         if job.plan is not None and move.placement == job.plan.placement:
             what = f"worker {', '.join(move.newcomers)} does not stand by"
         else:
             what = f"fragments don't move because {move.cause}"
-        self._books.story(job, "move-given-up", f"job {job.id}: {what}: {why}")
-        for member in self._books.hosts(job):
-            if member.name in move.newcomers:
-                self._let_go(job, member, why)
+        newcomers = [member for member in self._books.hosts(job) if member.name in move.newcomers]
+        later = ""
+        for member in newcomers:
+            if member.name in blamed:
+                seconds = setbacks.bar(run, member, now, slow=member.name in move.unready)
+                later += f"; worker {member.name} is left alone for {format_seconds(seconds)}"
+                run.reconsider = run.reconsider or why
+        self._books.story(job, "move-given-up", f"job {job.id}: {what}: {why}{later}")
+        for member in newcomers:
+            self._let_go(job, member, why)
         self._books.save(job)
 
     # The move -----------------------------------------------------------------------------------------------------
@@ -270,7 +320,7 @@ class Moves:
         backups = {**backups, **{index: move.placement[index] for index in moving}}
         if self._backups.order(job, now, run.highest + run.margin, backups, hold=True):
             return True
-        self.abandon(job, now, "the job is about to end")
+        self.abandon(job, now, "the job is about to end", pause=True)
         return False
 
     def perform(self, job: Job, now: float) -> None:
@@ -287,7 +337,7 @@ class Moves:
         # Who gave a fragment away keeps its snapshot, or the new host would be the only one to have it.
         run.holders.update((index, host) for index, host in enumerate(plan.placement) if host != move.placement[index])
         run.moved_at, run.moved_step = now, step
-        run.abandoned = 0
+        setbacks.forget(run, move.newcomers)
         for worker in plan.workers:
             if worker not in move.placement:
                 run.left[worker] = list(plan.fragments_of(worker))

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from coordinator.life import events as ev
+from coordinator.life import setbacks
 from coordinator.life.adoption import Adoption, heirs
 from coordinator.life.backups import Backups
 from coordinator.life.books import Books
@@ -55,7 +56,7 @@ class Recovery:
             return
         run.asked_for_move = None
         if run.move is not None:
-            self.moves.abandon(job, now, "the coordinator was restarted", to_blame=False)
+            self.moves.abandon(job, now, "the coordinator was restarted")
         if run.round is not None:
             self._give_up_round(job, now)
         elif run.switch is not None:
@@ -117,7 +118,7 @@ class Recovery:
         self.backups.assign(job, job.plan)
         if job.run.move is not None:
             job.run.cant_move = "its new host has no room for a fragment"
-            self.moves.abandon(job, now, job.run.cant_move)
+            self.moves.abandon(job, now, job.run.cant_move, blamed=job.run.move.newcomers, pause=True)
 
     def _give_up_round(self, job: Job, now: float) -> None:
         run = job.run
@@ -179,7 +180,9 @@ class Recovery:
             run.log_bytes.pop(name, None)
             run.left.pop(name, None)
         run.standby = [name for name in run.standby if name in job.hosts]
-        self.moves.abandon(job, now, cause, to_blame=False)
+        self.moves.abandon(job, now, cause)
+        if not set(names).isdisjoint(plan.workers):
+            setbacks.lift_all(run)  # Whoever may help is wanted now.
         run.asked_at = None
         run.cant_move = ""
         live = self._books.hosts(job)

@@ -65,6 +65,22 @@ class Move(BaseModel):
     unconnected: list[str] = Field(default_factory=list)
     """Hosts that have not connected to the newcomers."""
     since: float = 0.0
+    grew_at: float = 0.0
+    """When a newcomer that is not ready was last seen to hold more than before: what it downloads comes in."""
+    memory: dict[str, int] = Field(default_factory=dict)
+    """Newcomer -> bytes that its process held then."""
+
+
+class Setback(BaseModel):
+    """A worker was to join the run, and it came to nothing."""
+
+    incarnation: str
+    times: int = 0
+    """In a row."""
+    until: float | None = None
+    """The worker is left alone until then; None: it may be tried again."""
+    slow: bool = False
+    """It had not said `Ready` in time; nothing else is wrong with it."""
 
 
 class Times(BaseModel):
@@ -148,8 +164,8 @@ class Run(BaseModel):
     moved_at: float | None = None
     """When fragments moved last, or would have."""
     moved_step: int | None = None
-    abandoned: int = 0
-    """Moves that were given up since the last one that was made."""
+    setbacks: dict[str, Setback] = Field(default_factory=dict)
+    """By worker (`setbacks.py`)."""
     left: dict[str, list[int]] = Field(default_factory=dict)
     """Worker -> the fragments that it had before they moved away; it may still upload its share of a checkpoint."""
     times: dict[int, Times] = Field(default_factory=dict)

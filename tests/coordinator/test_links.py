@@ -189,6 +189,17 @@ def test_transfers_keep_the_bandwidth_fresh() -> None:
     assert links.between("ab")["a", "b"] == LinkFigures(seconds=0.03, bytes_per_second=1.5e6)
     links.arrived(22.0, "b", Arrivals(rates={"a": rate(1.8e6, at_least=True)}), {"a"})
     assert links.between("ab")["a", "b"] == LinkFigures(seconds=0.03, bytes_per_second=1.8e6)
+    # By how much, the two find out as soon as they are idle.
+    assert len(links.due(23.0, pool)) == 1
+
+
+def test_a_lower_bound_says_nothing_of_a_link_that_nobody_has_measured() -> None:
+    links = Links()
+    links.arrived(20.0, "b", Arrivals(rates={"a": rate(1e7, at_least=True)}), {"a"})
+    assert links.between("ab") == {}
+    assert links.news() == []
+    links.arrived(21.0, "b", Arrivals(rates={"a": rate(2 * module.ASSUMED, at_least=True)}), {"a"})
+    assert links.between("ab")["a", "b"].bytes_per_second == 2 * module.ASSUMED
 
 
 def test_a_link_that_works_again_in_a_job_is_not_failed_any_more() -> None:
@@ -199,7 +210,7 @@ def test_a_link_that_works_again_in_a_job_is_not_failed_any_more() -> None:
     assert [known.error for ends, known in links.matrix("ab", 12.0) if ends == ("a", "b")] == [""]
 
 
-def test_a_change_by_two_times_is_news_once_and_a_smaller_one_or_one_that_costs_nothing_is_not() -> None:
+def test_a_change_by_two_times_is_news_once_and_a_smaller_one_is_not() -> None:
     links, pool = Links(), [member("a"), member("b")]
     done(links, 10.0, links.due(10.0, pool), LinkFigures(seconds=0.0, bytes_per_second=1e7))
     links.news()
@@ -211,6 +222,25 @@ def test_a_change_by_two_times_is_news_once_and_a_smaller_one_or_one_that_costs_
     links.arrived(21.0, "b", Arrivals(rates={"a": rate(4.1e6)}), {"a"})
     assert links.news() == []
     assert "carries 32 Mbit/s, 2.5 times less than was known" in Changed("a", "b", 1e7, 4e6).words
+    assert links.between("ab")["a", "b"] == LinkFigures(seconds=0.0, bytes_per_second=4.1e6)
+
+
+def test_a_first_figure_is_not_compared_with_what_nobody_had_measured() -> None:
+    links, pool = Links(), [member("a"), member("b")]
+    links.arrived(20.0, "b", Arrivals(rates={"a": rate(1e6)}), {"a"})
+    (first,) = links.news()
+    assert first.words == "the link a -> b has been measured: it carries 8 Mbit/s"
+    links.arrived(21.0, "b", Arrivals(rates={"a": rate(4e6)}), {"a"})
+    (second,) = links.news()
+    assert second.words == "the link a -> b carries 32 Mbit/s, 4.0 times more than was known"
+    # The first figure was no news, but it was known.
+    fast = Links()
+    done(fast, 10.0, fast.due(10.0, pool), LinkFigures(seconds=0.0, bytes_per_second=4e8))
+    fast.arrived(20.0, "b", Arrivals(rates={"a": rate(1e6)}), {"a"})
+    assert [news.words for news in fast.news()] == ["the link a -> b carries 8 Mbit/s, 400 times less than was known"]
+
+
+def test_a_change_that_costs_nothing_is_no_news() -> None:
     fast, other = Links(), [member("a"), member("b")]
     done(fast, 10.0, fast.due(10.0, other), LinkFigures(seconds=0.0, bytes_per_second=4e8))
     fast.arrived(20.0, "b", Arrivals(rates={"a": rate(1e8)}), {"a"})
@@ -356,7 +386,7 @@ def test_a_running_job_reconsiders_its_placement_when_a_link_has_changed() -> No
     probing(play, "a", "b")
     play.train(1, 4)
     play.say("b", Arrivals(rates={"a": rate(1e6)}))
-    assert any("the link a -> b carries 8 Mbit/s, 500 times less than was known" in story for story in play.stories())
+    assert any("the link a -> b has been measured: it carries 8 Mbit/s" in story for story in play.stories())
     play.tick(1.0)
     assert play.asked_plan().job == "job"
 

@@ -109,6 +109,7 @@ def test_values_and_null_gradients_arrive_as_they_were_sent(ends: tuple[End, End
 
 def test_marked_messages_arrive_as_others_do(ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe_marks, "LARGE", 1)
+    monkeypatch.setattr(probe_marks, "_ROW", 1)
     a, b = ends
     to_b, _ = connect(a, b)
     to_b.send("b", ACTIVATION, Parcel(torch.zeros(2, 6)))

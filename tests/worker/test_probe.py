@@ -140,7 +140,25 @@ def test_the_time_between_marks_is_the_link_whatever_waited_before_them() -> Non
     assert times.take() == {}
 
 
-def test_a_short_time_is_only_a_lower_bound_and_half_a_pair_nothing() -> None:
+class Arriving:
+    """Marked messages of one peer, one a second."""
+
+    def __init__(self) -> None:
+        self.times, self.marks, self.now = ArrivalTimes(), Marks(), 0.0
+
+    def comes(self, *spent: float, size: int = 100_000) -> tuple[int, bool] | None:
+        """One message after the other, with so many seconds between its marks; what is told in the end: rate, at least."""
+        for seconds in spent:
+            self.now += 1.0
+            found = self.marks.around("b", LARGE, size, self.now)
+            assert found is not None
+            self.times.mark(found[0], "a", self.now)
+            self.times.mark(found[1], "a", self.now + seconds)
+        told = self.times.take().get("a")
+        return (round(told.bytes_per_second / 1e6), told.at_least) if told is not None else None
+
+
+def test_half_a_pair_of_marks_says_nothing() -> None:
     times, marks = ArrivalTimes(), Marks()
     first, second = marks.around("b", LARGE, 10**6, 0.0), marks.around("b", LARGE, 10**6, 1.0)
     assert first is not None
@@ -150,9 +168,31 @@ def test_a_short_time_is_only_a_lower_bound_and_half_a_pair_nothing() -> None:
     times.mark(first[1], "a", 2.0)
     assert times.take() == {}
     times.mark(second[0], "a", 3.0)
-    times.mark(second[1], "a", 3.001)
-    found = times.take()["a"]
-    assert (found.bytes_per_second, found.at_least) == (pytest.approx(1e9), True)
+    times.mark(second[1], "a", 3.01)
+    assert times.take()["a"].bytes_per_second == pytest.approx(1e8)
+
+
+def test_marks_that_come_out_together_make_no_link_fast() -> None:
+    """On a link of 2 MB/s the receiver is late for many messages: their marks, and with them all of the message, waited for it."""
+    arriving = Arriving()
+    assert arriving.comes(1e-5) is None
+    late = Random(3)
+    for _ in range(500):
+        assert arriving.comes(1e-5 if late.random() < 0.4 else 0.05) in (None, (2, False))
+    assert arriving.comes(0.05, 0.05, 0.05) == (2, False)
+    # Few in a row are chance.
+    assert arriving.comes(*[1e-5] * 10) is None
+
+
+def test_a_link_that_has_become_faster_is_found_out_and_said_to_carry_no_more_than_was_seen() -> None:
+    arriving = Arriving()
+    arriving.comes(0.05, 0.05, 0.05, 0.05, 0.05)
+    assert arriving.comes(*[1e-3] * 14) is None
+    assert arriving.comes(1e-3) == (20, True)
+    assert arriving.comes(0.05) is None
+    # Of another size: the slowest of what was seen.
+    assert arriving.comes(*[1e-3] * 14) is None
+    assert arriving.comes(1e-6, size=10**6) == (20, True)
 
 
 # Over sockets -----------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """The rate of a link from the training's own messages, by the receiver's clock alone. Sans I/O.
 
 Now and then a large message travels between two marks, messages of a header only. Whatever was queued before them, the
-second mark comes in later than the first by what the message took on the link. That can't tell a fast link from a busy
-processor, so a short time between the marks is only a lower bound of the rate.
+second mark comes in later than the first by what the message took on the link. Marks that come out close together are a fast
+link's, or those of a receiver that was late for the first: behind a busy processor, or a hole in the stream of bytes, they had
+both been waiting. So a short time says no more than the shortest that can be told, and only where many in a row are short.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ LARGE = 65536
 _EVERY = 1.0
 """Seconds between two marked messages to one peer."""
 _SURE = 0.005
-"""Seconds between two marks that are long beside what a busy receiver adds."""
+"""Seconds between two marks that are long beside what a busy receiver adds; shorter ones count as this."""
 _SAMPLES = 5
-_SOONEST = 1e-6
+_ROW = 15
+"""So many short times in a row are no chance: where half of them are a late receiver's, one row in 30,000 is."""
 
 
 class Marks:
@@ -53,6 +55,8 @@ class ArrivalTimes:
         self._lock = threading.Lock()
         self._open: dict[str, tuple[int, float]] = {}
         self._samples: dict[str, deque[ArrivalRate]] = {}
+        self._short: dict[str, int] = {}
+        """By peer, how many times in a row were short."""
         self._fresh: set[str] = set()
 
     def mark(self, header: Header, sender: str, now: float) -> None:
@@ -65,13 +69,15 @@ class ArrivalTimes:
             size = header.shape[0] if header.shape else 0
             if number != header.step or size < LARGE:
                 return  # Its other half was lost.
-            spent = max(now - begin, _SOONEST)
-            sample = ArrivalRate(bytes_per_second=size / spent, at_least=spent < _SURE)
+            spent = now - begin
+            sample = ArrivalRate(bytes_per_second=size / max(spent, _SURE), at_least=spent < _SURE)
+            self._short[sender] = self._short.get(sender, 0) + 1 if sample.at_least else 0
             self._samples.setdefault(sender, deque(maxlen=_SAMPLES)).append(sample)
             self._fresh.add(sender)
 
     def take(self) -> dict[str, ArrivalRate]:
-        """By peer, the median over the last samples, of those with new ones."""
+        """By peer, of those with new samples: the median of the last ones where most are sure; a lower bound after a row of
+        short ones."""
         with self._lock:
             fresh, self._fresh = self._fresh, set()
             found: dict[str, ArrivalRate] = {}
@@ -80,7 +86,7 @@ class ArrivalTimes:
                 sure = [sample.bytes_per_second for sample in samples if not sample.at_least]
                 if 2 * len(sure) > len(samples):
                     found[sender] = ArrivalRate(bytes_per_second=median(sure))
-                else:
-                    least = median(sample.bytes_per_second for sample in samples)
+                elif self._short[sender] >= _ROW:
+                    least = min(sample.bytes_per_second for sample in samples)
                     found[sender] = ArrivalRate(bytes_per_second=least, at_least=True)
             return found
