@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -24,10 +23,7 @@ from pydantic_core import PydanticCustomError
 from fusion.codec_names import CODEC_OPTIONS, read_codec
 from fusion.plan import ScheduleName
 from fusion.units import Seconds, SomeBytes, Within, parse_seconds
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from fusion.yaml_file import Section as _Section
 
 
 class ModelFromEntrypoint(_Section):
