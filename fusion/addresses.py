@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 WILDCARDS = ("", "*", "0.0.0.0", "::")
 
@@ -31,6 +31,14 @@ def reachable_host(bound: str) -> str:
 def plain(address: str) -> str:
     """An address of a connection as people write it: without zone, and IPv4 as such where it came in by IPv6."""
     return address.partition("%")[0].removeprefix("::ffff:")
+
+
+def split_url(url: str) -> SplitResult | None:
+    """A coordinator's address as a person writes it, with or without `http://`; None where it is no URL."""
+    try:
+        return urlsplit(url if "//" in url else f"http://{url}")
+    except ValueError:  # `http://[::1`
+        return None
 
 
 def place_of(endpoint: str) -> str:

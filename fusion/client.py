@@ -13,11 +13,14 @@ from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
+from fusion.addresses import split_url
+from fusion.credentials import check_token
 from fusion.errors import BlobError, CoordinatorError, UnreachableError, UserError, VersionError
 from fusion.event_stream import StreamItem, server_sent_events
 from fusion.file_reader import FileReader
+from fusion.logs import redact
 from fusion.tls import client_context, explain
 
 if TYPE_CHECKING:
@@ -40,9 +43,10 @@ class Client:
         self, url: str, token: str | None = None, *, timeout: float = 30.0, ca: str | Path | None = None
     ) -> None:
         """`ca`: certificates to trust instead of the machine's authorities (or `FUSION_TLS_CA`), for https."""
-        parts = urlsplit(url if "//" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"{url!r} is not a coordinator's address; it looks like http://HOST:PORT")
+        parts = split_url(url)
+        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"{redact(url)!r} is not a coordinator's address; it looks like http://HOST:PORT")
+        check_token(token)
         self.url = f"{parts.scheme}://{parts.netloc}"
         self.token = token
         self.timeout = timeout
@@ -50,7 +54,7 @@ class Client:
         try:
             self._port = parts.port or (443 if self._tls else 80)
         except ValueError:
-            raise UserError(f"{url!r}: the port is not a number between 1 and 65535") from None
+            raise UserError(f"{redact(url)!r}: the port is not a number between 1 and 65535") from None
         self._context = client_context(ca) if self._tls else None
         self._kept: http.client.HTTPConnection | None = None
 

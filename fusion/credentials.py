@@ -21,6 +21,14 @@ class Credentials:
     """A file with the certificates to trust, where no authority knows the coordinator's."""
 
 
+def check_token(token: str | None) -> None:
+    """Whether it can stand in a header; it is a secret, so the message does not show it. Raises `UserError`."""
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise UserError(
+            "the token has a space, a line end or another character that no token has; copy it again, whole and alone"
+        )
+
+
 def config_folder() -> Path:
     """`$FUSION_CONFIG_DIR`, or `fusion` in the user's XDG configuration folder."""
     own = os.environ.get("FUSION_CONFIG_DIR")

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -24,6 +23,7 @@ from pydantic_core import PydanticCustomError
 from fusion.codec_names import CODEC_OPTIONS, read_codec
 from fusion.plan import ScheduleName
 from fusion.units import Seconds, SomeBytes, Within, parse_seconds
+from fusion.yaml_file import Section as _Section
 
 
 def _countable(number: int) -> int:
@@ -37,10 +37,6 @@ Count = Annotated[int, AfterValidator(_countable)]
 """Of steps, samples or tokens: no more than records and messages have room for."""
 _MOST_MICRO_BATCHES = 2**14
 """Each has its tasks, which schedules list one by one."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelFromEntrypoint(_Section):

@@ -11,19 +11,16 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fusion.errors import SpecError
 from fusion.units import SPEED, Bandwidth, Seconds, SomeBytes, Within, parse_seconds
 from fusion.yaml_file import PlacedError, load_model, suggest
+from fusion.yaml_file import Section as _Section
 
 MOST_WORKERS = 10_000
 MOST_LETTERS = 64
 """Of a worker's name."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TopologyWorker(_Section):

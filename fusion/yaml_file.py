@@ -10,7 +10,15 @@ from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Tag, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from yaml.reader import ReaderError
 
 from fusion.errors import SpecError
@@ -19,8 +27,25 @@ Model = TypeVar("Model", bound=BaseModel)
 MAX_FILE_BYTES = 4 * 2**20
 
 
+_MOST_BITS = 4096
+_TAGS = {"bool": "true or false", "int": "a whole number", "float": "a number", "timestamp": "a date"}
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with YAML 1.2 floats: `1e-3` is a number, not text."""
+    """PyYAML's safe loader, with YAML 1.2 floats: `1e-3` is a number, not text. Every problem has its place."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            made = super().construct_object(node, deep=deep)
+            # Python refuses to write out far larger ones, also in a message that says what is wrong with them.
+            if isinstance(made, int) and made.bit_length() > _MOST_BITS:
+                raise OverflowError
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            tag = node.tag.rpartition(":")[2]
+            hint = "; put it in quotes if it is text" if tag == "timestamp" else ""
+            message = f"can't read {_shown(node.value)} as {_TAGS.get(tag, tag)}{hint}"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark) from None
+        return made
 
 
 _Loader.add_implicit_resolver(
@@ -36,6 +61,39 @@ class PlacedError(ValueError):
     def __init__(self, message: str, *path: str | int) -> None:
         super().__init__(message)
         self.path = path
+
+
+class Section(BaseModel):
+    """A part of a file that people write: unknown keys are refused, and `true` is no number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_not_one(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name] if info.field_name is not None else None
+        items = list(enumerate(value)) if isinstance(value, list | tuple) else [(None, value)]
+        for place, item in items:
+            if field is not None and isinstance(item, bool):
+                number = _number_in(field.annotation, field.metadata)
+                if number is not None:
+                    wanted = f"expected {_EXPECTED[number]}, got {_kind(item)}"
+                    raise PlacedError(wanted, *([] if place is None else [place]))
+        return value
+
+
+def _number_in(annotation: Any, notes: Sequence[Any] = ()) -> str | None:
+    """`int` or `float` where values of this type, or their items, are numbers and nothing else reads them first."""
+    if any(isinstance(note, BeforeValidator) for note in notes):
+        return None
+    if annotation in (int, float):
+        return str(annotation.__name__)
+    if get_origin(annotation) is Annotated:
+        inner, *notes = get_args(annotation)
+        return _number_in(inner, notes)
+    if get_origin(annotation) in (Union, UnionType, tuple, list) and bool not in get_args(annotation):
+        return next((found for part in get_args(annotation) if (found := _number_in(part)) is not None), None)
+    return None
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
@@ -119,6 +177,21 @@ def _mark_of(node: yaml.Node | None, path: Sequence[str | int]) -> yaml.Mark | N
     return mark
 
 
+def _as_written(key: Any, node: yaml.Node | None, path: Sequence[str | int]) -> str:
+    """How the file writes a key that is no text in the mapping at `path`: `null` became None, `yes` became True."""
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            node = next((value for name, value in node.value if name.value == str(part)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            node = node.value[part]
+    for name, _ in node.value if isinstance(node, yaml.MappingNode) else []:
+        if name.tag != "tag:yaml.org,2002:str" and isinstance(name, yaml.ScalarNode):
+            made = yaml.constructor.SafeConstructor().construct_object(name)
+            if type(made) is type(key) and made == key:
+                return str(name.value)
+    return str(key)
+
+
 def _refuse_repeated_keys(path: Path, root: yaml.Node) -> None:
     pending, seen_nodes = [root], set()
     while pending:
@@ -144,6 +217,7 @@ def _refuse_repeated_keys(path: Path, root: yaml.Node) -> None:
 
 def _problems(error: ValidationError, model: type[BaseModel], where: str, node: yaml.Node | None) -> list[str]:
     by_place: dict[tuple[str | int, ...], list[str]] = {}
+    of_type: set[tuple[str | int, ...]] = set()
     for detail in error.errors(include_url=False):
         if _is_echo(dict(detail)):
             continue
@@ -152,11 +226,18 @@ def _problems(error: ValidationError, model: type[BaseModel], where: str, node: 
         if isinstance(cause, PlacedError):
             path = (*path, *cause.path)
         message = _message(dict(detail), path, section)
+        if detail["type"] == "invalid_key" or detail["loc"][-1:] == ("[key]",):
+            path = (*path[:-1], _as_written(detail["input"], node, path[:-1]))
+            message = "a key must be text; put it in quotes"
         messages = by_place.setdefault(path, [])
+        if detail["type"].endswith("_type"):
+            of_type.add(path)
         if message not in messages:
             messages.append(message)
     lines: list[tuple[int, int, str]] = []
     for path, messages in by_place.items():
+        if path in of_type and any(len(other) > len(path) and other[: len(path)] == path for other in by_place):
+            continue  # Said by the members of a union that another member, which goes deeper, fits better.
         name = _dotted(path)
         text = messages[0]
         if len(messages) > 1 and all(message.startswith("expected ") and ", got " in message for message in messages):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs
 
+from fusion.addresses import split_url
+from fusion.credentials import check_token
 from fusion.errors import UserError
 from fusion.logs import redact
+from fusion.messages.pool import WORKER_NAME
 from fusion.sockets import key_from_hex
 from fusion.topology import Topology
 
@@ -58,27 +62,39 @@ class WorkerConfig:
     max_blob_bytes: int = 2**38
     """Larger blobs are not fetched."""
 
+    def __post_init__(self) -> None:
+        """Raises `UserError`."""
+        if self.name is not None and self.name and not re.fullmatch(WORKER_NAME, self.name):
+            shown = repr(self.name) if len(self.name) <= 80 else f"{self.name[:77]!r}..."
+            raise UserError(
+                f"--name {shown} is not a worker's name: up to 64 letters, digits, points, dashes and underscores, with a "
+                "letter or digit first"
+            )
+        check_token(self.bearer)
+
     @property
     def _join_url(self) -> SplitResult:
         # A URL copied with the quotes that shield its `?` from the shell still means the same.
-        url = self.join.strip().strip("'\"")
-        return urlsplit(url if "//" in url else f"http://{url}")
+        parts = split_url(self.join.strip().strip("'\""))
+        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(
+                f"--join {redact(self.join)!r} is not a coordinator's address; it looks like http://HOST:PORT?token=..."
+            )
+        try:
+            _ = parts.port
+        except ValueError:
+            raise UserError(f"--join {redact(self.join)!r}: the port is not a number between 1 and 65535") from None
+        return parts
 
     @property
     def coordinator(self) -> str:
         """Base URL without token. Raises `UserError`."""
-        parts = self._join_url
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(
-                f"--join {redact(self.join)!r} is not a coordinator's address; it looks like http://HOST:PORT?token=..."
-            )
-        return f"{parts.scheme}://{parts.netloc}"
+        return f"{self._join_url.scheme}://{self._join_url.netloc}"
 
     @property
     def bearer(self) -> str | None:
-        """The pool's token: from the join URL, else `token`."""
-        parts = self._join_url
-        return parse_qs(parts.query).get("token", [self.token])[0]
+        """The pool's token: from the join URL, else `token`. Raises `UserError`."""
+        return parse_qs(self._join_url.query).get("token", [self.token])[0]
 
     @property
     def fingerprint(self) -> bytes | None:

@@ -27,6 +27,7 @@ from fusion.messages import (
     Check,
     Commit,
     Connect,
+    Device,
     ExpectProbe,
     JoinRequest,
     Leaving,
@@ -119,20 +120,8 @@ class Service:
         async with aiohttp.ClientSession(timeout=timeout, connector=connector(config)) as session:
             self._session = session
             self._fetcher = Fetcher(session, self._url, config.bearer, max_blob_bytes=config.max_blob_bytes)
-            endpoint = await self._listen()
-            self._request = JoinRequest(
-                name=self._name,
-                protocol_version=PROTOCOL_VERSION,
-                fusion_version=__version__,
-                torch_version=str(torch.__version__),
-                device=device,
-                data_endpoint=endpoint,
-                public_key=self._keys.public,
-                probes=True,
-                relay_port=self._relay_port,
-            )
             try:
-                await self._until_over(self._join())
+                await self._until_over(self._arrive(device))
                 tasks = [
                     asyncio.create_task(self._serve()),
                     asyncio.create_task(self._mind_the_coordinator()),
@@ -201,6 +190,21 @@ class Service:
         self._paused = False
 
     # Joining ------------------------------------------------------------------------------------------------------
+
+    async def _arrive(self, device: Device) -> None:
+        endpoint = await self._listen()
+        self._request = JoinRequest(
+            name=self._name,
+            protocol_version=PROTOCOL_VERSION,
+            fusion_version=__version__,
+            torch_version=str(torch.__version__),
+            device=device,
+            data_endpoint=endpoint,
+            public_key=self._keys.public,
+            probes=True,
+            relay_port=self._relay_port,
+        )
+        await self._join()
 
     async def _listen(self) -> str:
         """Bind the data socket; returns the endpoint that peers use."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -58,11 +60,37 @@ async def _towards_the_coordinator(url: str, say: Callable[[str], None]) -> str:
     delay = 1.0
     while True:
         try:
-            return await asyncio.to_thread(address_towards, url)
+            return await _in_a_thread(lambda: address_towards(url))
         except UnreachableError as error:
             say(f"{error}; trying again in {delay:.0f} s")
         await asyncio.sleep(delay)
         delay = min(2 * delay, _LONGEST_DELAY)
+
+
+async def _in_a_thread(look: Callable[[], str]) -> str:
+    """In a thread that nobody waits for, unlike asyncio's: while no name server answers, a worker can still go at once."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[str] = loop.create_future()
+
+    def settle(address: str, error: Exception | None) -> None:
+        if found.done():
+            return
+        if error is not None:
+            found.set_exception(error)
+        else:
+            found.set_result(address)
+
+    def work() -> None:
+        address, failure = "", None
+        try:
+            address = look()
+        except Exception as error:
+            failure = error
+        with suppress(RuntimeError):  # The loop is closed: nobody asks any more.
+            loop.call_soon_threadsafe(settle, address, failure)
+
+    threading.Thread(target=work, name="whereabouts", daemon=True).start()
+    return await found
 
 
 def address_of(interface: str, known: Mapping[str, Sequence[_Address]]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from aiohttp import web
 
 from coordinator.http.routing import ENGINE, Answer, HttpError, Parameter, Route
@@ -25,15 +27,35 @@ async def get_blob(request: web.Request) -> web.StreamResponse:
         raise HttpError(404, f"no blob {digest}")
     if request.method == "HEAD":
         blobs.touch(digest)
-    return file_response(blobs.path(digest), digest)
+    return file_response(request, blobs.path(digest), digest)
 
 
-def file_response(path: object, digest: str) -> web.FileResponse:
+def file_response(request: web.Request, path: Path, digest: str) -> web.FileResponse:
+    """The file, or the range of it that is asked for. Raises `HttpError` 416."""
+    _check_range(request, path)
     return web.FileResponse(
         str(path),
         chunk_size=PIECE,
         headers={"Content-Type": "application/octet-stream", "Cache-Control": "immutable", "X-Fusion-Digest": digest},
     )
+
+
+def _check_range(request: web.Request, path: Path) -> None:
+    """By the rules of aiohttp, whose own refusal has no body."""
+    try:
+        found = path.stat()
+    except OSError:
+        return  # It was removed a moment ago: 404.
+    if request.if_range is not None and found.st_mtime > request.if_range.timestamp():
+        return
+    try:
+        start = request.http_range.start
+    except ValueError:
+        start = found.st_size
+    if start is not None and start >= found.st_size:
+        asked = request.headers.get("Range", "")[:80]
+        message = f"Range {asked!r} is not in the {found.st_size} bytes that are here"
+        raise HttpError(416, message, {"Content-Range": f"bytes */{found.st_size}"})
 
 
 async def put_blob(request: web.Request) -> web.Response:
@@ -65,7 +87,7 @@ ROUTES = (
         (
             Answer(200, "All of it.", content_type="application/octet-stream"),
             Answer(206, "The range.", content_type="application/octet-stream"),
-            Answer(416, "The range is not in the blob.", content_type="application/octet-stream"),
+            Answer(416, "The range is not in the blob.", ErrorView),
             _BAD,
             _MISSING,
         ),

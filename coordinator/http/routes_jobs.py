@@ -100,8 +100,9 @@ async def logs(request: web.Request) -> web.Response:
 
 def _part(request: web.Request) -> tuple[int, int, bool]:
     """Which part of a long list is asked for: after which number, at most how many, the newest or the first."""
-    asked = natural(request, "newest")
-    return natural(request, "after"), min(asked or _MOST, _MOST), bool(asked)
+    newest = "newest" in request.query
+    asked = natural(request, "newest", _MOST, least=1)
+    return natural(request, "after"), min(asked, _MOST), newest
 
 
 async def checkpoints(request: web.Request) -> web.Response:
@@ -122,14 +123,14 @@ async def checkpoint_file(request: web.Request) -> web.StreamResponse:
     path = engine.checkpoints.folder(job.id, found.step) / (MODEL_FILE if part == "model" else OPTIMIZER_FILE)
     if not path.exists():
         raise HttpError(404, f"{path} was removed")
-    return file_response(path, (found.model if part == "model" else found.optimizer).digest)
+    return file_response(request, path, (found.model if part == "model" else found.optimizer).digest)
 
 
 async def job_dag(request: web.Request) -> web.StreamResponse:
     job, engine = find_job(request), request.app[ENGINE]
     if engine.blobs.size(job.dag.digest) is None:
         raise HttpError(404, f"the OP-DAG of job {job.id} is gone")
-    return file_response(engine.blobs.path(job.dag.digest), job.dag.digest)
+    return file_response(request, engine.blobs.path(job.dag.digest), job.dag.digest)
 
 
 _MOST = 10_000
@@ -231,7 +232,7 @@ ROUTES = (
         (
             Answer(200, "All of it.", content_type=_FILE),
             Answer(206, "The range.", content_type=_FILE),
-            Answer(416, "The range is not in the file.", content_type=_FILE),
+            Answer(416, "The range is not in the file.", ErrorView),
             Answer(404, "No such checkpoint.", ErrorView),
         ),
         (
@@ -249,6 +250,7 @@ ROUTES = (
         (
             Answer(200, "The OP-DAG.", content_type=_FILE),
             Answer(206, "The range.", content_type=_FILE),
+            Answer(416, "The range is not in the file.", ErrorView),
             _NO_JOB,
         ),
         (_ID,),

@@ -39,6 +39,7 @@ async def openapi(request: web.Request) -> web.Response:
 
 ROUTES = (
     Route("GET", "/healthz", health, "Whether the coordinator lives.", (Answer(200, "It does.", Health),)),
+    Route("HEAD", "/healthz", health, "Whether the coordinator lives.", (Answer(200, "It does.", content_type=""),)),
     Route(
         "GET",
         "/metrics",

@@ -84,11 +84,13 @@ def newest_parameter(what: str) -> Parameter:
     )
 
 
-def natural(request: web.Request, name: str, default: int = 0) -> int:
-    """A query parameter that is a natural number. Raises `HttpError` 400."""
+def natural(request: web.Request, name: str, default: int = 0, *, least: int = 0) -> int:
+    """A query parameter that is a natural number, `least` or more. Raises `HttpError` 400."""
     text = request.query.get(name)
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise HttpError(400, f"query parameter {name}={text[:40]!r} is not a natural number")
+    if int(text) < least:
+        raise HttpError(400, f"query parameter {name}={text} must be {least} or more")
     return int(text)

@@ -100,7 +100,8 @@ def _run(arguments: list[str], debug: bool) -> int:
             return EXIT_USAGE
         if debug:
             raise
-        note(f"error: unexpected {type(error).__name__}: {error} (run again with --debug for the traceback)")
+        said = " ".join(str(error).split())
+        note(f"error: unexpected {type(error).__name__}: {said} (run again with --debug for the traceback)")
         return EXIT_FAILED
 
 

@@ -47,4 +47,13 @@ LogFormatOption = Annotated[
     typer.Option("--log-format", envvar="FUSION_LOG_FORMAT", help="json: every line an object, on stderr, no secrets."),
 ]
 JobArgument = Annotated[Path, typer.Argument(metavar="JOB", help="The job spec, a YAML file.")]
-JobIdArgument = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+
+
+def not_empty(value: str) -> str:
+    """For arguments that become a part of a URL's path."""
+    if not value.strip():
+        raise typer.BadParameter("it is empty.")
+    return value
+
+
+JobIdArgument = Annotated[str, typer.Argument(metavar="ID", help="The job's id.", callback=not_empty)]

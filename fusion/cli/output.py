@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+
+from fusion.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
+@contextmanager
+def _to_stdout() -> Iterator[None]:
+    """Raises `UserError` when it can't be written; that its reader has left (`| head`) is no error to tell."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"can't write to stdout: {error.strerror or error}") from None
+
+
 def out(text: str) -> None:
     """A line of the result."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    with _to_stdout():
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
 
 
 def note(text: str) -> None:
@@ -48,7 +63,8 @@ def show(renderable: Any) -> None:
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 200
-    console.print(renderable)
+    with _to_stdout():
+        console.print(renderable)
 
 
 def clock(seconds: float | None) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fusion.cli.connection import connect
-from fusion.cli.options import CaOption, CoordinatorOption, JsonOption, TokenOption
+from fusion.cli.options import CaOption, CoordinatorOption, JsonOption, TokenOption, not_empty
 from fusion.cli.output import clock, note, out, print_json, show, table
 from fusion.errors import UserError
 from fusion.units import parse_seconds
@@ -106,9 +106,16 @@ def list_tokens(
         show(table(None, ("id", "role", "state", "uses", "made", "end", "note"), rows))
 
 
+def _id_of(token: str) -> str:
+    # A person may paste the whole token: its secret does not go out again.
+    return not_empty(token.partition(".")[0])
+
+
 @app.command("revoke")
 def revoke(
-    token_id: Annotated[str, typer.Argument(metavar="ID", help="The token's id, the part before the point.")],
+    token_id: Annotated[
+        str, typer.Argument(metavar="ID", help="The token's id, the part before the point.", callback=_id_of)
+    ],
     coordinator: CoordinatorOption = None,
     token: TokenOption = None,
     ca: CaOption = None,
@@ -116,8 +123,7 @@ def revoke(
 ) -> None:
     """End a token at once and for good. Workers that joined by it stay, but read no more blobs by it."""
     with connect(coordinator, token, ca) as client:
-        # A person may paste the whole token: its secret does not go out again.
-        ended = client.revoke_token(token_id.partition(".")[0])
+        ended = client.revoke_token(token_id)
     if as_json:
         print_json(ended)
     else:

@@ -94,7 +94,7 @@ def worker(
         limit = parse_bytes(memory_limit) if memory_limit is not None else None
     except ValueError as error:
         raise UserError(f"--memory-limit: {error}") from None
-    if limit and not MEMORY.holds(limit):
+    if limit is not None and not MEMORY.holds(limit):
         raise UserError(f"--memory-limit: must be between {MEMORY.least} and {MEMORY.most}, got {memory_limit!r}")
     from fusion.topology import load_topology
     from worker.config import WorkerConfig

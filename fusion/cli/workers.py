@@ -8,7 +8,7 @@ import typer
 
 from fusion.cli.connection import connect
 from fusion.cli.links import links_table
-from fusion.cli.options import CaOption, CoordinatorOption, JsonOption, TokenOption
+from fusion.cli.options import CaOption, CoordinatorOption, JsonOption, TokenOption, not_empty
 from fusion.cli.output import out, print_json, show, table
 from fusion.units import format_bytes
 
@@ -88,7 +88,7 @@ def _speed(device: dict[str, Any]) -> str:
 
 
 def drain(
-    worker: Annotated[str, typer.Argument(metavar="WORKER", help="The worker's name.")],
+    worker: Annotated[str, typer.Argument(metavar="WORKER", help="The worker's name.", callback=not_empty)],
     coordinator: CoordinatorOption = None,
     token: TokenOption = None,
     ca: CaOption = None,

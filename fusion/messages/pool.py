@@ -8,6 +8,7 @@ from pydantic import Field
 
 from fusion.messages.base import Message
 
+WORKER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -44,7 +45,7 @@ class Device(Message):
 class JoinRequest(Message):
     """Body of `POST /api/v1/workers`."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=WORKER_NAME)
     protocol_version: int
     fusion_version: str
     torch_version: str

@@ -54,6 +54,8 @@ async def test_every_mutating_route_is_guarded() -> None:
         ("GET", "/api/v1/blobs/..%2f..%2fcoordinator.sqlite3", 400),
         ("GET", "/dashboard/..%2f..%2fapi.py", 404),
         ("GET", "/api/v1/events?after=-1", 400),
+        ("GET", "/api/v1/events?newest=0", 400),
+        ("GET", "/api/v1/events?newest=", 400),
     ],
 )
 async def test_failures_are_one_line_of_json(server: Server, method: str, path: str, status: int) -> None:
@@ -61,6 +63,10 @@ async def test_failures_are_one_line_of_json(server: Server, method: str, path: 
     assert got == status, answer
     assert set(answer) == {"error"}
     assert "\n" not in answer["error"]
+
+
+async def test_a_probe_may_ask_for_health_without_the_body(server: Server) -> None:
+    assert await server.call("HEAD", "/healthz", None) in ((200, None), (200, b""))
 
 
 async def test_a_blob_comes_back_whole_and_in_ranges(server: Server) -> None:
@@ -72,7 +78,11 @@ async def test_a_blob_comes_back_whole_and_in_ranges(server: Server) -> None:
     assert await server.call("GET", path, "join") == (200, content)
     status, piece = await server.call("GET", path, "join", headers={"Range": "bytes=1000-1999"})
     assert (status, piece) == (206, content[1000:2000])
-    status, _ = await server.call("GET", path, "join", headers={"Range": "bytes=9999999-"})
+    assert await server.call("GET", path, "join", headers={"Range": "bytes=-6"}) == (206, content[-6:])
+    for asked in ("bytes=9-1", "lines=1-2"):
+        assert (await server.call("GET", path, "join", headers={"Range": asked}))[0] == 416
+    status, answer = await server.call("GET", path, "join", headers={"Range": "bytes=9999999-"})
+    assert answer == {"error": "Range 'bytes=9999999-' is not in the 1280000 bytes that are here"}
     assert status == 416
 
 

@@ -213,6 +213,14 @@ def test_errors_are_one_line(capsys, pool, tmp_path, monkeypatch):
         (("nope",), "error: No such command 'nope'"),
         (("up", "--workers", "0"), "error: Invalid value for '--workers'"),
         (("dag", "x.yaml", "--format", "svg"), "error: Invalid value for '--format'"),
+        (("job", ""), "error: Invalid value for 'ID': it is empty; see `fusion job --help`"),
+        (("logs", " "), "error: Invalid value for 'ID': it is empty"),
+        (("cancel", ""), "error: Invalid value for 'ID': it is empty"),
+        (("drain", ""), "error: Invalid value for 'WORKER': it is empty"),
+        (("checkpoint", "ls", ""), "error: Invalid value for 'ID': it is empty"),
+        (("checkpoint", "get", "", "-o", "x"), "error: Invalid value for 'ID': it is empty"),
+        (("token", "revoke", ""), "error: Invalid value for 'ID': it is empty"),
+        (("token", "revoke", ".secret"), "error: Invalid value for 'ID': it is empty"),
     ],
 )
 def test_wrong_usage(capsys, arguments, message):
@@ -236,6 +244,33 @@ def test_bad_options_of_a_worker(capsys):
     assert (code, err) == (1, "error: --memory-limit: can't read 'lots' as a size; write it like 2GiB\n")
     code, _, err = run(capsys, "worker", "--join", "http://127.0.0.1:1", "--memory-limit", "1e290GiB")
     assert (code, err) == (1, "error: --memory-limit: must be between 1B and 1000TiB, got '1e290GiB'\n")
+    for limit in ("0", "0.5B"):
+        code, _, err = run(capsys, "worker", "--join", "http://127.0.0.1:1", "--memory-limit", limit)
+        assert (code, err) == (1, f"error: --memory-limit: must be between 1B and 1000TiB, got '{limit}'\n")
+    code, _, err = run(capsys, "worker", "--join", "http://127.0.0.1:1", "--name", "a b")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("error: --name 'a b' is not a worker's name: up to 64 letters")
+    code, _, err = run(capsys, "worker", "--join", "http://[::1?token=secret")
+    assert (code, err.count("\n"), "secret" in err) == (1, 1, False)
+    assert "is not a coordinator's address" in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [("jobs",), ("jobs", "--json"), ("--version",)])
+def test_a_full_disk_under_stdout_is_said_so(pool, arguments):
+    command = [sys.executable, "-m", "fusion", *arguments]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "error: can't write to stdout: No space left on device\n")
+
+
+def test_what_nobody_expected_is_one_line_too(capsys, pool, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("one\n  two\n")
+
+    monkeypatch.setattr("fusion.client.Client.jobs", fail)
+    told = "error: unexpected RuntimeError: one two (run again with --debug for the traceback)\n"
+    assert run(capsys, "jobs") == (1, "", told)
 
 
 def test_every_flag_has_an_environment_variable():

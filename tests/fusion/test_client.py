@@ -64,10 +64,18 @@ def test_nobody_there():
         Client("http://no-such-host.invalid:1").jobs()
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:port"])
+@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:port", "http://[::1", "http://x:port?token=secret"])
 def test_a_bad_address(url):
-    with pytest.raises(UserError, match=r"not a coordinator's address|port"):
+    with pytest.raises(UserError, match=r"not a coordinator's address|port") as caught:
         Client(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["sec\nret", "sec ret", "sec\0ret", "secr\u00e9t"])
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(token):
+    with pytest.raises(UserError, match="copy it again") as caught:
+        Client("http://127.0.0.1:1", token)
+    assert "sec" not in str(caught.value)
 
 
 def test_blobs_travel_once(tmp_path):

@@ -148,6 +148,29 @@ def test_a_good_spec(tmp_path):
         ("name: small", "name: small\nverify: {share: 0.1}", "unknown key 'share'"),
         ("name: small", "name: small\nname: other", "job.yaml:2:1: key 'name' stands here again (first in line 1)"),
         ("name: small", "name: 'a b'", "job.yaml:1:1: name: "),
+        *(
+            ("name: small", f"name: {given}", f"job.yaml:1:7: not valid YAML: can't read {shown}")
+            for given, shown in (
+                ('!!bool "abc"', "'abc' as true or false"),
+                ('!!int "abc"', "'abc' as a whole number"),
+                ('!!float ""', "'' as a number"),
+                ('!!timestamp "abc"', "'abc' as a date"),
+                ("2024-13-45", "'2024-13-45' as a date; put it in quotes if it is text"),
+                (5000 * "9", "'9999"),
+                ("0x" + 5000 * "f", "'0xffff"),
+            )
+        ),
+        ("loss: mse", "loss: mse\nnull: 3", "job.yaml:4:1: null: a key must be text; put it in quotes"),
+        ("loss: mse", "loss: mse\ntrue: 3", "job.yaml:4:1: true: a key must be text; put it in quotes"),
+        ("steps: 10", "steps: 10\n  no: 3", "job.yaml:7:3: train.no: a key must be text; put it in quotes"),
+        ("rate: 1e-3", "rate: 1, 0x10: 2", "job.yaml:2:53: model.args.0x10: a key must be text; put it in quotes"),
+        ("{arrays: data.npz}", "{arrays: {inputs: 5}}", "job.yaml:4:17: data.arrays.inputs: expected text, got 5"),
+        ("steps: 10", "steps: true", "job.yaml:6:3: train.steps: expected a whole number, got true"),
+        ("lr: 3.0e-4", "lr: true", "train.optimizer.lr: expected a number, got true"),
+        ("lr: 3.0e-4", "betas: [0.9, yes]", "train.optimizer.betas[1]: expected a number, got true"),
+        ("name: small", "plan: {fragments: true}", "plan.fragments: expected a whole number, got true"),
+        ("500ms", "true", "fault_tolerance.failure_timeout: a duration must be a number or text such as 90ms"),
+        ("failure_timeout: 500ms", "backup_every: true", "expected 'auto' or a whole number of 1 or more, got true"),
         ("  global_batch: 8\n", "", "train.global_batch: missing; add it (Samples per step)"),
         ("train:\n", "train: [\n", "not valid YAML"),
         ("train:\n", "train: !!python/object:os.system\n", "not valid YAML"),
@@ -155,6 +178,16 @@ def test_a_good_spec(tmp_path):
 )
 def test_problems(tmp_path, old, new, message):
     assert message in problem(tmp_path, changed(old, new))
+
+
+def test_true_and_false_stay_what_they_are_where_they_are_wanted(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        changed("args: {rate: 1e-3}", "args: {bias: true}").replace("steps: 10", "steps: 10\n  recompute: yes")
+    )
+    spec = load_spec(path)
+    assert spec.model.args == {"bias": True}
+    assert spec.train.recompute is True
 
 
 def test_several_problems_are_all_listed_in_the_order_of_the_file(tmp_path):

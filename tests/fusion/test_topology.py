@@ -50,6 +50,9 @@ def test_links(tmp_path):
         ("memory: 8GiB", "memory: 0", r"workers\[2\].memory: must be between 1B and 1000TiB, got 0$"),
         ("memory: 8GiB", "memory: 1e290GiB", r"workers\[2\].memory: must be between 1B and 1000TiB"),
         ("memory: 8GiB", f"memory: {400 * '9'}", r"workers\[2\].memory: a size must be zero or more and finite"),
+        ("speed: 2.0e+11", "speed: true", r"pool.yaml:4:34: workers\[2\].speed: expected a number, got true$"),
+        ("speed: 2.0e+11", "speed: 1, count: true", r"workers\[2\].count: expected a whole number, got true$"),
+        ("memory: 8GiB", "memory: true", r"workers\[2\].memory: a size must be a number or text such as 2GiB$"),
         ("speed: 2.0e+11", "speed: 1e-300", r"workers\[2\].speed: must be between 1e-6 and 1e24, got 1e-300$"),
         ("speed: 2.0e+11", "speed: 1e300", r"workers\[2\].speed: must be between 1e-6 and 1e24, got 1e\+300$"),
         (

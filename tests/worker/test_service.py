@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
@@ -26,7 +27,7 @@ from fusion.messages import (
     Warned,
 )
 from fusion.sockets import key_to_hex, new_keys
-from worker import service
+from worker import service, whereabouts
 from worker.config import WorkerConfig
 from worker.machine.owner import Owner, Reading
 from worker.service import default_name
@@ -102,6 +103,35 @@ async def test_a_coordinator_that_starts_again_may_refuse_its_workers_at_first(c
         coordinator.admit_again()
         await a.said.until("the coordinator is back")
         assert len(coordinator.joined) == 1
+
+
+async def test_a_worker_that_is_told_to_go_before_it_has_found_the_coordinator_goes_at_once() -> None:
+    worker = start_worker("http://no-such-host.invalid:1", "a", profile_seconds=0.01)
+    await worker.said.until("can't find a way to the coordinator at no-such-host.invalid")
+    worker.service.leave("SIGTERM")
+    async with asyncio.timeout(10):
+        assert await worker.task == 0
+
+
+async def test_a_name_server_that_is_silent_keeps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def silent(url: str) -> str:
+        asked.set()
+        answered.wait(60)
+        return "127.0.0.1"
+
+    monkeypatch.setattr(whereabouts, "address_towards", silent)
+    worker = start_worker("http://h:1", "a", profile_seconds=0.01)
+    try:
+        assert await asyncio.to_thread(asked.wait, 60)
+        worker.service.leave("SIGTERM")
+        async with asyncio.timeout(10):
+            assert await worker.task == 0
+            # What asyncio.run waits for at the end.
+            await asyncio.get_running_loop().shutdown_default_executor()
+    finally:
+        answered.set()
 
 
 async def test_an_upload_that_fails_is_a_warning_and_training_goes_on(coordinator: FakeCoordinator) -> None:
