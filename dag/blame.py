@@ -7,7 +7,7 @@ import inspect
 import re
 import sysconfig
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -51,7 +51,17 @@ def line_of_function(function: Any) -> str:
 
 def line_of_attribute(owner: object, name: str) -> str:
     """`file:line` where a method of `owner`'s class, not its constructor, sets attribute `name`; else where it uses it."""
-    uses: list[tuple[int, str]] = []
+    return min(_lines(owner, _uses, name), key=lambda use: use[0], default=(0, ""))[1]
+
+
+def line_of_branch(owner: object, name: str) -> str:
+    """`file:line` where a method of `owner`'s class has an `if` on attribute `name`, or ""."""
+    return next(_lines(owner, _branches, name), (0, ""))[1]
+
+
+def _lines(
+    owner: object, find: Callable[[ast.AST, str], Iterable[tuple[int, int]]], name: str
+) -> Iterator[tuple[int, str]]:
     for cls in type(owner).__mro__:
         if cls.__module__.partition(".")[0] in ("torch", "builtins"):
             continue
@@ -62,8 +72,8 @@ def line_of_attribute(owner: object, name: str) -> str:
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and node.name != "__init__":
-                uses += ((rank, f"{file}:{first + line - 1}") for rank, line in _uses(node, name))
-    return min(uses, key=lambda use: use[0])[1] if uses else ""
+                for rank, line in find(node, name):
+                    yield rank, f"{file}:{first + line - 1}"
 
 
 def _uses(method: ast.AST, name: str) -> Iterator[tuple[int, int]]:
@@ -71,9 +81,18 @@ def _uses(method: ast.AST, name: str) -> Iterator[tuple[int, int]]:
     for node in ast.walk(method):
         if isinstance(node, ast.Attribute) and node.attr == name:
             yield 2 if isinstance(node.ctx, ast.Load) else 0, node.lineno
-        within = node.value if isinstance(node, ast.Attribute | ast.Subscript) else None
-        if isinstance(within, ast.Attribute) and within.attr == name:
-            yield 1, node.lineno
+        if isinstance(node, ast.Attribute | ast.Subscript):
+            within = node.value
+            if isinstance(within, ast.Attribute) and within.attr == name:
+                yield 1, node.lineno
+
+
+def _branches(method: ast.AST, name: str) -> Iterator[tuple[int, int]]:
+    for node in ast.walk(method):
+        if isinstance(node, ast.If | ast.IfExp) and any(
+            isinstance(part, ast.Attribute) and part.attr == name for part in ast.walk(node.test)
+        ):
+            yield 0, node.test.lineno
 
 
 def _frames(traceback: TracebackType | None) -> Iterable[tuple[str, int]]:

@@ -63,7 +63,7 @@ def capture(
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise CaptureError(f"no parameter of {type(model).__name__} requires a gradient; there is nothing to train")
     check_hooks(model)
-    with _ready_for_training(model):
+    with ready_for_training(model):
         objective = Objective(model, loss)
         with unchanged_random_state(objective, example):
             program, changed = export(objective, example, autocast)
@@ -74,7 +74,7 @@ def capture(
     leaves = {draft: meta for draft in drafts if (meta := _leaf_meta(draft, names, example)) is not None}
     drafts = outputs_next_to_producers(explicit_casts(drafts, leaves))
     drafts, observations = _simplified(drafts, names, example)
-    with _ready_for_training(model):
+    with ready_for_training(model):
         refuse_carried(objective, example, changed)
     ops = _finished(drafts, observations)
     dag = OpDag(
@@ -98,7 +98,7 @@ def capture(
 
 
 @contextlib.contextmanager
-def _ready_for_training(model: nn.Module) -> Iterator[None]:
+def ready_for_training(model: nn.Module) -> Iterator[None]:
     """In training mode, and, for transformers, without the key-value cache that only generation needs."""
     was_training = model.training
     config: Any = getattr(model, "config", None)
@@ -159,4 +159,4 @@ def _notes(ops: list[Op]) -> list[str]:
     return [f"some values are of dtype {dtype}, which is slow on most devices" for dtype in sorted(unusual)]
 
 
-__all__ = ["AUTOCAST_DTYPES", "Captured", "capture"]
+__all__ = ["AUTOCAST_DTYPES", "Captured", "capture", "ready_for_training"]
