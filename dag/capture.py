@@ -14,7 +14,7 @@ from dag.autocast import explicit_casts
 from dag.carried import notes_on, refuse_carried, unchanged_random_state
 from dag.custom_gradients import check_hooks
 from dag.draft import Draft, number
-from dag.export import export
+from dag.export import casting, export
 from dag.graph import Op, OpDag, TensorMeta
 from dag.inline import inline
 from dag.names import Names
@@ -74,7 +74,7 @@ def capture(
     leaves = {draft: meta for draft in drafts if (meta := _leaf_meta(draft, names, example)) is not None}
     drafts = outputs_next_to_producers(explicit_casts(drafts, leaves))
     drafts, observations = _simplified(drafts, names, example)
-    with ready_for_training(model):
+    with ready_for_training(model), casting(autocast):
         refuse_carried(objective, example, changed)
     ops = _finished(drafts, observations)
     dag = OpDag(

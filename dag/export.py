@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 
@@ -52,18 +53,19 @@ def export(
     # Each value is its own tensor: a tensor passed under two names would be traced as one input.
     device = next(objective.parameters()).device
     values = {key: value.detach().to(device, copy=True) for key, value in example.items()}
-    mixed = torch.autocast(
-        "cpu", torch_dtype(autocast or "bfloat16"), enabled=autocast is not None, cache_enabled=False
-    )
     held = PythonState(objective)
     changed: list[Attribute] = []
 
     def watch() -> Callable[[], None]:
         before = PythonState(objective)
-        return lambda: changed.extend(before.changes())
+
+        def finish() -> None:
+            changed[:] = before.changes()
+
+        return finish
 
     objective.watch = watch
-    with quiet(), refused(), mixed, torch.random.fork_rng(devices=[]):
+    with quiet(), refused(), casting(autocast), torch.random.fork_rng(devices=[]):
         try:
             return torch.export.export(objective, (), values, strict=False), changed
         except CaptureError as error:
@@ -83,6 +85,11 @@ def export(
             raise _explained(failure) from failure
         finally:
             held.put_back()
+
+
+def casting(autocast: str | None) -> contextlib.AbstractContextManager[object]:
+    """Torch's autocast to that dtype, if any."""
+    return torch.autocast("cpu", torch_dtype(autocast or "bfloat16"), enabled=autocast is not None, cache_enabled=False)
 
 
 def _explained(error: Exception) -> CaptureError:

@@ -57,7 +57,7 @@ class _Seen:
         if self.value is not other.value and not (isinstance(self.value, tuple) and isinstance(other.value, tuple)):
             return False
         if self.inside is None or other.inside is None:
-            return (self.inside is None) == (other.inside is None) and bool(self.state == other.state)
+            return (self.inside is None) == (other.inside is None) and repr(self.state) == repr(other.state)
         return self.inside.keys() == other.inside.keys() and all(
             seen.same(other.inside[key]) for key, seen in self.inside.items()
         )
@@ -67,8 +67,10 @@ class _Seen:
         value = self.value
         if isinstance(value, random.Random):
             value.setstate(self.state)
-        elif self.state is not None:
+        elif hasattr(value, "bit_generator"):
             value.bit_generator.state = self.state
+        elif self.state is not None:
+            value.set_state(self.state)
         if self.inside is None:
             return value
         inside = {key: seen.put_back() for key, seen in self.inside.items()}
@@ -154,6 +156,8 @@ def _look(value: Any, depth: int) -> _Seen:
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.random.Generator):
         return _Seen(value, state=value.bit_generator.state)
+    if numpy is not None and isinstance(value, numpy.random.RandomState):
+        return _Seen(value, state=value.get_state())
     inside = _inside(value) if depth else None
     if inside is None or len(inside) > _LENGTH:
         return _Seen(value)

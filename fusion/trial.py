@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from dag.blame import line_of_branch
 from dag.capture import Captured, ready_for_training
 from dag.evaluation import evaluation_form
+from dag.export import casting
 from dag.graph import Op
 from dag.objective import Objective
-from dag.operators import torch_dtype
 from dag.python_state import PythonState
 from executor.interpreter import Interpreter
 from fusion.errors import CaptureError, FusionError
@@ -108,8 +108,7 @@ def compare_evaluation(
 
 
 def _loss_of(objective: Objective, example: Mapping[str, Tensor], autocast: str | None) -> Tensor:
-    mixed = torch.autocast("cpu", torch_dtype(autocast or "bfloat16"), enabled=autocast is not None)
-    with torch.no_grad(), mixed:
+    with torch.no_grad(), casting(autocast):
         result: Tensor = objective(**{name: value.clone() for name, value in example.items()})
         return result
 

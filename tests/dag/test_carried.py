@@ -113,10 +113,19 @@ class Noise(Base):
 class OwnGenerator(Base):
     def __init__(self) -> None:
         super().__init__()
-        self.random = random.Random(1)
+        self.random: Any = random.Random(1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x) * self.random.random()  # type: ignore[no-any-return]  # here
+
+
+class OwnNumpyGenerator(OwnGenerator):
+    def __init__(self) -> None:
+        super().__init__()
+        self.random = np.random.RandomState(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * self.random.rand()  # type: ignore[no-any-return]  # here
 
 
 class Centered(nn.Module):
@@ -168,6 +177,7 @@ def taken(model: nn.Module, loss: Any = "cross_entropy") -> Captured:
         (LayerDrop, None, "draws from Python's random"),
         (Noise, None, "draws from numpy.random"),
         (OwnGenerator, None, "forward changes random,"),
+        (OwnNumpyGenerator, None, "forward changes random,"),
         (Base, Centered, "the loss assigns its buffer center; .*into the model"),
         (Base, CenteredInPlace, "the loss writes its buffer center in place.*into the model"),
         (Base, Annealed, "the loss changes weight of the loss.*into the model"),
