@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import sysconfig
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -34,6 +38,63 @@ def line_of_exception(error: BaseException) -> str:
     return ""
 
 
+def is_users(filename: str) -> bool:
+    """Whether a file is the user's own, or of a library that is neither torch nor Python's own nor Fusion."""
+    return not filename.startswith(_LIBRARIES)
+
+
+def line_of_function(function: Any) -> str:
+    """`file:line` of where a function begins, or "" for one that is not written in Python."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else ""
+
+
+def line_of_attribute(owner: object, name: str) -> str:
+    """`file:line` where a method of `owner`'s class, not its constructor, sets attribute `name`; else where it uses it."""
+    return min(_lines(owner, _uses, name), key=lambda use: use[0], default=(0, ""))[1]
+
+
+def line_of_branch(owner: object, name: str) -> str:
+    """`file:line` where a method of `owner`'s class has an `if` on attribute `name`, or ""."""
+    return next(_lines(owner, _branches, name), (0, ""))[1]
+
+
+def _lines(
+    owner: object, find: Callable[[ast.AST, str], Iterable[tuple[int, int]]], name: str
+) -> Iterator[tuple[int, str]]:
+    for cls in type(owner).__mro__:
+        if cls.__module__.partition(".")[0] in ("torch", "builtins"):
+            continue
+        try:
+            file, (lines, first) = inspect.getsourcefile(cls), inspect.getsourcelines(cls)
+            tree = ast.parse(textwrap.dedent("".join(lines)))
+        except (OSError, TypeError, SyntaxError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.name != "__init__":
+                for rank, line in find(node, name):
+                    yield rank, f"{file}:{first + line - 1}"
+
+
+def _uses(method: ast.AST, name: str) -> Iterator[tuple[int, int]]:
+    """Lines that mention an attribute: 0 assigns it, 1 uses what is in it (`.append`, `[...]`), 2 any other."""
+    for node in ast.walk(method):
+        if isinstance(node, ast.Attribute) and node.attr == name:
+            yield 2 if isinstance(node.ctx, ast.Load) else 0, node.lineno
+        if isinstance(node, ast.Attribute | ast.Subscript):
+            within = node.value
+            if isinstance(within, ast.Attribute) and within.attr == name:
+                yield 1, node.lineno
+
+
+def _branches(method: ast.AST, name: str) -> Iterator[tuple[int, int]]:
+    for node in ast.walk(method):
+        if isinstance(node, ast.If | ast.IfExp) and any(
+            isinstance(part, ast.Attribute) and part.attr == name for part in ast.walk(node.test)
+        ):
+            yield 0, node.test.lineno
+
+
 def _frames(traceback: TracebackType | None) -> Iterable[tuple[str, int]]:
     while traceback is not None:
         yield traceback.tb_frame.f_code.co_filename, traceback.tb_lineno
@@ -45,8 +106,8 @@ def _innermost(frames: Iterable[tuple[str, int]]) -> str:
     own = installed = ""
     for filename, line in frames:
         if "site-packages" in filename:
-            if not filename.startswith(_LIBRARIES):
+            if is_users(filename):
                 installed = f"{filename}:{line}"
-        elif not filename.startswith(_LIBRARIES):
+        elif is_users(filename):
             own = f"{filename}:{line}"
     return own or installed

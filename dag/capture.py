@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from dag.autocast import explicit_casts
+from dag.carried import notes_on, refuse_carried, unchanged_random_state
 from dag.custom_gradients import check_hooks
 from dag.draft import Draft, number
-from dag.export import export
+from dag.export import casting, export
 from dag.graph import Op, OpDag, TensorMeta
 from dag.inline import inline
 from dag.names import Names
@@ -62,9 +63,10 @@ def capture(
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise CaptureError(f"no parameter of {type(model).__name__} requires a gradient; there is nothing to train")
     check_hooks(model)
-    with _ready_for_training(model):
+    with ready_for_training(model):
         objective = Objective(model, loss)
-        program = export(objective, example, autocast)
+        with unchanged_random_state(objective, example):
+            program, changed = export(objective, example, autocast)
     drafts, result = inline(program, tuple(example), autocast)
     drafts.append(Draft("loss", "loss", "loss", (result,)))
     names = Names(model, objective, program)
@@ -72,6 +74,8 @@ def capture(
     leaves = {draft: meta for draft in drafts if (meta := _leaf_meta(draft, names, example)) is not None}
     drafts = outputs_next_to_producers(explicit_casts(drafts, leaves))
     drafts, observations = _simplified(drafts, names, example)
+    with ready_for_training(model), casting(autocast):
+        refuse_carried(objective, example, changed)
     ops = _finished(drafts, observations)
     dag = OpDag(
         ops=tuple(ops),
@@ -79,7 +83,7 @@ def capture(
         persistent_buffers=names.persistent_buffers(ops),
         name=name,
         autocast=autocast,
-        notes=tuple(_notes(ops)),
+        notes=(*_notes(ops), *notes_on(changed)),
         buffer_aliases=names.buffer_aliases(ops),
     )
     if not dag.loss.requires_grad:
@@ -94,7 +98,7 @@ def capture(
 
 
 @contextlib.contextmanager
-def _ready_for_training(model: nn.Module) -> Iterator[None]:
+def ready_for_training(model: nn.Module) -> Iterator[None]:
     """In training mode, and, for transformers, without the key-value cache that only generation needs."""
     was_training = model.training
     config: Any = getattr(model, "config", None)
@@ -130,7 +134,7 @@ def _simplified(
             raise CaptureError(f"{where + ': ' if where else ''}this model can't be captured: {error}") from error
 
     first = dict(zip(drafts, observed(drafts, costs=False), strict=True))
-    refuse_lost_writes(drafts, list(first.values()))
+    refuse_lost_writes(drafts, list(first.values()), names.is_buffer_of_loss)
     drafts = without_dead_code(drafts, list(first.values()), drafts[-1])
     drafts = make_functional(drafts, [first[draft] for draft in drafts])
     observations = observed(drafts, costs=True)
@@ -155,4 +159,4 @@ def _notes(ops: list[Op]) -> list[str]:
     return [f"some values are of dtype {dtype}, which is slow on most devices" for dtype in sorted(unusual)]
 
 
-__all__ = ["AUTOCAST_DTYPES", "Captured", "capture"]
+__all__ = ["AUTOCAST_DTYPES", "Captured", "capture", "ready_for_training"]

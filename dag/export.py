@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.export import ExportedProgram
@@ -12,6 +13,7 @@ from dag.blame import line_of_exception
 from dag.custom_gradients import refused
 from dag.objective import Objective
 from dag.operators import torch_dtype
+from dag.python_state import Attribute, PythonState
 from dag.quiet import quiet
 from fusion.errors import CaptureError
 
@@ -40,32 +42,54 @@ _ADVICE: tuple[tuple[str, str], ...] = (
 )
 
 
-def export(objective: Objective, example: Mapping[str, torch.Tensor], autocast: str | None = None) -> ExportedProgram:
+def export(
+    objective: Objective, example: Mapping[str, torch.Tensor], autocast: str | None = None
+) -> tuple[ExportedProgram, list[Attribute]]:
     """Trace `objective` on `example`: non-strict first, then strict. Raises `CaptureError`.
 
     Under `autocast` the traced code sees the dtypes that it will see in training; the casts themselves are not in the
-    graph, `dag.autocast` adds them.
+    graph, `dag.autocast` adds them. With the program come the Python attributes that forward changed; they are put back.
     """
     # Each value is its own tensor: a tensor passed under two names would be traced as one input.
     device = next(objective.parameters()).device
     values = {key: value.detach().to(device, copy=True) for key, value in example.items()}
-    mixed = torch.autocast(
-        "cpu", torch_dtype(autocast or "bfloat16"), enabled=autocast is not None, cache_enabled=False
-    )
-    with quiet(), refused(), mixed, torch.random.fork_rng(devices=[]):
+    held = PythonState(objective)
+    changed: list[Attribute] = []
+
+    def watch() -> Callable[[], None]:
+        before = PythonState(objective)
+
+        def finish() -> None:
+            changed[:] = before.changes()
+
+        return finish
+
+    objective.watch = watch
+    with quiet(), refused(), casting(autocast), torch.random.fork_rng(devices=[]):
         try:
-            return torch.export.export(objective, (), values, strict=False)
+            return torch.export.export(objective, (), values, strict=False), changed
         except CaptureError as error:
             # Raised by us in the middle of the user's forward: say where.
             place = line_of_exception(error)
             raise CaptureError(f"{place}: {error}" if place else str(error)) from error
         except Exception as error:
             failure = error
+        finally:
+            # What tracing leaves there are tensors without data.
+            held.put_back()
+            objective.watch = None
         try:
-            return torch.export.export(objective, (), values, strict=True)
+            return torch.export.export(objective, (), values, strict=True), held.changes()
         except Exception:
             # The first error speaks of the user's own lines; strict mode's speaks of bytecode.
             raise _explained(failure) from failure
+        finally:
+            held.put_back()
+
+
+def casting(autocast: str | None) -> contextlib.AbstractContextManager[object]:
+    """Torch's autocast to that dtype, if any."""
+    return torch.autocast("cpu", torch_dtype(autocast or "bfloat16"), enabled=autocast is not None, cache_enabled=False)
 
 
 def _explained(error: Exception) -> CaptureError:

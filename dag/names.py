@@ -90,6 +90,10 @@ class Names:
                 "checkpoints could not be loaded"
             )
 
+    def is_buffer_of_loss(self, draft: Draft) -> bool:
+        """Whether a named leaf is a buffer that the loss module registered."""
+        return draft.kind == "constant" and draft.target.removeprefix(CONSTANT_PREFIX) in self._held
+
     def parameters(self, ops: Sequence[Op]) -> tuple[Parameter, ...]:
         """The parameters of the DAG, in the order of `model.parameters()`."""
         found = []

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from dag.blame import line_of_attribute, line_of_function
 from fusion.errors import CaptureError
 
 INPUTS = "inputs"
 TARGETS = "targets"
 
 Loss = str | Callable[..., Any]
+_Buffer = tuple[nn.Module, str, torch.Tensor | None]
 
 
 def cross_entropy(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -57,11 +59,17 @@ class Objective(nn.Module):
         self.model = model
         self.from_model = loss == "model"
         self.loss = BUILT_IN[loss] if isinstance(loss, str) and loss in BUILT_IN else loss
+        self.watch: Callable[[], Callable[[], None]] | None = None
+        """Called before model and loss; what it returns, after them. Tracing leaves another state than they did."""
 
     def forward(self, **example: torch.Tensor) -> torch.Tensor:
-        before = self._buffers_by_owner()
+        before, of_loss = _buffers_of(self.model), _buffers_of(self.loss)
+        finish = self.watch() if self.watch is not None else None
         loss = self._loss(**example)
         self._write_back(before)
+        _refuse_assigned(of_loss)
+        if finish is not None:
+            finish()
         if not isinstance(loss, torch.Tensor):
             raise CaptureError(f"the loss is of type {type(loss).__name__}; it must be a tensor with one value")
         if loss.dim() != 0:
@@ -70,23 +78,23 @@ class Objective(nn.Module):
             raise CaptureError(f"the loss is of dtype {loss.dtype}; it must be a floating-point scalar")
         return loss
 
-    def _buffers_by_owner(self) -> list[tuple[nn.Module, str, torch.Tensor]]:
-        return [
-            (module, name, buffer)
-            for module in self.model.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
-
-    def _write_back(self, before: list[tuple[nn.Module, str, torch.Tensor]]) -> None:
+    def _write_back(self, before: list[_Buffer]) -> None:
         """Write what forward assigned to a buffer (`self.mean = new`) into the buffer itself.
 
         Tracing loses such an assignment in modules below the top one.
         """
         for module, name, buffer in before:
             assigned = module._buffers.get(name)
-            if assigned is None or assigned is buffer:
+            if assigned is buffer:
                 continue
+            if assigned is None or buffer is None:
+                module._buffers[name] = buffer
+                raise CaptureError(
+                    f"{_placed(line_of_attribute(module, name))}forward "
+                    f"{'gives a value to' if buffer is None else 'takes the value from'} buffer {name} of "
+                    f"{type(module).__name__}, which {'is' if buffer is None else 'becomes'} None; "
+                    "give it a tensor of its final shape and dtype in __init__, and write that in place"
+                )
             if assigned.shape != buffer.shape or assigned.dtype != buffer.dtype:
                 raise CaptureError(
                     f"forward changes buffer {name} of {type(module).__name__} from {buffer.dtype}{list(buffer.shape)} "
@@ -107,6 +115,21 @@ class Objective(nn.Module):
     def _call(self, example: dict[str, torch.Tensor]) -> Any:
         positional = (example.pop(INPUTS),) if INPUTS in example else ()
         return self.model(*positional, **example)
+
+
+def _buffers_of(part: Any) -> list[_Buffer]:
+    modules = part.modules() if isinstance(part, nn.Module) else ()
+    return [(module, name, buffer) for module in modules for name, buffer in module._buffers.items()]
+
+
+def _refuse_assigned(before: list[_Buffer]) -> None:
+    for module, name, buffer in before:
+        if module._buffers.get(name) is not buffer:
+            module._buffers[name] = buffer
+            raise CaptureError(
+                f"{_placed(line_of_attribute(module, name))}the loss assigns its buffer {name}; a loss can't keep state, "
+                "move the buffer and what updates it into the model"
+            )
 
 
 def _output_of(result: Any) -> Any:
@@ -154,7 +177,7 @@ def check_example(model: nn.Module, example: Mapping[str, Any], loss: Loss) -> N
     if type(model).forward is nn.Module.forward:
         raise CaptureError(f"{type(model).__name__} has no forward method")
     signature = inspect.signature(model.forward)
-    where = f"{_line_of(type(model).forward)}{type(model).__name__}.forward"
+    where = f"{_placed(line_of_function(type(model).forward))}{type(model).__name__}.forward"
     try:
         signature.bind(*([None] if INPUTS in keys else []), **{key: None for key in keys if key != INPUTS})
     except TypeError as error:
@@ -164,6 +187,5 @@ def check_example(model: nn.Module, example: Mapping[str, Any], loss: Loss) -> N
         ) from None
 
 
-def _line_of(function: Any) -> str:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno}: " if code else ""
+def _placed(place: str) -> str:
+    return f"{place}: " if place else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,8 +40,10 @@ def written_by(draft: Draft) -> tuple[Draft, ...]:
     )
 
 
-def refuse_lost_writes(drafts: Sequence[Draft], observations: Sequence[Observation]) -> None:
-    """Raise `CaptureError` for a write to a parameter or to a tensor that is no buffer: it would not last."""
+def refuse_lost_writes(
+    drafts: Sequence[Draft], observations: Sequence[Observation], is_buffer_of_loss: Callable[[Draft], bool]
+) -> None:
+    """Raise `CaptureError` for a write to a parameter or to a tensor that is no buffer of the model: it would not last."""
     sharing = _Sharing(drafts, observations)
     for position, draft in enumerate(drafts):
         for value in written_by(draft):
@@ -51,6 +53,12 @@ def refuse_lost_writes(drafts: Sequence[Draft], observations: Sequence[Observati
                     raise CaptureError(
                         f"{place}forward writes the parameter {member.target} in place ({draft.target}); only the "
                         "optimiser may change parameters, compute a new tensor instead"
+                    )
+                if is_buffer_of_loss(member):
+                    name = member.target.rpartition(".")[2]
+                    raise CaptureError(
+                        f"{place}the loss writes its buffer {name} in place ({draft.target}); a loss can't keep state, "
+                        "move the buffer and what updates it into the model"
                     )
                 if member.kind == "constant":
                     raise CaptureError(

@@ -1,32 +1,45 @@
-"""One forward pass of the user's model on the first real micro-batch, here, before a job goes anywhere.
+"""The user's model on the first real micro-batch, here, before a job goes anywhere, and the OP-DAG beside it.
 
 Capture works without numbers, so an index beyond an embedding table or a class beyond the logits would only show in a
-worker, far from the line that matters.
+worker, far from the line that matters. And what forward takes from elsewhere (a global, `self.training`) is in the OP-DAG
+as it was at capture; whether that is the same computation shows in the loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dag.blame import line_of_branch
+from dag.capture import Captured, ready_for_training
+from dag.evaluation import evaluation_form
+from dag.export import casting
+from dag.graph import Op
 from dag.objective import Objective
+from dag.python_state import PythonState
+from executor.interpreter import Interpreter
 from fusion.errors import CaptureError, FusionError
 from fusion.user_code import explain
 
+_HALF = ("bfloat16", "float16")
 
-def try_once(model: nn.Module, loss: str | Callable[..., Any], example: Mapping[str, Tensor]) -> None:
-    """Compute the loss of `example`; the model's buffers and torch's random state are afterwards what they were.
+
+def try_once(
+    model: nn.Module, loss: str | Callable[..., Any], example: Mapping[str, Tensor], autocast: str | None = None
+) -> Tensor:
+    """The loss of `example`; the model's buffers and attributes and torch's random state are afterwards what they were.
 
     Raises `CaptureError` with the user's line and the range of the data when it fails.
     """
-    kept = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    objective = Objective(model, loss)
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            Objective(model, loss)(**{name: value.clone() for name, value in example.items()})
+        with ready_for_training(model), _left_alone(objective):
+            return _loss_of(objective, example, autocast)
     except FusionError:
         raise
     except Exception as error:
@@ -39,11 +52,119 @@ def try_once(model: nn.Module, loss: str | Callable[..., Any], example: Mapping[
         raise CaptureError(
             f"the model fails on the first micro-batch: {explain(error, _folder_of(model))}{told}"
         ) from error
+
+
+def compare_training(captured: Captured, example: Mapping[str, Tensor], expected: Tensor) -> None:
+    """Raise `CaptureError` when the OP-DAG gives another loss than `expected`, what the model gave.
+
+    Random ops are seeded one by one, so that an OP-DAG with some has numbers of its own: it is not compared.
+    """
+    if any(op.random for op in captured.dag.ops):
+        return
+    found = _run(captured, captured.dag.ops, example)
+    if not _close(captured, found, expected):
+        raise CaptureError(
+            f"on the first micro-batch the captured model has loss {float(found):.6g} and the model itself "
+            f"{float(expected):.6g}; forward or the loss depends on something that changes outside the model (a global, "
+            "a counter, a file), which is taken once, at capture: make it a buffer of the model or part of the data"
+        )
+
+
+def compare_evaluation(
+    model: nn.Module, loss: str | Callable[..., Any], example: Mapping[str, Tensor], captured: Captured
+) -> None:
+    """Raise `CaptureError` when the OP-DAG's evaluation is not what the model computes after `model.eval()`.
+
+    A model that is random in evaluation too is not compared.
+    """
+    objective = Objective(model, loss)
+    autocast = captured.dag.autocast
+
+    def eager(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return _loss_of(objective, example, autocast)
+
+    dag = captured.dag
+    forms = [form for op in dag.ops if (form := evaluation_form(op, dag)) is not None]
+    with _left_alone(objective), _evaluating(objective):
+        try:
+            expected = eager(0)
+        except Exception as error:
+            told = str(error) if isinstance(error, FusionError) else explain(error, _folder_of(model))
+            raise CaptureError(
+                f"the model fails in evaluation mode (model.eval()) on the first micro-batch: {told}; let forward "
+                "return in evaluation what the loss takes, or leave out train.eval_every"
+            ) from error
+        found = _run(captured, forms, example)
+        if _close(captured, found, expected) or not _close(captured, eager(1), expected):
+            return
+    place = next((line for module in objective.modules() if (line := line_of_branch(module, "training"))), "")
+    raise CaptureError(
+        f"{place + ': ' if place else ''}evaluation would be wrong: after model.eval() the loss of the first micro-batch is "
+        f"{float(expected):.6g}, the captured model's is {float(found):.6g}; forward branches on self.training, which is "
+        "taken once, at capture: use torch's layers and F.dropout(..., training=self.training) for what training alone "
+        "does, or leave out train.eval_every"
+    )
+
+
+def _loss_of(objective: Objective, example: Mapping[str, Tensor], autocast: str | None) -> Tensor:
+    with torch.no_grad(), casting(autocast):
+        result: Tensor = objective(**{name: value.clone() for name, value in example.items()})
+        return result
+
+
+@contextlib.contextmanager
+def _left_alone(objective: Objective) -> Iterator[None]:
+    """Afterwards buffers, attributes and torch's random state are what they were."""
+    held = PythonState(objective)
+    kept = [(buffer, buffer.detach().clone()) for buffer in objective.buffers()]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
+        held.put_back()
         with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                if name in kept:
-                    buffer.copy_(kept[name])
+            for buffer, value in kept:
+                buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def _evaluating(objective: Objective) -> Iterator[None]:
+    modes = [(module, module.training) for module in objective.modules()]
+    # Torch's attention layers have a path for evaluation that gives zeros at places that are masked.
+    fast: bool = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    objective.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _run(captured: Captured, ops: tuple[Op, ...] | list[Op], example: Mapping[str, Tensor]) -> Tensor:
+    """The loss that `ops`, all of the OP-DAG's or another form of them, give for `example`."""
+    leaves = [op for op in ops if op.kind not in ("call", "loss")]
+    calls = [op for op in ops if op.kind in ("call", "loss")]
+    written = {target for op in calls for target in op.mutates}
+    loss = captured.dag.loss.id
+    interpreter = Interpreter(calls, [op.id for op in leaves], [loss], device=torch.device("cpu"))
+    for op in leaves:
+        value = example[op.target] if op.kind == "placeholder" else captured.tensors[op.target]
+        interpreter.bind(op.id, value.clone() if op.id in written else value)
+    values = interpreter.fresh()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        interpreter.run(values, 0, 0)
+    result: Tensor = values[interpreter.slot[loss]]
+    return result
+
+
+def _close(captured: Captured, found: Tensor, expected: Tensor) -> bool:
+    """Equal but for rounding: torch may take another path to the same value."""
+    half = any(meta.dtype in _HALF for op in captured.dag.ops for meta in op.outputs)
+    tolerance = 2e-2 if half else 1e-4
+    return torch.allclose(found.double(), expected.double(), rtol=tolerance, atol=tolerance / 10, equal_nan=True)
 
 
 def _folder_of(model: nn.Module) -> Path:

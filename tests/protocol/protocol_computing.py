@@ -153,7 +153,7 @@ class Computing:
                 if header.kind is FrameKind.RESEND:
                     return
                 if wanted:
-                    self._patience.arrived(self.world.clock.now - self._quiet_since)
+                    self._patience.arrived()
                     self._quiet_since = self.world.clock.now
                 else:
                     self._patience.duplicated()
@@ -164,7 +164,6 @@ class Computing:
                 self.session.commit(event.step)
             case Switch():
                 self._adopted_at = self.world.clock.now
-                self._patience.forget()
                 for fragment, state in event.states.items():
                     self.programs[fragment] = Program(self.case.partition, fragment, state)
                 added = self.session.switch(event.plan, event.step)

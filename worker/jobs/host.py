@@ -309,7 +309,7 @@ class JobHost:
                 if header.kind is FrameKind.RESEND:
                     return  # That others wait is no reason to wait longer for what they can't make without us.
                 if wanted:
-                    self._patience.arrived(monotonic() - self._quiet_since)
+                    self._patience.arrived()
                     self._quiet_since = monotonic()
                     if self._checks is not None:
                         self._checks.took(header, digest)
@@ -347,7 +347,6 @@ class JobHost:
 
     def _switch(self, event: Switch) -> None:
         self._adopted_at = monotonic()
-        self._patience.forget()
         self._pieces.update(event.pieces)
         added = self._session.switch(event.plan, event.step)
         if self._checks is not None:

@@ -1,0 +1,176 @@
+"""The OP-DAG is compared with the model on the first micro-batch, in training and in evaluation."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dag.capture import capture
+from fusion.data import prepare_object
+from fusion.errors import CaptureError
+from fusion.spec_file import spec_from
+from fusion.submit import captured
+from fusion.trial import compare_evaluation, compare_training, try_once
+
+EXAMPLE = {"inputs": torch.linspace(-1, 1, 32).reshape(4, 8), "targets": torch.tensor([0, 1, 2, 0])}
+SCALE = [1.0]
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 3)
+
+
+class DropPath(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:  # here
+            x = x * x.new_empty(len(x), 1).bernoulli_(0.5).div_(0.5)
+        return self.linear(x)
+
+
+class Scaled(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) if self.training else self.linear(x) * 2  # here
+
+
+class Moving(Base):
+    """Updates its own average in training alone, as a codebook does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:  # here
+            with torch.no_grad():
+                self.mean.mul_(0.5).add_(x.mean(0), alpha=0.5)
+        return self.linear(x - self.mean)
+
+
+class TwoHeads(Base):
+    """Returns another thing in evaluation."""
+
+    def forward(self, x: Tensor) -> Any:
+        output = self.linear(x)
+        return (output, output) if self.training else output
+
+
+class Usual(Base):
+    """What evaluation knows: dropout, batch norm, and an encoder that takes a fast path."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.frozen = nn.BatchNorm1d(8), nn.BatchNorm1d(8).eval()
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.dropout(self.frozen(self.norm(x)), 0.5, self.training)
+        return self.linear(self.encoder(h[None])[0])
+
+
+class AlwaysRandom(Base):
+    """As a variational model: random in evaluation as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x + torch.randn_like(x))
+
+
+class FromOutside(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * SCALE[0]
+
+
+def both_losses(output: Any, targets: Tensor) -> Tensor:
+    first, second = output
+    return F.cross_entropy(first, targets) + F.cross_entropy(second, targets)
+
+
+@pytest.mark.parametrize("model", [DropPath, Scaled, Moving])
+def test_an_evaluation_that_would_be_another_one(model: type[nn.Module]) -> None:
+    made = model()
+    found = capture(made, EXAMPLE, "cross_entropy")
+    with pytest.raises(CaptureError) as caught:
+        compare_evaluation(made, "cross_entropy", EXAMPLE, found)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "self.training" in message
+    assert "train.eval_every" in message
+    place = re.match(r"(.+):(\d+): ", message)
+    assert place is not None
+    with open(__file__) as source:
+        assert source.read().splitlines()[int(place[2]) - 1].endswith("# here")
+
+
+def test_a_model_that_fails_in_evaluation() -> None:
+    model = TwoHeads()
+    found = capture(model, EXAMPLE, both_losses)
+    with pytest.raises(CaptureError, match=r"fails in evaluation mode .*leave out train\.eval_every"):
+        compare_evaluation(model, both_losses, EXAMPLE, found)
+
+
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+@pytest.mark.parametrize("model", [Usual, AlwaysRandom])
+def test_an_evaluation_that_is_right(model: type[nn.Module], autocast: str | None) -> None:
+    torch.manual_seed(0)
+    made = model()
+    found = capture(made, EXAMPLE, "cross_entropy", autocast=autocast)
+    modes = {name: module.training for name, module in made.named_modules()}
+    state = {name: value.clone() for name, value in made.state_dict().items()}
+    drawn = torch.get_rng_state()
+    compare_evaluation(made, "cross_entropy", EXAMPLE, found)
+    compare_training(found, EXAMPLE, try_once(made, "cross_entropy", EXAMPLE, autocast))
+    assert {name: module.training for name, module in made.named_modules()} == modes
+    assert all(torch.equal(value, state[name]) for name, value in made.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_what_forward_takes_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FromOutside()
+    found = capture(model, EXAMPLE, "cross_entropy")
+    compare_training(found, EXAMPLE, try_once(model, "cross_entropy", EXAMPLE))
+    monkeypatch.setattr(f"{__name__}.SCALE", [3.0])
+    with pytest.raises(CaptureError, match="outside the model"):
+        compare_training(found, EXAMPLE, try_once(model, "cross_entropy", EXAMPLE))
+
+
+def test_a_trial_puts_attributes_back() -> None:
+    class Counting(Base):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.linear(x)
+
+    model = Counting()
+    try_once(model, "cross_entropy", EXAMPLE)
+    assert "calls" not in vars(model)
+
+
+def job(model: nn.Module, **train: Any) -> Any:
+    spec = spec_from(
+        {
+            "name": "trial",
+            "model": {"entrypoint": "here:model"},
+            "loss": "cross_entropy",
+            "data": {"entrypoint": "here:data"},
+            "train": {"steps": 2, "global_batch": 4, **train},
+        },
+        where="test",
+    )
+    data = {"inputs": np.ones((20, 8), np.float32), "targets": np.zeros(20, np.int64)}
+    prepared = prepare_object(data, spec.train, holdout=0.5, forward=model.forward, loss_is_the_models=False)
+    return captured(spec, model, "cross_entropy", prepared)
+
+
+def test_only_a_job_that_evaluates_is_asked() -> None:
+    job(DropPath())
+    with pytest.raises(CaptureError, match="evaluation would be wrong"):
+        job(DropPath(), eval_every=1)
