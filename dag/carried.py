@@ -67,7 +67,7 @@ class _Calls:
 
     def __init__(self, objective: Objective, example: Mapping[str, Tensor]) -> None:
         self._objective = objective
-        self._device = next(objective.parameters()).device
+        self._device = next((tensor.device for tensor in objective.parameters()), torch.device("cpu"))
         self._example = {key: value.detach().to(self._device) for key, value in example.items()}
         self._before = PythonState(objective)
         self._buffers = [(buffer, buffer.detach().clone()) for buffer in objective.buffers()]
