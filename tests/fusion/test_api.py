@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fusion
+from fusion.data.entrypoint import read_object
 from fusion.demo import write_demo
 from fusion.errors import CaptureError, DataError, SpecError, UserError
 from fusion.event_stream import StreamItem
@@ -48,16 +49,8 @@ def test_capture():
         ({"steps": 0}, SpecError, "fusion.train: train.steps: input should be greater than 0"),
         ({"micro_batch": 3}, SpecError, "micro_batch 3 does not divide global_batch 4"),
         ({"data": {"inputs": torch.ones(4, 3)}}, DataError, "no key `targets` for the loss"),
-        (
-            {"data": DataLoader(TensorDataset(torch.ones(4, 3), torch.ones(4, 2)))},
-            DataError,
-            "give its dataset instead",
-        ),
         ({"model": None}, UserError, "model is a NoneType; it must be a torch.nn.Module"),
         ({"model": nn.Linear}, UserError, "model is the class Linear; make one"),
-        ({"model": torch.jit.script(nn.Linear(3, 2))}, CaptureError, "one of TorchScript"),
-        ({"model": torch.compile(nn.Linear(3, 2))}, CaptureError, "torch.compile made"),
-        ({"loss": nn.MSELoss}, CaptureError, r"the loss is the class MSELoss; make one, MSELoss\(\)"),
         ({"optimizer": torch.optim.SGD}, UserError, "optimizer must be a name"),
         ({"workers": "2"}, UserError, "workers must be a whole number from 1 on, got '2'"),
         ({"holdout": 1.5}, UserError, "holdout is a share from 0 to below 1, got 1.5"),
@@ -65,9 +58,27 @@ def test_capture():
 )
 def test_train_refuses_before_it_trains(changed, kind, message, tmp_path):
     options = {"data": (torch.ones(4, 3), torch.ones(4, 2)), "steps": 1, "global_batch": 4, "quiet": True} | changed
-    model, loss, data = options.pop("model", nn.Linear(3, 2)), options.pop("loss", "mse"), options.pop("data")
+    model, data = options.pop("model", nn.Linear(3, 2)), options.pop("data")
     with pytest.raises(kind, match=message):
-        fusion.train(model, loss, data, folder=tmp_path, **options)
+        fusion.train(model, "mse", data, folder=tmp_path, **options)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_what_is_no_ordinary_model_or_loss_is_refused():
+    pair = (torch.ones(4, 3), torch.ones(4, 2))
+    for model, loss, message in (
+        (torch.jit.script(nn.Linear(3, 2)), "mse", "one of TorchScript"),
+        (torch.compile(nn.Linear(3, 2)), "mse", "torch.compile made"),
+        (nn.Linear, "mse", "the class Linear; make one"),
+        (nn.Linear(3, 2), nn.MSELoss, r"the class MSELoss; make one, MSELoss\(\)"),
+    ):
+        with pytest.raises(CaptureError, match=message):
+            fusion.capture(model, pair, loss)
+
+
+def test_batches_are_no_samples():
+    with pytest.raises(DataError, match="give its dataset instead"):
+        read_object(DataLoader(TensorDataset(torch.ones(4, 3), torch.ones(4, 2))), "data")
 
 
 class Remembers(nn.Linear):
