@@ -75,7 +75,7 @@ def capture(
     drafts = outputs_next_to_producers(explicit_casts(drafts, leaves))
     drafts, observations = _simplified(drafts, names, example)
     with ready_for_training(model), casting(autocast):
-        refuse_carried(objective, example, changed)
+        untried = refuse_carried(objective, example, changed)
     ops = _finished(drafts, observations)
     dag = OpDag(
         ops=tuple(ops),
@@ -83,7 +83,7 @@ def capture(
         persistent_buffers=names.persistent_buffers(ops),
         name=name,
         autocast=autocast,
-        notes=(*_notes(ops), *notes_on(changed)),
+        notes=(*_notes(ops), *notes_on(changed), *untried),
         buffer_aliases=names.buffer_aliases(ops),
     )
     if not dag.loss.requires_grad:

@@ -23,23 +23,27 @@ from dag.quiet import quiet
 from fusion.errors import CaptureError
 
 
-def refuse_carried(objective: Objective, example: Mapping[str, Tensor], changed: Sequence[Attribute]) -> None:
+def refuse_carried(objective: Objective, example: Mapping[str, Tensor], changed: Sequence[Attribute]) -> list[str]:
     """Raise `CaptureError` when what forward changes among Python's attributes changes its next loss.
 
-    `changed` is what tracing saw. A model without numbers is not asked.
+    `changed` is what tracing saw. A model without numbers is not asked. Returns what a person should know: that the model,
+    which could be traced, fails on these numbers, so that it could not be asked.
     """
     tensors = (*objective.parameters(), *objective.buffers(), *example.values())
     if not changed or any(tensor.is_meta for tensor in tensors):
-        return
+        return []
     calls = _Calls(objective, example)
     try:
         carried = calls.carried()
-    except Exception:
-        return  # The trial on the first micro-batch tells what fails, with more words.
+    except Exception as error:
+        # A job is tried on its first micro-batch next, which says where it fails.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return [f"forward changes {changed[0].path}; whether its next call depends on it can't be tried: {reason}"]
     finally:
         calls.put_back()
     if carried is not None:
         raise _refusal(carried)
+    return []
 
 
 def _refusal(attribute: Attribute) -> CaptureError:
@@ -184,9 +188,9 @@ def _line_of_draw(
     tracing = sys.gettrace()
     sys.settrace(trace)
     try:
-        calls.loss()
-    except Exception:
-        return place
+        # The refusal stands, with a line or without.
+        with contextlib.suppress(Exception):
+            calls.loss()
     finally:
         sys.settrace(tracing)
         calls.put_back()

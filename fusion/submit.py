@@ -55,13 +55,9 @@ def read_job(job: str | Path | JobSpec | Mapping[str, Any], base: Path | None = 
     return load_spec(job), Path(job).resolve().parent
 
 
+@printing_aside()
 def capture_job(spec: JobSpec, base: Path, say: Say = _quiet) -> CapturedJob:
     """Load the user's model and data and capture them. Raises `UserError` and its kinds."""
-    with printing_aside():
-        return _capture_job(spec, base, say)
-
-
-def _capture_job(spec: JobSpec, base: Path, say: Say) -> CapturedJob:
     say("loading the model")
     model = build_model(spec, base)
     loss = build_loss(spec, base)

@@ -272,3 +272,23 @@ def test_random_numbers_are_where_they_were() -> None:
         assert random.getstate() == python
         assert repr(np.random.get_state()) == repr(numpy)
         assert torch.equal(torch.get_rng_state(), ours)
+
+
+class Looks(nn.Module):
+    """Keeps what it saw, and has too small a table for some data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4, 2)
+        self.seen: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = x
+        return self.table(x)
+
+
+def test_what_fails_on_the_numbers_is_not_passed_over_in_silence() -> None:
+    targets = torch.zeros(3, 2)
+    assert capture(Looks(), {"inputs": torch.tensor([0, 1, 2]), "targets": targets}, "mse").dag.notes == ()
+    (note,) = capture(Looks(), {"inputs": torch.tensor([0, 1, 9]), "targets": targets}, "mse").dag.notes
+    assert note.startswith("forward changes seen; whether its next call depends on it can't be tried: IndexError")
