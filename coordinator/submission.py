@@ -206,7 +206,8 @@ def _check_array_feed(op: Op, data: DataManifest, source: str, header: dict[str,
         )
     if not tensor.shape or tensor.shape[0] < data.samples:
         raise DataError(f"data: {source!r} has shape {list(tensor.shape)}, too few for {data.samples} samples")
-    if tensor.shape[1:] != op.meta.shape[1:] or tensor.torch_dtype != op.meta.dtype:
+    widened = op.meta.dtype == "int64" and tensor.torch_dtype in _INTEGERS
+    if tensor.shape[1:] != op.meta.shape[1:] or not (widened or tensor.torch_dtype == op.meta.dtype):
         raise DataError(
             f"data: a sample of {source!r} is {tensor.torch_dtype} {list(tensor.shape[1:])}, "
             f"placeholder {op.target!r} wants {op.meta.dtype} {list(op.meta.shape[1:])}"

@@ -69,7 +69,7 @@ def assemble(raw: RawData, train: TrainSpec, feeds: Mapping[str, str]) -> Prepar
             f"{raw.where}: holdout {raw.holdout:g} of {_count(samples)} keeps {held_out} for evaluation, fewer than one "
             f"micro-batch of {size}; raise data.holdout, or leave out train.eval_every"
         )
-    blob = save(dict(raw.tensors))
+    blob = save({name: narrowed(tensor) for name, tensor in raw.tensors.items()})
     manifest = DataManifest(
         kind=raw.kind,
         blob=BlobRef(digest=digest(blob), size=len(blob)),
@@ -87,6 +87,21 @@ def _example(raw: RawData, source: str, size: int) -> Tensor:
     length = raw.sequence_length
     shift = 1 if source == "targets" else 0
     return raw.tensors[TOKENS][shift : shift + size * length].reshape(size, length).clone()
+
+
+def narrowed(tensor: Tensor) -> Tensor:
+    """int64 as the smallest of uint8, int8, int16 and int32 that holds all values; everything else as it is.
+
+    Workers widen what they feed to the placeholder's dtype; until then it crosses links and stays in memory.
+    """
+    if tensor.dtype != torch.int64 or not tensor.numel():
+        return tensor
+    least, greatest = (int(bound) for bound in torch.aminmax(tensor))
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        held = torch.iinfo(dtype)
+        if held.min <= least and greatest <= held.max:
+            return tensor.to(dtype)
+    return tensor
 
 
 def _count(samples: int) -> str:

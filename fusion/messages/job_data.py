@@ -22,7 +22,8 @@ class DataManifest(Message):
 
     `arrays`: one tensor per placeholder, first axis the sample. `tokens`: a 1-D tensor `tokens`; sample i is
     `tokens[i*L : i*L + L]` for `inputs` and the same shifted by one for `targets` (L = `sequence_length`).
-    Samples `train_samples ..` of the total are held out for evaluation.
+    Samples `train_samples ..` of the total are held out for evaluation. Integers may be stored in any integer dtype: what an
+    int64 placeholder reads is widened.
     """
 
     kind: Literal["arrays", "tokens"]

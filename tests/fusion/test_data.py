@@ -48,7 +48,7 @@ def test_text_by_bytes(tmp_path):
     assert (manifest.kind, manifest.samples, manifest.train_samples, manifest.sequence_length) == ("tokens", 4, 4, 8)
     assert manifest.feeds == {"inputs": "inputs", "targets": "targets"}
     tokens = load(data.blob)["tokens"]
-    assert tokens.dtype == torch.int64
+    assert (tokens.dtype, data.example["inputs"].dtype) == (torch.uint8, torch.int64)
     assert bytes(tokens.tolist()) == text
     assert data.example["inputs"].tolist() == [list(range(8)), list(range(8, 16))]
     assert data.example["targets"].tolist() == [list(range(1, 9)), list(range(9, 17))]
@@ -110,9 +110,27 @@ def test_arrays_and_their_dtypes(tmp_path):
     spec = save(tmp_path, inputs=np.ones((6, 3)), targets=np.arange(6, dtype=np.int32))
     data = ready(tmp_path, spec)
     tensors = load(data.blob)
-    assert (tensors["inputs"].dtype, tensors["targets"].dtype) == (torch.float32, torch.int64)
+    assert (tensors["inputs"].dtype, tensors["targets"].dtype) == (torch.float32, torch.uint8)
+    assert [tensor.dtype for tensor in data.example.values()] == [torch.float32, torch.int64]
     assert {name: tuple(tensor.shape) for name, tensor in data.example.items()} == {"inputs": (2, 3), "targets": (2,)}
     assert (data.manifest.kind, data.manifest.samples, data.manifest.train_samples) == ("arrays", 6, 6)
+
+
+@pytest.mark.parametrize(
+    ("least", "greatest", "stored"),
+    [
+        (0, 255, torch.uint8),
+        (-100, 127, torch.int8),
+        (-100, 128, torch.int16),
+        (0, 50_256, torch.int32),
+        (-1, 2**31, torch.int64),
+    ],
+)
+def test_integers_are_stored_in_the_smallest_dtype(tmp_path, least, greatest, stored):
+    values = np.array([least, greatest, 1, 2])
+    tensors = load(ready(tmp_path, save(tmp_path, inputs=np.ones((4, 3)), targets=values)).blob)
+    assert tensors["targets"].dtype == stored
+    assert tensors["targets"].tolist() == values.tolist()
 
 
 def test_npy_files_by_key(tmp_path):
