@@ -56,6 +56,11 @@ class FrameKind(IntEnum):
     SHOWN_GRADIENT = 14
     SHOWN_NORMS = 15
 
+    UNDER_WAY = 16
+    """Answers a RESEND, with the same fields: what it names went out before this, and arrives before it if it is not lost."""
+    MISSED = 17
+    """Like RESEND, after UNDER_WAY: what it names was lost, or refused."""
+
 
 _KINDS = {int(kind): kind for kind in FrameKind}
 _INTEGERS = frozenset({int})

@@ -150,7 +150,11 @@ class Computing:
         match event:
             case Arrived(header, sender, value):
                 wanted = self.session.arrived(header, sender, value)
-                if header.kind is FrameKind.RESEND:
+                if header.kind in (FrameKind.RESEND, FrameKind.MISSED):
+                    return
+                if header.kind is FrameKind.UNDER_WAY:
+                    if not wanted:
+                        self._patience.duplicated()
                     return
                 if wanted:
                     self._patience.arrived()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -43,6 +44,27 @@ def test_in_good_weather_an_adoption_needs_no_message_twice(case: str) -> None:
         assert world.job.recoveries + world.job.restarts > 0
         if world.job.recoveries:
             assert not world.sent[FrameKind.RESEND]
+
+
+@cases
+def test_what_is_late_is_not_sent_twice(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sent(seconds: float) -> Counter[FrameKind]:
+        world = World(case, seed=2, workers=3)
+        carry = world.network.data
+
+        def late(source: str, target: str, deliver: Callable[[], None]) -> None:
+            world.clock.at(seconds, lambda: carry(source, target, deliver))
+
+        monkeypatch.setattr(world.network, "data", late)
+        world.finish()
+        assert not world.job.recoveries + world.job.restarts
+        return world.sent
+
+    near, far = sent(0.0), sent(4.0)
+    assert far[FrameKind.UNDER_WAY]
+    assert not far[FrameKind.MISSED]
+    for kind in (FrameKind.ACTIVATION, FrameKind.GRADIENT, FrameKind.NORMS):
+        assert far[kind] == near[kind]
 
 
 @cases
@@ -265,3 +287,4 @@ def test_what_is_not_pushed_to_an_adopter_has_to_be_asked_for(monkeypatch: pytes
     world = disturbed(World("tied", seed=1), 5)
     world.finish()  # Asking again mends it, later.
     assert world.sent[FrameKind.RESEND]
+    assert world.sent[FrameKind.MISSED]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -141,6 +142,19 @@ def test_lossy_edges_give_the_same_values_over_the_wire_and_in_memory(
     assert kept is not None
     assert torch.equal(arrived, kept)
     assert not torch.equal(arrived, value)
+
+
+def test_the_word_that_a_message_is_under_way_comes_behind_it(ends: tuple[End, End]) -> None:
+    a, b = ends
+    to_b, _ = connect(a, b, codecs={EDGE: CodecChoice(forward="int8")})
+    begin = threading.Event()
+    to_b._encoder.submit(begin.wait)
+    header = replace(ACTIVATION, codec="int8")
+    to_b.send("b", header, Parcel(torch.randn(2, 6), "int8"))
+    word = Header("job-1", 0, FrameKind.UNDER_WAY, EDGE, 1, 0, "ACTIVATION")
+    to_b.send("b", word, None)
+    begin.set()
+    assert [b.next()[0], b.next()[0]] == [header, word]
 
 
 class BrokenSocket:

@@ -306,8 +306,12 @@ class JobHost:
                 if self._checks is not None and self._checks.arrived(header, sender, value, digest):
                     return
                 wanted = self._session.arrived(header, sender, value)
-                if header.kind is FrameKind.RESEND:
+                if header.kind in (FrameKind.RESEND, FrameKind.MISSED):
                     return  # That others wait is no reason to wait longer for what they can't make without us.
+                if header.kind is FrameKind.UNDER_WAY:
+                    if not wanted:
+                        self._patience.duplicated()
+                    return
                 if wanted:
                     self._patience.arrived()
                     self._quiet_since = monotonic()

@@ -132,7 +132,7 @@ class Admission:
         if header.epoch < self._first_epoch:
             raise Refused("other epoch", f"message of plan epoch {header.epoch}, this run began at {self._first_epoch}")
         match header.kind:
-            case FrameKind.RESEND:
+            case FrameKind.RESEND | FrameKind.UNDER_WAY | FrameKind.MISSED:
                 self._check_request(header, sender, payloads)
             case FrameKind.DONE:
                 self._check_done(header, sender, payloads)
@@ -225,14 +225,16 @@ class Admission:
 
     def _check_request(self, header: Header, sender: str, payloads: Sequence[int]) -> None:
         if payloads:
-            raise Refused("layout", "a RESEND with a payload")
+            raise Refused("layout", f"a {header.kind.name} with a payload")
         if header.codec not in _RESENT:
-            raise Refused("malformed", f"RESEND asks for {header.codec!r}, which is no kind of message that is kept")
+            raise Refused(
+                "malformed", f"{header.kind.name} of {header.codec!r}, which is no kind of message that is kept"
+            )
         if sender not in self._placement:
-            raise Refused("sender", f"RESEND from {sender!r}, which has no part in this job")
+            raise Refused("sender", f"{header.kind.name} from {sender!r}, which has no part in this job")
         bound = len(self._placement) if header.codec == FrameKind.NORMS.name else len(self._edges)
         if header.edge >= bound:
-            raise Refused("unknown key", f"RESEND of {header.codec} {header.edge}, there are {bound}")
+            raise Refused("unknown key", f"{header.kind.name} of {header.codec} {header.edge}, there are {bound}")
 
     def _check_sender(self, sender: str, expected: str, header: Header) -> None:
         if sender != expected:

@@ -8,6 +8,7 @@ tests play thousands of failures with this very class.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from dag.cut import Partition
@@ -160,16 +161,24 @@ class Session(Generic[P]):
                 self._out.append(Send(to, fitting, parcel))
 
     def arrived(self, header: Header, sender: str, value: Any) -> bool:
-        """An admitted message is here. False when it was here already or is not needed any more."""
+        """An admitted message is here. False when it was here already or is not needed any more.
+
+        UNDER_WAY counts for what it names, which has come before it, or never will.
+        """
         match header.kind:
             case FrameKind.SWITCHED:
                 if self.dispatch.heard(sender, header.epoch, header.step):
                     self._release(sender)
                 self._restrain()
                 return True
-            case FrameKind.RESEND:
+            case FrameKind.RESEND | FrameKind.MISSED:
                 self._answer(header, sender)
                 return True
+            case FrameKind.UNDER_WAY:
+                lost = (sender, _named(header)) in self.owed()
+                if lost:
+                    self._out.append(Send(sender, replace(header, epoch=self.epoch, kind=FrameKind.MISSED)))
+                return lost
             case _:
                 return self._accept(header.key, value)
 
@@ -300,9 +309,15 @@ class Session(Generic[P]):
         return True
 
     def _answer(self, request: Header, to: str) -> None:
-        key = (FrameKind[request.codec], request.edge, request.step, request.micro_batch)
+        """Send again what is missing. What was asked for may still be in a queue before a slow link, where a copy would
+        only make the queue longer: so the answer to a RESEND is, in its place in that queue, that it is under way."""
+        key = _named(request)
         sent = self.log.find(key)
-        if sent is not None and self.dispatch.ours(key) and to in self.dispatch.receivers(key[0], key[1]):
+        if sent is None or not self.dispatch.ours(key) or to not in self.dispatch.receivers(key[0], key[1]):
+            return
+        if request.kind is FrameKind.RESEND and sent.parcel.nbytes:
+            self._out.append(Send(to, replace(request, epoch=self.epoch, kind=FrameKind.UNDER_WAY)))
+        else:
             self._out.append(Send(to, sent.again(self.epoch), sent.parcel))
 
     def _release(self, peer: str) -> None:
@@ -349,3 +364,8 @@ class Session(Generic[P]):
             self._replaying.discard(fragment)
             if not self._replaying:
                 self._out.append(SayCaughtUp(self._adopted, floor - 1 - self.base))
+
+
+def _named(request: Header) -> Key:
+    """The key of the message that a RESEND, MISSED or UNDER_WAY is about."""
+    return (FrameKind[request.codec], request.edge, request.step, request.micro_batch)

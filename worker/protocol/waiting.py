@@ -11,8 +11,8 @@ _FORGOTTEN = 0.999
 class Patience:
     """Judges the waits of one compute thread; seconds throughout.
 
-    A wait is long after half the failure timeout. When something arrives twice, we had asked too early: the link is slow,
-    and asking again slows it further; from then on we wait longer, and come back to normal as things arrive.
+    A wait is long after half the failure timeout. When what we asked for was under way, or arrives twice, we had asked too
+    early: the link is slow; from then on we wait longer, and come back to normal as things arrive.
     """
 
     def __init__(self, failure_timeout: float) -> None:
@@ -34,7 +34,7 @@ class Patience:
         self._warned = False
 
     def duplicated(self) -> None:
-        """Something came that was here already."""
+        """Something came that was here already, or is said to have come."""
         if self._asked:
             self._asked = False
             self._stretch = min(2 * self._stretch, _STRETCH_LIMIT)

@@ -20,7 +20,7 @@ import zmq
 from fusion.errors import ServiceError
 from fusion.messages import PeerAddress
 from fusion.sockets import keep_alive
-from fusion.wire import Header, encode_header
+from fusion.wire import FrameKind, Header, encode_header
 from worker.protocol.admission import Admission
 from worker.transport.arrival import FindPlaces, Received
 from worker.transport.delay_line import DelayLine
@@ -163,7 +163,10 @@ class Route:
 
         A peer that is not known (any more) gets nothing: its place has been, or is about to be, taken by another.
         """
-        if parcel is None or parcel.ready:
+        if header.kind is FrameKind.UNDER_WAY:
+            # Behind what it speaks of, which may still have to be encoded.
+            self._encoder.submit(self._or_report, _sending(to, header), partial(self._transmit, to, header, None))
+        elif parcel is None or parcel.ready:
             self._transmit(to, header, None if parcel is None else parcel.payload_for(header.codec))
         else:
             work = partial(self._encode_and_transmit, to, header, parcel)
