@@ -34,6 +34,8 @@ class Server:
         self.blobs: dict[str, bytes] = {}
         self.ranges: list[str] = []
         self.spoil: Callable[[bytes], bytes] = lambda data: data
+        self.breaks_after: int | None = None
+        """Every connection breaks after so many bytes of a blob."""
         self.url = ""
 
     def add(self, data: bytes) -> BlobRef:
@@ -41,7 +43,7 @@ class Server:
         self.blobs[made.digest] = data
         return made
 
-    async def get(self, request: web.Request) -> web.Response:
+    async def get(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return web.json_response({"error": "wrong token"}, status=401)
         data = self.blobs.get(request.match_info["digest"])
@@ -49,6 +51,14 @@ class Server:
             return web.json_response({"error": "no such blob"}, status=404)
         self.ranges.append(request.headers["Range"])
         part = request.http_range
+        if self.breaks_after is not None:
+            broken = web.StreamResponse(status=206)
+            broken.content_length = len(data[part])
+            await broken.prepare(request)
+            await broken.write(data[part][: self.breaks_after])
+            assert request.transport is not None
+            request.transport.close()
+            return broken
         return web.Response(status=206, body=self.spoil(data[part]))
 
     async def put(self, request: web.Request) -> web.Response:
@@ -135,6 +145,20 @@ async def test_a_header_that_promises_too_much_is_refused(server: Server, fetche
             await fetcher.open(server.add(data))
     with pytest.raises(BlobError, match="has no tensor 'b'"):
         await (await fetcher.open(server.add(safetensors.torch.save({"a": torch.ones(2)})))).tensors(["b"])
+
+
+async def test_after_a_broken_connection_only_the_rest_is_read(server: Server) -> None:
+    data = bytes(range(200))
+    made = server.add(data)
+    server.breaks_after = 60
+    async with aiohttp.ClientSession() as session:
+        patient = Fetcher(session, server.url, TOKEN, attempts=2)
+        assert await patient.whole(made, 1000) == data
+        assert server.ranges == ["bytes=0-199", "bytes=60-199", "bytes=120-199", "bytes=180-199"]
+        assert patient.fetched_bytes == 200
+        server.breaks_after = 0
+        with pytest.raises(UnreachableError):
+            await patient.whole(made, 1000)
 
 
 def header(**tensors: object) -> bytes:

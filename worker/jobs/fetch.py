@@ -119,6 +119,17 @@ def coalesce(entries: Iterable[TensorEntry]) -> list[tuple[int, int, list[Tensor
     return ranges
 
 
+class _Read:
+    """Bytes `begin .. end` of a blob, of which the first `filled` have come."""
+
+    def __init__(self, ref: BlobRef, begin: int, end: int) -> None:
+        self.ref = ref
+        self.begin = begin
+        self.end = end
+        self.filled = 0
+        self.buffer = torch.empty(end - begin, dtype=torch.uint8)
+
+
 class TensorFile:
     """A safetensors blob at the coordinator, its header read and checked."""
 
@@ -186,10 +197,11 @@ class Fetcher:
         return TensorFile(self, ref, read_entries(header, ref.size))
 
     async def read_range(self, ref: BlobRef, begin: int, end: int) -> Tensor:
-        """Bytes `begin .. end` of a blob as a uint8 tensor."""
-        if begin == end:
-            return torch.empty(0, dtype=torch.uint8)
-        return await self._retrying(lambda: self._read_range(ref, begin, end))
+        """Bytes `begin .. end` of a blob as a uint8 tensor; after a connection that broke, only the rest is asked for."""
+        read = _Read(ref, begin, end)
+        if begin < end:
+            await self._retrying(lambda: self._read_on(read), lambda: read.filled)
+        return read.buffer
 
     async def upload(self, blob: StateBlob) -> BlobRef:
         """Put a blob; free when the coordinator has it already."""
@@ -197,25 +209,25 @@ class Fetcher:
         await self._retrying(lambda: self._put(ref, blob))
         return ref
 
-    async def _read_range(self, ref: BlobRef, begin: int, end: int) -> Tensor:
-        headers = {**self._headers, "Range": f"bytes={begin}-{end - 1}"}
-        buffer = torch.empty(end - begin, dtype=torch.uint8)
-        view = buffer.numpy()
-        filled = 0
+    async def _read_on(self, read: _Read) -> None:
+        ref, begin = read.ref, read.begin + read.filled
+        if begin == read.end:
+            return
+        headers = {**self._headers, "Range": f"bytes={begin}-{read.end - 1}"}
+        view = read.buffer.numpy()
         async with self._session.get(f"{self._url}/api/v1/blobs/{ref.digest}", headers=headers) as answer:
             if answer.status not in (200, 206):
                 raise CoordinatorError(await _problem(answer, f"blob {ref.digest[:12]}"), answer.status)
-            if answer.status == 200 and (begin, end) != (0, ref.size):
+            if answer.status == 200 and (begin, read.end) != (0, ref.size):
                 raise BlobError(f"blob {ref.digest[:12]}: the coordinator sent all of it instead of a range")
             async for chunk in answer.content.iter_chunked(2**20):
-                if filled + len(chunk) > len(view):
+                if read.filled + len(chunk) > len(view):
                     raise BlobError(f"blob {ref.digest[:12]}: more bytes came than were asked for")
-                view[filled : filled + len(chunk)] = memoryview(chunk)
-                filled += len(chunk)
-        if filled < len(view):
-            raise BlobError(f"blob {ref.digest[:12]} is cut: {filled} of {len(view)} bytes came")
-        self.fetched_bytes += filled
-        return buffer
+                view[read.filled : read.filled + len(chunk)] = memoryview(chunk)
+                read.filled += len(chunk)
+                self.fetched_bytes += len(chunk)
+        if read.filled < len(view):
+            raise BlobError(f"blob {ref.digest[:12]} is cut: {read.filled} of {len(view)} bytes came")
 
     async def _put(self, ref: BlobRef, blob: StateBlob) -> None:
         url = f"{self._url}/api/v1/blobs/{ref.digest}"
@@ -229,12 +241,17 @@ class Fetcher:
             if answer.status >= 300:
                 raise CoordinatorError(await _problem(answer, "upload"), answer.status)
 
-    async def _retrying(self, request: Callable[[], Awaitable[Answer]]) -> Answer:
-        attempt, delay = 1, 0.2
+    async def _retrying(
+        self, request: Callable[[], Awaitable[Answer]], progress: Callable[[], int] = lambda: 0
+    ) -> Answer:
+        """What `request` gives at last. An attempt that has made `progress` was not in vain: it counts as the first again."""
+        attempt, delay, before = 1, 0.2, progress()
         while True:
             try:
                 return await request()
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
+                if progress() > before:
+                    attempt, delay, before = 1, 0.2, progress()
                 if attempt == self._attempts:
                     raise UnreachableError(
                         f"the coordinator at {self._url} does not answer: {error or type(error).__name__}"
