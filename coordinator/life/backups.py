@@ -251,6 +251,13 @@ class Backups:
                 self._books.story(job, "no-backup", f"job {job.id} runs without a backup: {why}")
         return run.backups
 
+    def seconds(self, job: Job, backups: Mapping[int, str]) -> float:
+        """What these snapshots take on the busiest link; where that is not measured, what those of the last round took."""
+        assert job.plan is not None
+        assert job.run is not None
+        carried = carrying(job, job.plan, backups, self._books.links)
+        return job.run.cost if carried is None else carried
+
     def order_when_due(self, job: Job, now: float) -> None:
         """Order the next round when it is time, for a step that nobody has reached."""
         run = job.run
@@ -271,8 +278,23 @@ class Backups:
             run.patience = max(run.patience, _PATIENCE_FACTOR * max(seconds, carried or 0.0))
             self.order(job, now, max(due, run.highest + run.margin), run.backups, seconds=seconds)
 
+    def order_for_move(self, job: Job, now: float, backups: dict[int, str], carried: float, *, hold: bool) -> bool:
+        """Order, as soon as can be, the snapshots with which fragments move; False when the job ends before."""
+        run = job.run
+        assert run is not None
+        run.patience = max(run.patience, _PATIENCE_FACTOR * carried)
+        return self.order(job, now, run.highest + run.margin, backups, moves=True, hold=hold)
+
     def order(
-        self, job: Job, now: float, step: int, backups: dict[int, str], *, hold: bool = False, seconds: float = 0.0
+        self,
+        job: Job,
+        now: float,
+        step: int,
+        backups: dict[int, str],
+        *,
+        moves: bool = False,
+        hold: bool = False,
+        seconds: float = 0.0,
     ) -> bool:
         """Order the snapshots of `step`, or of an earlier one if the job ends before; False when there is none.
 
@@ -286,7 +308,14 @@ class Backups:
         if step > last:
             return False
         run.round = Round(
-            step=step, epoch=job.epoch, backups=dict(backups), hold=hold, seconds=seconds, ordered_at=now, said_at=now
+            step=step,
+            epoch=job.epoch,
+            backups=dict(backups),
+            moves=moves,
+            hold=hold,
+            seconds=seconds,
+            ordered_at=now,
+            said_at=now,
         )
         if run.common_step > run.start:
             # Said again, in case that it was lost: who holds a snapshot keeps it only while it may be the common one.
@@ -315,6 +344,7 @@ class Backups:
                 step=found.step,
                 backups=found.backups,
                 hold=found.hold,
+                log_own=found.moves and not found.hold,
                 again=again,
                 seconds=found.seconds,
             ),

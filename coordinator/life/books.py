@@ -28,6 +28,8 @@ class Timing:
     """The rest of a longer gap between two ticks is nobody's silence: the coordinator itself was not listening."""
     move_pause: float = 30.0
     """Between two moves of one job that only make it faster."""
+    longest_stop: float = 2.0
+    """A move whose snapshots take longer does not stop the training: its fragments replay what was trained meanwhile."""
 
 
 class Books:

@@ -178,6 +178,12 @@ class Lifecycle:
     def move_off(self, job: Job, member: Member) -> bool:
         return self._recovery.moves.possible(job)
 
+    def moving_takes(self, job: Job) -> float:
+        return self._recovery.moves.takes(job)
+
+    def hand_over(self, job: Job, member: Member, now: float) -> bool:
+        return self._recovery.hand_over(job, member, now)
+
     def go_back(self, job: Job, now: float, cause: str) -> None:
         self._course.restart(job, now, cause)
 
@@ -290,7 +296,7 @@ class Lifecycle:
             self._books.do(ev.RecordLog(job.id, member.name, message.detail))
         if self._recovery.moves.is_newcomer(job, member):
             why = f"worker {member.name}: {message.message}"
-            self._recovery.moves.abandon(job, now, why, blamed=[member.name])
+            self._recovery.give_up_move(job, now, why, blamed=[member.name])
         else:
             self._course.end(job, now, "failed", f"worker {member.name}: {message.message}")
 
@@ -299,7 +305,7 @@ class Lifecycle:
         self._membership.drain(member, now, why)
         if job is not None and job.state == "running":
             if self._recovery.moves.is_newcomer(job, member):
-                self._recovery.moves.abandon(job, now, f"worker {member.name} leaves")
+                self._recovery.give_up_move(job, now, f"worker {member.name} leaves")
             self._advance(job, now)
 
     # Plans --------------------------------------------------------------------------------------------------------

@@ -25,6 +25,12 @@ class Consequences(Protocol):
     def move_off(self, job: Job, member: Member) -> bool:
         """A worker of the job wants to leave: whether its fragments can move to others now."""
 
+    def moving_takes(self, job: Job) -> float:
+        """About how many seconds it takes to move fragments of the job."""
+
+    def hand_over(self, job: Job, member: Member, now: float) -> bool:
+        """Let a worker of the job go, and others adopt its fragments; False, and nothing has changed, when they can't."""
+
     def go_back(self, job: Job, now: float, cause: str) -> None:
         """The job goes on from its checkpoint, without the workers that leave."""
 
@@ -105,9 +111,13 @@ class Membership:
         if job is None:
             self._books.leave(member, why)
             return
-        member.state, member.leave_by = "draining", now + self._books.timing.drain_patience
+        timing = self._books.timing
+        member.state, member.leave_by = "draining", now + timing.drain_patience
         member.moving = not _handed_over(job, member) and self._consequences.move_off(job, member)
-        if member.moving:
+        if member.moving and (takes := self._consequences.moving_takes(job)) > timing.drain_patience:
+            member.leave_by = now
+            when = f"its fragments would take {format_seconds(takes)} to move, so others adopt them"
+        elif member.moving:
             when = "its fragments move to other workers first"
         elif _handed_over(job, member):
             when = "it has no fragments"
@@ -154,7 +164,7 @@ class Membership:
         job = self._books.job_of(member)
         if job is None:
             self._books.leave(member, "drained")
-        elif not all_finished(job):
+        elif not all_finished(job) and not (member.moving and self._consequences.hand_over(job, member, now)):
             self._consequences.go_back(job, now, f"worker {member.name} leaves")
 
     def evict(self, event: ev.Reported) -> None:

@@ -1,8 +1,9 @@
 """Fragments change their host in good order: when a worker leaves, joins or slows down.
 
 Everybody stops after one common step, each moving fragment's snapshot goes to its new host, and the new placement holds
-from there on; nothing is run again. A worker that is new to the job builds what it needs before that. So does one that is
-to hold snapshots only (`standby.py`).
+from there on; nothing is run again. Where that would take long, nobody stops, unless a worker leaves: the moving fragments replay what
+was trained while their snapshots were under way, as after a loss. A worker that is new to the job builds what it needs before
+that. So does one that is to hold snapshots only (`standby.py`).
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ class Moves:
         if job.state != "running" or run is None or job.train.steps - run.highest <= run.margin:
             return False
         return not run.cant_move and bool(self.candidates(job))
+
+    def takes(self, job: Job) -> float:
+        """About how many seconds the snapshots of a move take; 0 where nothing is known of that."""
+        return self._backups.seconds(job, job.run.backups) if job.run is not None else 0.0
 
     def candidates(self, job: Job) -> list[Member]:
         """Workers that a new placement may use: those of the job that stay, and idle ones that nobody waits for.
@@ -318,21 +323,29 @@ class Moves:
         backups, _ = choose(job, after, self._books.hosts(job), run.backups, self._books.links)
         moving = [index for index, host in enumerate(plan.placement) if host != move.placement[index]]
         backups = {**backups, **{index: move.placement[index] for index in moving}}
-        if self._backups.order(job, now, run.highest + run.margin, backups, hold=True):
+        carried = self._backups.seconds(job, backups)
+        stops = bool(self.leaving(job)) or carried <= self._books.timing.longest_stop
+        if self._backups.order_for_move(job, now, backups, carried, hold=stops):
             return True
         self.abandon(job, now, "the job is about to end", pause=True)
         return False
 
     def perform(self, job: Job, now: float) -> None:
-        """Everybody has stopped and every snapshot is held: the new placement holds from here on."""
+        """Every snapshot is held: the new placement holds from here on. Who did not stop has gone on since, and is replayed."""
         run, plan = job.run, job.plan
         assert run is not None
+        assert run.round is not None
         assert plan is not None
-        step = self._backups.settle(job)
+        if not run.round.hold and job.train.steps - run.highest < _STEPS_BETWEEN:
+            run.round = None
+            self.abandon(job, now, "the job is about to end", pause=True)
+            return
+        stopped, step = run.round.hold, self._backups.settle(job)
         move, run.move = run.move, None
         if move is None:
             self._adoption.again(job, now)
             return
+        moving = [index for index, host in enumerate(plan.placement) if host != move.placement[index]]
         self._tell(job, plan, move, step)
         # Who gave a fragment away keeps its snapshot, or the new host would be the only one to have it.
         run.holders.update((index, host) for index, host in enumerate(plan.placement) if host != move.placement[index])
@@ -341,7 +354,8 @@ class Moves:
         for worker in plan.workers:
             if worker not in move.placement:
                 run.left[worker] = list(plan.fragments_of(worker))
-        self._adoption.follow(job, move.placement, now, weights_behind=move.weights_behind)
+        replaying = () if stopped else moving
+        self._adoption.follow(job, move.placement, now, replaying, weights_behind=move.weights_behind)
 
     def _tell(self, job: Job, plan: Plan, move: Move, step: int) -> None:
         for worker in dict.fromkeys(move.placement):

@@ -77,7 +77,7 @@ class Recovery:
             if self.backups.complete(job, now):
                 if not self._checks.settled(job, now, run.round.step):
                     return
-                if run.round.hold:
+                if run.round.moves:
                     self.moves.perform(job, now)
                     return
                 self.backups.commit(job)
@@ -144,6 +144,12 @@ class Recovery:
                     job.run.reconsider = f"worker {member.name} {what}"
         self._idle = set(idle)
 
+    def give_up_move(self, job: Job, now: float, why: str, *, blamed: Sequence[str] = ()) -> None:
+        """A move that has not been made won't be; its snapshots are not waited for."""
+        self.moves.abandon(job, now, why, blamed=blamed)
+        if job.run is not None and job.run.round is not None and job.run.round.moves:
+            self._give_up_round(job, now)
+
     # Losses -------------------------------------------------------------------------------------------------------
 
     def suspect(self, job: Job, message: PeerLost, now: float) -> None:
@@ -165,12 +171,22 @@ class Recovery:
                     self._probed[incarnation] = now
                     self._books.do(ev.ProbeWorker(member.name, member.incarnation, member.endpoint))
 
-    def lost(self, job: Job, members: Sequence[Member], now: float) -> None:
+    def hand_over(self, job: Job, member: Member, now: float) -> bool:
+        """Let a worker go, and others adopt its fragments from their snapshots; False when that can't be."""
+        others = [other for other in self._books.hosts(job) if other.name != member.name]
+        if job.state != "running" or job.run is None or job.plan is None or isinstance(heirs(job, others), str):
+            return False
+        self._books.leave(member, "drained")
+        self.lost(job, [member], now, f"worker {member.name} leaves")
+        return True
+
+    def lost(self, job: Job, members: Sequence[Member], now: float, cause: str = "") -> None:
         """Workers of the job are gone: others adopt their fragments, or the job goes back to its checkpoint."""
         if all_finished(job):
             return
         names = [member.name for member in members]
-        cause = f"{plural('worker', len(names))} {', '.join(names)} {'were' if len(names) > 1 else 'was'} lost"
+        if not cause:
+            cause = f"{plural('worker', len(names))} {', '.join(names)} {'were' if len(names) > 1 else 'was'} lost"
         run, plan = job.run, job.plan
         if job.state != "running" or run is None or plan is None:
             self._restart(job, now, cause)

@@ -22,9 +22,11 @@ class Round(BaseModel):
     step: int
     epoch: int
     backups: dict[int, str]
-    """Fragment -> the worker that is to hold its snapshot; with `hold`, of a moving fragment its new host."""
+    """Fragment -> the worker that is to hold its snapshot; with `moves`, of a moving fragment its new host."""
+    moves: bool = False
+    """Fragments move when it is complete."""
     hold: bool = False
-    """Nobody begins a step after this one: fragments move."""
+    """Nobody begins a step after this one: those that move have nothing to replay."""
     seconds: float = 0.0
     """Over which its snapshots are to be spread; 0: as fast as they go."""
     ordered_at: float

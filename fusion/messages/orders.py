@@ -37,6 +37,7 @@ class Backup(Message):
     """Coordinator -> host: after the update of `step`, send each fragment's snapshot to its backup worker.
 
     With `hold`, begin no step after that one until an `Adopt` comes, and say `Paused` when everything of `step` is done.
+    With `log_own`, log what fragments of this worker make for each other after `step` too: some of them move, and replay it.
     """
 
     type: Literal["backup"] = "backup"
@@ -45,6 +46,7 @@ class Backup(Message):
     step: int = Field(ge=1)
     backups: dict[int, str]
     hold: bool = False
+    log_own: bool = False
     again: bool = False
     """Said before; a host that heard it has nothing more to do."""
     seconds: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)

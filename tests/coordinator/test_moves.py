@@ -213,7 +213,7 @@ def test_patience_with_a_move_ends() -> None:
     play.train(1, 5)
     play.leave("b")
     play.tick(TIMING.drain_patience + 1)
-    assert (play.job.restarts, play.member("b").state) == (1, "left")
+    assert (play.job.restarts, play.job.recoveries, play.member("b").state) == (0, 1, "left")
 
 
 def test_an_idle_worker_takes_the_place_of_the_only_one() -> None:
@@ -272,6 +272,79 @@ def test_a_worker_that_joins_takes_work_at_a_step_boundary() -> None:
     play.backed_up(order.step + 1)
     assert play.member("b").state == "idle"
     assert set(play.sent(Stop)) == {"b"}
+
+
+def slow_newcomer(play: Play) -> Backup:
+    """A worker joins whose fragment's snapshot takes half a minute; returns the order for it."""
+    play.train(1, 4)
+    play.run.cost = 30.0
+    joined(play, seconds=0.5, current=1.0)
+    play.connect_all()
+    order = play.sent(Backup)["a"]
+    if 1 not in order.backups or order.backups[1] != "d":
+        play.train(play.run.highest + 1, order.step + 1)
+        play.hold_all(order)
+        order = play.sent(Backup)["a"]
+    assert order.backups[1] == "d"
+    return order
+
+
+def test_nobody_stops_for_snapshots_that_take_long() -> None:
+    play = Play("abc", backup_every=500)
+    order = slow_newcomer(play)
+    assert (order.hold, order.log_own) == (False, True)
+    play.train(play.run.highest + 1, order.step + 20)
+    assert not play.sent(Adopt)
+    play.hold_all(order)
+    assert play.plan.placement == ("a", "d", "c")
+    assert f"fragment 1 -> d at step {order.step} (worker d joined)" in play.stories()
+    assert play.run.switch is not None
+    assert (play.run.switch.behind, play.run.switch.until) == ([1], order.step + 20)
+    adopt = play.all_adopted(steps=20)
+    assert adopt.step == order.step
+    assert "d replayed 20 steps in 500 ms" in play.stories()
+    assert (play.job.recoveries, play.job.restarts) == (0, 0)
+    # Until there is a newer snapshot, its former host holds that of step `order.step`.
+    assert play.run.holders[1] == "b"
+    play.train(order.step + 21, order.step + 30)
+    assert play.metrics() == list(range(1, order.step + 31))
+
+
+def test_a_job_that_ends_meanwhile_moves_nothing() -> None:
+    play = Play("abc", backup_every=500, steps=60)
+    order = slow_newcomer(play)
+    play.train(play.run.highest + 1, 55)
+    play.hold_all(order)
+    assert any("the job is about to end" in story for story in play.stories())
+    assert not play.sent(Adopt)
+    assert (play.member("d").state, play.run.move, play.run.round) == ("idle", None, None)
+    assert play.run.common_step < order.step
+
+
+def test_a_newcomer_that_leaves_while_everybody_waits_for_it_is_not_waited_for() -> None:
+    play = Play("abc", backup_every=500)
+    play.train(1, 4)
+    joined(play, seconds=0.5, current=1.0)
+    play.connect_all()
+    order = ordered_hold(play)
+    play.pause_all(order)
+    play.leave("d")
+    assert play.member("d").state == "left"
+    assert play.all_adopted().plan.placement == ("a", "b", "c")
+    play.train(order.step + 1, order.step + 3)
+    assert play.metrics()[-1] == order.step + 3
+
+
+def test_who_can_not_hand_over_in_time_leaves_its_fragments_to_those_that_hold_their_snapshots() -> None:
+    play = Play("abc", backup_every=500)
+    play.train(1, 4)
+    play.run.cost = 100.0
+    play.leave("b")
+    assert play.member("b").state == "left"
+    assert "worker b leaves (SIGTERM); its fragments would take 1m40s to move, so others adopt them" in play.stories()
+    assert play.plan.placement == ("a", "c", "c")
+    assert (play.job.recoveries, play.job.restarts) == (1, 0)
+    assert not any(" was lost" in story for story in play.stories())
 
 
 def test_a_move_that_gains_little_is_not_made() -> None:

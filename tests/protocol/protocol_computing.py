@@ -163,7 +163,7 @@ class Computing:
                     self._patience.duplicated()
             case Backup():
                 if event.epoch == self.epoch:
-                    self.session.backup(event.step, event.backups, event.hold, again=event.again)
+                    self.session.backup(event.step, event.backups, event.hold, log_own=event.log_own, again=event.again)
             case Commit():
                 self.session.commit(event.step)
             case Switch():
@@ -171,8 +171,10 @@ class Computing:
                 for fragment, state in event.states.items():
                     self.programs[fragment] = Program(self.case.partition, fragment, state)
                 added = self.session.switch(event.plan, event.step)
-                for fragment in set(self.programs) - set(self.session.hosted):
+                handed_over = set(self.programs) - set(self.session.hosted)
+                for fragment in handed_over:
                     del self.programs[fragment]
+                self._accounts.forget(handed_over)
                 self.process.send(Adopted(job=self.job, epoch=self.epoch, fragments=list(added)))
 
     def _begin(self, task: Task) -> None:
@@ -212,7 +214,7 @@ class Computing:
             self._pass_on(FrameKind.ACTIVATION, edge, task.step, task.micro_batch, value)
         loss = program.loss(task.step, task.micro_batch)
         if loss is not None:
-            self._accounts.lost(task.step, loss)
+            self._accounts.lost(task.fragment, task.step, loss)
 
     def _backward(self, task: Task) -> None:
         program = self.programs[task.fragment]
@@ -236,7 +238,7 @@ class Computing:
         for edge, value in outputs.items():
             self._pass_on(FrameKind.EVALUATION, edge, task.step, task.micro_batch, value)
         if loss is not None:
-            report = self._accounts.evaluated(self.epoch, task.step, loss)
+            report = self._accounts.evaluated(self.epoch, task.fragment, task.step, loss)
             if report is not None:
                 self.process.send(report)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from protocol_values import Case, part_of, weights_of
@@ -53,7 +53,7 @@ class Coordinator:
         self._world = world
         self._case: Case = world.case
         self.store = store
-        self.lifecycle = Lifecycle(TIMING)
+        self.lifecycle = Lifecycle(TIMING if world.stopping else replace(TIMING, longest_stop=-1.0))
         self.alive = True
         self.fuse: int | None = None
         """Dies before the so-and-so-manieth message that it sends; 0: before it writes anything down."""

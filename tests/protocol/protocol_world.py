@@ -49,6 +49,7 @@ class World:
         backup_every: int | Literal["auto"] = 2,
         log_memory: int = 2**20,
         keep: int = 3,
+        stopping: bool = True,
         session: Callable[..., Session[Value]] = Session,
     ) -> None:
         self.case = CASES[case]
@@ -57,6 +58,8 @@ class World:
         self.network = Network(self.clock, self.dice)
         self.store = Store()
         self.coordinator: Coordinator | None = None
+        self.stopping = stopping
+        """Whether everybody stops for a move, as where snapshots take no time."""
         self.incarnations: dict[str, str] = {}
         """Key -> its last incarnation."""
         self.processes: dict[str, Process] = {}

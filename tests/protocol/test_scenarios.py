@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -259,6 +259,54 @@ def test_a_snapshot_that_counts_too_early_is_found(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Backups, "complete", complete)
     assert found(lambda seed: disturbed(World("tied", seed), 5))
+
+
+@cases
+def test_where_snapshots_take_long_nobody_stops_for_a_move(case: str) -> None:
+    holds: set[bool] = set()
+
+    class Noted(Session[Value]):
+        def backup(self, step: int, backups: Mapping[int, str], hold: bool, **options: Any) -> None:
+            holds.add(hold)
+            super().backup(step, backups, hold, **options)
+
+    replays = 0
+    for seed in range(8):
+        world = World(case, seed, workers=3, stopping=False, session=Noted)
+        reach(world, 2)
+        world.start_worker("d")
+        world.finish()
+        assert not world.job.restarts + world.job.recoveries
+        replays += any(" -> " in line for line in world.story) and any(" replayed " in line for line in world.story)
+    assert holds == {False}
+    assert replays
+
+
+def test_what_a_mover_got_from_a_fragment_beside_it_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgetful(Session[Value]):
+        def backup(self, *arguments: Any, log_own: bool = False, **options: Any) -> None:
+            super().backup(*arguments, **options)
+
+    def play(seed: int) -> World:
+        world = World("skips", seed, workers=3, stopping=False, session=Forgetful)
+        reach(world, 2)
+        world.start_worker("d")
+        return world
+
+    assert found(play)
+
+
+def test_a_worker_whose_fragments_can_not_move_in_time_leaves_them_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Backups, "seconds", lambda *_: 100.0)
+    world = World("tied", seed=3, workers=3)
+    reach(world, 4)
+    leaving = world.live()[1]
+    leaving.leave()
+    world.finish()
+    assert not leaving.alive
+    assert not world.job.restarts
+    assert any("would take 1m40s to move, so others adopt them" in line for line in world.story), world.story
+    assert any(" adopts " in line for line in world.story)
 
 
 def test_a_gradient_without_its_places_for_an_adopter_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, note, settings
@@ -33,12 +34,23 @@ class Schedule(RuleBasedStateMachine):
         backup_every=st.sampled_from([2, 1, 3, "auto"]),
         log_memory=st.sampled_from([2**20, 150]),
         keep=st.sampled_from([3, 1]),
+        stopping=st.booleans(),
         events=st.integers(30, 200),
     )
     def begin(
-        self, case: str, seed: int, workers: int, backup_every: int | str, log_memory: int, keep: int, events: int
+        self,
+        case: str,
+        seed: int,
+        workers: int,
+        backup_every: Literal[1, 2, 3, "auto"],
+        log_memory: int,
+        keep: int,
+        stopping: bool,
+        events: int,
     ) -> None:
-        self.world = World(case, seed, workers, backup_every=backup_every, log_memory=log_memory, keep=keep)  # type: ignore[arg-type]
+        self.world = World(
+            case, seed, workers, backup_every=backup_every, log_memory=log_memory, keep=keep, stopping=stopping
+        )
         self.world.play(events)
 
     def one(self, index: int) -> Process:

@@ -326,7 +326,9 @@ class JobHost:
                 self._session.ask_again(peer)
             case Backup():
                 if event.epoch == self.epoch:
-                    self._session.backup(event.step, event.backups, event.hold, again=event.again)
+                    self._session.backup(
+                        event.step, event.backups, event.hold, log_own=event.log_own, again=event.again
+                    )
             case Commit():
                 self._session.commit(event.step)
                 if self._checks is not None:
@@ -359,6 +361,7 @@ class JobHost:
         handed_over = set(self._pieces) - set(self._session.hosted)
         for fragment in handed_over:
             del self._pieces[fragment]
+        self._accounts.forget(handed_over)
         if handed_over:
             # Optimizers hold on to themselves: only the collector frees their parameters, and it may come late.
             gc.collect()

@@ -83,7 +83,7 @@ class TaskRunner:
         for edge, value in result.outputs.items():
             self._pass_on(task.fragment, FrameKind.ACTIVATION, edge, task.step, task.micro_batch, value)
         if result.loss is not None:
-            self._accounts.lost(task.step, result.loss)
+            self._accounts.lost(task.fragment, task.step, result.loss)
 
     def _backward(self, task: Task) -> None:
         inbox, board = self._session.inbox, self._session.board
@@ -121,7 +121,7 @@ class TaskRunner:
         for edge, value in result.outputs.items():
             self._pass_on(task.fragment, FrameKind.EVALUATION, edge, task.step, task.micro_batch, value)
         if result.loss is not None:
-            report = self._accounts.evaluated(self._session.epoch, task.step, result.loss)
+            report = self._accounts.evaluated(self._session.epoch, task.fragment, task.step, result.loss)
             if report is not None:
                 self._report(report)
 

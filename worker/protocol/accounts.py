@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from executor.ordering import Task, TaskKind
 from fusion.messages import EvaluationReport, FragmentTimes, StepReport, TrainConfig
@@ -15,8 +15,9 @@ class Accounts:
     def __init__(self, job: str, train: TrainConfig) -> None:
         self._job = job
         self._train = train
-        self._losses: dict[int, list[float]] = defaultdict(list)
-        self._evaluations: dict[int, list[float]] = defaultdict(list)
+        # By fragment and step.
+        self._losses: dict[tuple[int, int], list[float]] = defaultdict(list)
+        self._evaluations: dict[tuple[int, int], list[float]] = defaultdict(list)
         self._seconds: dict[tuple[int, int], dict[TaskKind, float]] = defaultdict(lambda: defaultdict(float))
         self._norms: dict[int, float] = {}
         self._waited = 0.0
@@ -30,19 +31,25 @@ class Accounts:
         """There was nothing to do for this long."""
         self._waited += seconds
 
-    def lost(self, step: int, loss: float) -> None:
+    def lost(self, fragment: int, step: int, loss: float) -> None:
         """The loss of the step's next micro-batch."""
-        self._losses[step].append(loss)
+        self._losses[fragment, step].append(loss)
 
     def clipped(self, step: int, norm: float) -> None:
         """The global gradient norm before clipping."""
         self._norms[step] = norm
 
+    def forget(self, fragments: Collection[int]) -> None:
+        """These run elsewhere from now on, and the steps that they were in there once more."""
+        for accounts in (self._losses, self._evaluations, self._seconds):
+            for key in [key for key in accounts if key[0] in fragments]:
+                del accounts[key]
+
     def step_report(
         self, epoch: int, step: int, fragments: Sequence[int], sent: dict[str, int], memory_used: int, log_bytes: int
     ) -> StepReport:
         """The report of a step that these fragments have run here; closes the step's accounts."""
-        losses = self._losses.pop(step, None)
+        losses = [loss for fragment in fragments for loss in self._losses.pop((fragment, step), ())]
         waited, self._waited = self._waited, 0.0
         seconds = {fragment: self._seconds.pop((fragment, step)) for fragment in fragments}
         return StepReport(
@@ -58,7 +65,7 @@ class Accounts:
                 )
                 for fragment, spent in seconds.items()
             ],
-            loss=None if losses is None else sum(losses) / self._train.micro_batches,
+            loss=sum(losses) / self._train.micro_batches if losses else None,
             gradient_norm=self._norms.pop(step, None),
             sent_bytes=sum(sent.values()),
             sent_to=sent,
@@ -67,12 +74,12 @@ class Accounts:
             log_bytes=log_bytes,
         )
 
-    def evaluated(self, epoch: int, step: int, loss: float) -> EvaluationReport | None:
+    def evaluated(self, epoch: int, fragment: int, step: int, loss: float) -> EvaluationReport | None:
         """The loss of the next evaluation batch after `step`; the report once all are there."""
-        losses = self._evaluations[step]
+        losses = self._evaluations[fragment, step]
         losses.append(loss)
         if len(losses) < self._train.eval_batches:
             return None
-        del self._evaluations[step]
+        del self._evaluations[fragment, step]
         mean = sum(losses) / len(losses)
         return EvaluationReport(job=self._job, epoch=epoch, step=step, loss=mean, batches=len(losses))

@@ -40,7 +40,8 @@ class Session(Generic[P]):
 
     With `log_bytes` 0 nothing is kept for replay beyond what the next step makes safe to forget; otherwise the log
     is kept since the common snapshot, and no further step is begun while it holds more than that. `empty` is a parcel
-    that carries nothing. With `log_own`, what stays on this worker is logged as well, for spot checks.
+    that carries nothing. With `log_own`, what stays on this worker is logged as well, for spot checks; otherwise it is while
+    fragments move without a hold.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class Session(Generic[P]):
         self._plan = plan
         self._log_bytes = log_bytes
         self._log_own = log_own
+        self._own_after: int | None = None
+        """What stays on this worker is logged after this step."""
         self._empty = empty
         hosted = plan.fragments_of(worker)
         self.board = TaskBoard(
@@ -152,7 +155,7 @@ class Session(Generic[P]):
         for to in self.dispatch.receivers(header.kind, header.edge):
             if to == self._worker:
                 self._accept(key, parcel)
-                if self._log_own:
+                if self._log_own or (self._own_after is not None and header.step > self._own_after):
                     self.log.record(header, parcel)
                 continue
             self.log.record(header, parcel)
@@ -201,16 +204,23 @@ class Session(Generic[P]):
         if task.kind in (TaskKind.UPDATE, TaskKind.EVALUATE):
             self._advance(fragment)
 
-    def backup(self, step: int, backups: Mapping[int, str], hold: bool, *, again: bool = False) -> None:
-        """Snapshots after `step` are wanted of the fragments that are hosted here; `again` if that was said before."""
+    def backup(
+        self, step: int, backups: Mapping[int, str], hold: bool, *, log_own: bool = False, again: bool = False
+    ) -> None:
+        """Snapshots after `step` are wanted of the fragments that are hosted here; `again` if that was said before.
+
+        With `log_own`, what they make for each other after that is logged too.
+        """
         if again and step in self._orders:
             return
         wanted = {fragment: to for fragment, to in backups.items() if fragment in self._updated}
-        late = [fragment for fragment in wanted if self._updated[fragment] >= step]
+        concerned = self._updated if log_own else wanted
+        late = [fragment for fragment in concerned if self._updated[fragment] >= step]
         if late:
             self._out.extend(MissBackup(fragment, step) for fragment in late)
             return
         self._orders[step] = wanted
+        self._own_after = step if log_own else None
         if hold:
             self._hold = step
             self._paused = None
@@ -240,7 +250,7 @@ class Session(Generic[P]):
         floor = min((self.board.position(fragment) for fragment in others), default=step + 1)
         self._frontier = max([step, *self._updated.values()])
         self._plan = plan
-        self._hold = self._paused = None
+        self._hold = self._paused = self._own_after = None
         self._orders = {}
         for fragment in sorted(before - now):
             for key in self.board.drop(fragment):
