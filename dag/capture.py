@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from dag.autocast import explicit_casts
 from dag.carried import notes_on, refuse_carried, unchanged_random_state
 from dag.custom_gradients import check_hooks
+from dag.cut import differentiated
 from dag.draft import Draft, number
 from dag.export import casting, export
 from dag.graph import Op, OpDag, TensorMeta
@@ -90,6 +91,7 @@ def capture(
         raise CaptureError(
             "the loss does not depend on any parameter that requires a gradient; nothing would be trained"
         )
+    _refuse_without_derivative(dag, drafts, observations)
     try:
         validate(dag)
     except DagError as error:
@@ -114,6 +116,18 @@ def ready_for_training(model: nn.Module) -> Iterator[None]:
             model.eval()
         if caching:
             config.use_cache = True
+
+
+def _refuse_without_derivative(dag: OpDag, drafts: Sequence[Draft], observations: Sequence[Observation]) -> None:
+    """Raise `CaptureError` where a gradient would have to go back through an operator that torch has no derivative of."""
+    wanting = differentiated(dag)
+    for op, draft, seen in zip(dag.ops, drafts, observations, strict=True):
+        if op.id in wanting and not seen.differentiable:
+            place = f"{draft.where}: " if draft.where else ""
+            raise CaptureError(
+                f"{place}torch has no derivative of {op.target}, and the loss depends on parameters through it; compute its "
+                "argument under torch.no_grad() or detach() it, or use another operator"
+            )
 
 
 def _simplified(

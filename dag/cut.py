@@ -79,11 +79,24 @@ class CutPoint:
 
 
 def differentiated(dag: OpDag) -> frozenset[int]:
-    """Ops whose value receives a gradient from the loss."""
+    """Ops whose value receives a gradient from the loss.
+
+    A value that is written in place counts as it is after its last write, which no cut can come before: one that was made without
+    a gradient has one when something with a gradient was written into it, or through a view of it.
+    """
+    wanting = {op.id for op in dag.ops if op.requires_grad}
+    for op in dag.ops:
+        # Batch norm writes its statistics too, but its value is another tensor.
+        if op.requires_grad and not set(op.mutates).isdisjoint(op.aliases):
+            wanting.update(written for written in op.mutates if dag.ops[written].kind == "call")
     found: set[int] = {dag.loss.id}
+    read: set[int] = set()
+    """Written values that something further on, with a gradient, reads: what was written reaches it."""
     for op in reversed(dag.ops):
-        if op.requires_grad and any(user in found for user in dag.users[op.id]):
+        if op.id in wanting and (not found.isdisjoint(dag.users[op.id]) or not read.isdisjoint(op.mutates)):
             found.add(op.id)
+        if op.id in found:
+            read.update(source for source in op.inputs() if source in dag.written)
     return frozenset(found)
 
 

@@ -54,6 +54,8 @@ class Observation:
 
     outputs: tuple[TensorMeta, ...]
     requires_grad: bool
+    differentiable: bool
+    """Not so when a gradient is wanted, and torch has no formula for it."""
     storages: frozenset[int]
     """Identities of the storages of its outputs, comparable within one run."""
     dense: bool
@@ -100,6 +102,10 @@ def observe(ops: Sequence[Op], leaves: Mapping[int, TensorMeta], *, costs: bool 
                 Observation(
                     outputs=tuple(meta_of(tensor) for tensor in tensors),
                     requires_grad=any(tensor.requires_grad for tensor in tensors),
+                    differentiable=not any(
+                        tensor.grad_fn is not None and tensor.grad_fn.name().endswith("NotImplemented")
+                        for tensor in tensors
+                    ),
                     storages=frozenset(_storage(tensor) for tensor in tensors),
                     dense=len(tensors) == 1 and _is_dense(tensors[0]),
                     flops=flops,

@@ -183,15 +183,20 @@ def _differentiable(target: str) -> bool:
 
 
 def _gives_the_same(draft: Draft, functional: str, sharing: _Sharing, wanted: Observation) -> bool:
-    """An in-place write keeps the shape and dtype of what it writes; the functional twin may promote or broadcast."""
+    """An in-place write keeps the shape and dtype of what it writes, and has a gradient; the functional twin may promote or
+    broadcast, and that of `copy_` has none."""
     sources = list(dict.fromkeys(draft.inputs()))
-    stand_ins = {source: Draft(f"input_{index}", "constant", f"{index}") for index, source in enumerate(sources)}
+    stand_ins = {
+        source: Draft(f"input_{index}", "parameter" if sharing.seen[source].requires_grad else "constant", f"{index}")
+        for index, source in enumerate(sources)
+    }
     twin = Draft(draft.name, "call", functional, draft.args, dict(draft.kwargs))
     twin.substitute(stand_ins.__getitem__)
     ops = number([*stand_ins.values(), twin])
     metas = {position: sharing.seen[source].outputs[0] for position, source in enumerate(sources)}
     try:
-        return observe(ops, metas, costs=False)[-1].outputs == wanted.outputs
+        found = observe(ops, metas, costs=False)[-1]
+        return found.outputs == wanted.outputs and found.differentiable
     except OpError:
         return False
 

@@ -90,6 +90,16 @@ def test_assigning_to_a_slice_stays_in_place() -> None:
     assert not any("empty" in target for target in targets_of(found)), "uninitialised memory becomes zeros"
 
 
+def test_assigning_a_whole_tensor_keeps_its_gradient() -> None:
+    def body(model: Model, x: Tensor) -> Tensor:
+        h = torch.zeros(2, 4)
+        h[:] = model.linear(x)
+        return h.relu()
+
+    found = check(body)
+    assert writers(found) == ["aten.copy_.default"]
+
+
 def test_a_write_that_would_promote_stays_in_place() -> None:
     def body(model: Model, x: Tensor) -> Tensor:
         h = model.linear(x).bfloat16()

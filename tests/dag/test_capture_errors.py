@@ -118,6 +118,11 @@ class CustomFunction(Base):
         return Twice.apply(self.linear(x))  # here
 
 
+class NoDerivative(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.heaviside(self.linear(x), x)  # here
+
+
 class TensorHook(Base):
     def forward(self, x: Tensor) -> Tensor:
         h = self.linear(x)
@@ -179,6 +184,7 @@ def attempt(model: nn.Module, loss: object = lambda output, targets: output.mean
         (WritesAttribute, "register_buffer"),
         (Generator, "torch.Generator"),
         (CustomFunction, "Twice is a custom torch.autograd.Function"),
+        (NoDerivative, "no derivative of aten.heaviside.default"),
         (TensorHook, "hooks the gradient"),
         (Reentrant, "use_reentrant=False"),
         (InferenceMode, "torch.no_grad"),

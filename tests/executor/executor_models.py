@@ -114,6 +114,37 @@ class Tricky(nn.Module):
         return self.last(a.mul(2.0).add_(b) * self.scale)
 
 
+class Filled(nn.Module):
+    """Tensors that are made without a gradient and filled with values that have one: by slices, rows, views and whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(nn.Linear(8, 8) for _ in range(5))
+        self.narrow = nn.Linear(8, 4)
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = torch.zeros_like(x)
+        halves[:, :4] = torch.tanh(self.narrow(x))
+        halves[:, 4:] = x[:, 4:]
+        x = self.linears[0](halves)
+        rows, state = torch.empty(4, 8), x[0]
+        for step in range(4):
+            state = torch.tanh(self.linears[1](x[step]) + state)
+            rows[step] = state
+        flat = torch.zeros(32)
+        view = flat.view(4, 8)
+        view.add_(self.linears[2](rows))
+        whole = torch.empty(4, 8)
+        whole[:] = self.linears[3](flat.view(4, 8).relu())
+        again = whole.clone()
+        again.copy_(self.linears[4](whole))
+        kept = torch.zeros(4, 8)
+        with torch.no_grad():
+            kept[:, 1:] = again[:, 1:]
+        return self.last(again + kept)
+
+
 def _vectors(generator: torch.Generator) -> dict[str, Tensor]:
     return {
         "inputs": torch.randn(4, 8, generator=generator),
@@ -136,6 +167,7 @@ def cases() -> dict[str, Case]:
             _tokens,
         ),
         "tricky": Case(Tricky, nn.functional.cross_entropy, _vectors),
+        "filled": Case(Filled, nn.functional.cross_entropy, _vectors),
     }
 
 

@@ -11,6 +11,7 @@ from executor_models import CASES, captured, plain_loop, random_cuts
 from executor_pipeline import Outcome, Pipeline, Settings, differing, same
 from torch import nn
 
+from dag.cut import cut_points
 from executor.learning_rate import factor
 from fusion.spec import LrScheduleSpec, OptimizerSpec
 
@@ -52,13 +53,16 @@ def test_losses_norms_weights_and_buffers_are_plain_pytorchs(name: str) -> None:
         assert differing(outcome, state) == []
 
 
-def test_fragments_of_one_op_each() -> None:
-    made = captured("tricky")
-    losses, state, _ = plain_loop(CASES["tricky"], steps=2, micro_batches=3, optimizer=adamw)
-    pipeline = Pipeline(made.dag, made.tensors, random_cuts(made.dag, 1000, 0), Settings(steps=2, micro_batches=3))
-    outcome = pipeline.run(CASES["tricky"].batch_of)
-    assert outcome.losses == losses
-    assert differing(outcome, state) == []
+@pytest.mark.parametrize("name", ["tricky", "filled"])
+def test_fragments_of_one_op_each_and_two_fragments_wherever_they_may_be_cut(name: str) -> None:
+    made = captured(name)
+    losses, state, _ = plain_loop(CASES[name], steps=2, micro_batches=3, optimizer=adamw)
+    everywhere = [point.position for point in cut_points(made.dag)]
+    for cuts in (everywhere, *([position] for position in everywhere)):
+        pipeline = Pipeline(made.dag, made.tensors, cuts, Settings(steps=2, micro_batches=3))
+        outcome = pipeline.run(CASES[name].batch_of)
+        assert outcome.losses == losses
+        assert differing(outcome, state) == []
 
 
 def test_dropout_draws_the_same_numbers_wherever_it_is_cut_and_when_recomputed() -> None:
