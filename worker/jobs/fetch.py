@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -254,10 +255,17 @@ class Fetcher:
                     attempt, delay, before = 1, 0.2, progress()
                 if attempt == self._attempts:
                     raise UnreachableError(
-                        f"the coordinator at {self._url} does not answer: {error or type(error).__name__}"
+                        f"the coordinator at {self._url} does not answer: {_reason(error)}"
                     ) from None
             await asyncio.sleep(delay)
             attempt, delay = attempt + 1, min(delay * 2, 5.0)
+
+
+def _reason(error: Exception) -> str:
+    """In the system's words where it has some: those of aiohttp speak of its own settings."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    return str(error) or type(error).__name__
 
 
 async def _problem(answer: aiohttp.ClientResponse, what: str) -> str:

@@ -167,8 +167,13 @@ class JobRun:
         self._tasks.append(asyncio.create_task(self._poke(parts.backups, ready), name=f"poke {self.job}"))
         hosted = prepare.plan.fragments_of(self._worker)
         self._say(
-            f"job {prepare.job}: {plural('fragment', len(hosted))} {', '.join(map(str, hosted)) or 'none'} of "
-            f"{len(prepare.plan.placement)} ready in {format_seconds(monotonic() - begin)} ({format_bytes(fetched)} fetched)"
+            f"job {prepare.job}: "
+            + (
+                f"{plural('fragment', len(hosted))} {', '.join(map(str, hosted))} of {len(prepare.plan.placement)} ready"
+                if hosted
+                else "ready to take fragments over"
+            )
+            + f" in {format_seconds(monotonic() - begin)} ({format_bytes(fetched)} fetched)"
         )
 
     async def _build(self, peers: list[PeerAddress]) -> Parts:
@@ -195,7 +200,7 @@ class JobRun:
             threads=self._threads,
             memory=self._memory,
             report=self._report_from_thread,
-            upload=PartUploads(self.job, self._fetcher, self._send, lambda: host.epoch).begin,
+            upload=PartUploads(self.job, self._fetcher, self._send, lambda: host.epoch, self._abandoned.is_set).begin,
             ship=ship,
             stager=Stager(torch.device(self._device)) if self._device != "cpu" else None,
             surroundings=self._surroundings,
