@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 
 from fusion import garbage
 from fusion.errors import FusionError
@@ -90,7 +91,8 @@ def _follow_stdin(loop: asyncio.AbstractEventLoop, leave: object) -> None:
     except OSError:
         pass  # No stdin counts as a closed one.
     try:
-        loop.call_soon_threadsafe(leave, "the process that started it has ended")
+        # With it the coordinator has ended, too.
+        loop.call_soon_threadsafe(partial(leave, "the process that started it has ended", patient=False))
     except RuntimeError:
         return  # The loop is closed: we are leaving already.
     threading.Event().wait(_ORPHAN_PATIENCE)

@@ -63,6 +63,8 @@ from worker.whereabouts import clock_in_words, find, in_words
 
 # The coordinator lets a leaving worker wait for the next checkpoint for a minute at most.
 _LEAVE_PATIENCE = 90.0
+# A coordinator that is started again is back by then.
+_AWAY_PATIENCE = 20.0
 _LOOK_SECONDS = 1.0
 # Our coordinator is connected to again within seconds of its return; one that answers HTTP and is not has forgotten us.
 _FORGOTTEN_AFTER = 20.0
@@ -96,7 +98,10 @@ class Service:
         self._neighbours = Neighbours(self._keys, self._mover, self._control.send, self._over.is_set)
         self._relay_port = 0
         self._why = ""
-        self._leaving = False
+        self._leaving = ""
+        """Why, once we are."""
+        self._patient = True
+        self._exit_code = 0
         self._paused = False
         self._quiet = asyncio.Event()
         self._was_lost = False
@@ -142,20 +147,48 @@ class Service:
                 await self._drop_job("the worker leaves")
                 await self._control.destroy()
                 await asyncio.to_thread(self._mover.close)
-        return 0
+        return self._exit_code
 
-    def leave(self, reason: str) -> None:
-        """Leave in good order: the coordinator may want to bring the job to its next checkpoint first."""
+    def leave(self, reason: str, *, patient: bool = True) -> None:
+        """Leave in good order: the coordinator may want to bring the job to its next checkpoint first.
+
+        While it is away, a worker that is `patient` and has fragments waits for it for a moment.
+        """
         if self._leaving:
             return
-        self._leaving = True
+        self._leaving, self._patient = reason, patient
         if not self._control.connected:
+            self._leave_unheard(f"leaving ({reason})")
+            return
+        self._say(f"leaving ({reason}){'; its fragments move first (again: leave at once)' if self._training else ''}")
+        self._say_leaving()
+
+    @property
+    def _training(self) -> bool:
+        return self._run is not None and self._run.training
+
+    def _say_leaving(self) -> None:
+        self._control.send(Leaving(reason=self._leaving))
+        self._loop.call_later(_LEAVE_PATIENCE, self._over.set)
+
+    def _leave_unheard(self, words: str) -> None:
+        """Nobody can take our fragments over in good order while the coordinator is away."""
+        if not (self._training and self._patient):
+            self._say(words)
             self._over.set()
             return
-        training = self._run is not None and self._run.training
-        self._say(f"leaving ({reason}){'; its fragments move first (again: leave at once)' if training else ''}")
-        self._control.send(Leaving(reason=reason))
-        self._loop.call_later(_LEAVE_PATIENCE, self._over.set)
+        self._say(
+            f"{words}: waiting for the coordinator for {_AWAY_PATIENCE:g} s at most, so that its fragments move first (again: leave at once)"
+        )
+        self._loop.call_later(_AWAY_PATIENCE, self._leave_alone)
+
+    def _leave_alone(self) -> None:
+        if not self._control.connected and not self._over.is_set():
+            self._say(
+                "leaving without the coordinator; its fragments have not moved: others will replay what is lost with them"
+            )
+            self._exit_code = 1
+            self._over.set()
 
     # The owner of the machine -------------------------------------------------------------------------------------
 
@@ -283,11 +316,15 @@ class Service:
             if self._was_lost:
                 self._say("the coordinator is back")
             self._was_lost = False
+            if self._leaving:
+                self._say_leaving()
         elif not self._over.is_set():
             self._was_lost = True
-            self._say(f"lost the coordinator at {self._url}; {'training goes on' if self._run else 'waiting for it'}")
+            lost = f"lost the coordinator at {self._url}"
             if self._leaving:
-                self._over.set()
+                self._leave_unheard(lost)
+            else:
+                self._say(f"{lost}; {'training goes on' if self._run else 'waiting for it'}")
 
     # Messages -----------------------------------------------------------------------------------------------------
 

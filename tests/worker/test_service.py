@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 import safetensors.torch
@@ -29,6 +30,8 @@ from fusion.messages import (
 from fusion.sockets import key_to_hex, new_keys
 from worker import service, whereabouts
 from worker.config import WorkerConfig
+from worker.jobs import part_uploads
+from worker.jobs.fetch import Fetcher
 from worker.machine.owner import Owner, Reading
 from worker.service import default_name
 
@@ -143,6 +146,57 @@ async def test_an_upload_that_fails_is_a_warning_and_training_goes_on(coordinato
         assert len(warned) == 2
         assert "no space left on the coordinator's disk" in warned[0].message
         assert not coordinator.of("a", CheckpointPart)
+
+
+async def test_the_last_state_waits_for_a_coordinator_that_is_away(
+    coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "Fetcher", partial(Fetcher, attempts=1))
+    monkeypatch.setattr(part_uploads, "_AGAIN_SECONDS", 0.05)
+    case = make_case(Stack(dropout=0.0), steps=60, checkpoint_every=20)
+    async with pool(coordinator, "a", "b") as (a, b):
+        await start_job(coordinator, case, ("a", "b"))
+        await coordinator.message("b", StepReport)
+        await coordinator.stop()
+        await a.said.until("training goes on")
+        await b.said.until("training goes on")
+        parts = len(coordinator.of("a", CheckpointPart))
+        await coordinator.start()
+        for name in ("a", "b"):
+            assert isinstance(await coordinator.message(name, Finished, Failure), Finished)
+            assert coordinator.of(name, CheckpointPart)[-1].step == 60
+            assert coordinator.of(name, CheckpointPart)[-1].blob.digest in coordinator.blobs
+            assert not coordinator.of(name, Warned)
+        assert len(coordinator.of("a", CheckpointPart)) > parts
+
+
+async def test_who_is_to_leave_while_the_coordinator_is_away_waits_for_it(coordinator: FakeCoordinator) -> None:
+    async with pool(coordinator, "a", "b") as (a, _):
+        await start_job(coordinator, make_case(Stack(dropout=0.0), steps=5000), ("a", "b"))
+        await coordinator.message("a", StepReport)
+        await coordinator.stop()
+        await a.said.until("training goes on")
+        a.service.leave("SIGTERM")
+        await a.said.until("waiting for the coordinator for 20")
+        await coordinator.start()
+        assert (await coordinator.message("a", Leaving)).reason == "SIGTERM"
+        assert not a.task.done()
+        coordinator.send("a", Shutdown(reason="drained"))
+        assert await asyncio.wait_for(a.task, 20) == 0
+
+
+async def test_who_leaves_without_the_coordinator_says_so_and_is_no_success(
+    coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_AWAY_PATIENCE", 0.1)
+    async with pool(coordinator, "a", "b") as (a, _):
+        await start_job(coordinator, make_case(Stack(dropout=0.0), steps=5000), ("a", "b"))
+        await coordinator.message("a", StepReport)
+        a.service.leave("SIGTERM")
+        await coordinator.message("a", Leaving)
+        await coordinator.stop()
+        assert await asyncio.wait_for(a.task, 20) == 1
+        assert "its fragments have not moved" in a.said[-1]
 
 
 async def test_an_evicted_worker_joins_anew(coordinator: FakeCoordinator) -> None:
