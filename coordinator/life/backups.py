@@ -94,10 +94,12 @@ def choose(
     refused = job.run.refused if job.run is not None else {}
     chosen: dict[int, str] = {}
     lacking: dict[int, int] = {}
+    alone = True
     for fragment, host in enumerate(plan.placement):
         need = 2 * sizes.get(fragment, 0) * (1 + slots)  # The last snapshot stays until the next one is whole.
         at = (ring.index(host) + len(ring) // 2) % len(ring) if host in ring else 0
         candidates = [name for name in (*ring[at:], *ring[:at]) if name != host]
+        alone = alone and not candidates
         if links is not None:
             candidates = _least_traffic_first(job, plan, fragment, candidates, links)
         candidates = _other_machines_first(host, candidates, live)
@@ -115,7 +117,7 @@ def choose(
         else:
             chosen[fragment] = found
             room[found] -= need
-    return chosen, _without(lacking)
+    return chosen, "all other workers leave" if alone else _without(lacking)
 
 
 def _other_machines_first(host: str, candidates: Sequence[str], live: Mapping[str, Member]) -> list[str]:

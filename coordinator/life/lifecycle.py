@@ -215,7 +215,6 @@ class Lifecycle:
             case Warned():
                 if (text := self.words.take(event.time, event.incarnation, message)) is not None:
                     job = self.jobs.get(message.job) if message.job else None
-                    self._books.do(ev.RecordLog(job.id if job else None, member.name, text))
                     self._books.story(job, "warning", f"worker {member.name}: {text}", worker=member.name)
             case LinkMeasured() | Arrivals() | Unreached() | Reached():
                 self._link_watch.heard(member, message, event.time)

@@ -341,13 +341,15 @@ class Mover:
         self.refused[category] += 1
         key = sender_key(frames[1]) if len(frames) > 1 else ""
         route = self._route
-        peer = (route.name_of(key) if route else "") or (f"the peer with key {key[:8]}…" if key else "a peer")
+        name = route.name_of(key) if route else ""
+        peer = name or (f"the peer with key {key[:8]}…" if key else "a peer")
         if (peer, category) in self._warned:
             return
         self._warned.add((peer, category))
         line = f"dropped a message from {peer} ({category}): {why}; more like it are only counted"
         log.warning(line)
-        if category not in _QUIET:
+        # Who was declared lost and wakes has not heard of it yet: nobody needs to know, unless they look into this log.
+        if category not in _QUIET and name:
             self._warn(line)
 
     def _stranger(self, domain: str, address: str, key: str) -> None:
