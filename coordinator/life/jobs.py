@@ -48,6 +48,8 @@ class PartialStep(BaseModel):
     gradient_norm: float | None = None
     eval_loss: float | None = None
     sent_bytes: int = 0
+    seconds: list[float] = Field(default_factory=list)
+    """What it took, by the clocks of workers."""
     completed_at: float | None = None
     passed_at: float | None = None
     """When something later was known to be done, which all that belongs to this step should have come before."""

@@ -39,6 +39,8 @@ def add_step(job: Job, worker: str, report: StepReport, now: float) -> list[Metr
             return []
         partial.fragments.extend(fresh)
         partial.sent_bytes += report.sent_bytes
+        if report.seconds is not None:
+            partial.seconds.append(report.seconds)
         if report.loss is not None:
             partial.loss = report.loss
         if report.gradient_norm is not None:
@@ -119,6 +121,9 @@ def _given_up(partial: PartialStep, now: float) -> bool:
 def _metric(job: Job, step: int, partial: PartialStep, completed_at: float) -> Metric:
     began = job.last_completion if job.last_completion is not None else completed_at
     seconds = max(0.0, completed_at - began)
+    if partial.seconds:
+        # Reports that were late, as after a restart of the coordinator, come all at once: workers know better.
+        seconds = min(max(seconds, min(partial.seconds)), max(partial.seconds))
     job.last_completion = completed_at
     job.step = step
     job.step_seconds = seconds

@@ -71,6 +71,8 @@ class StepReport(Message):
     sent_bytes: int = 0
     """Wire bytes that this worker sent to its peers during the step."""
     sent_to: dict[str, int] = Field(default_factory=dict)
+    seconds: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
+    """Since this worker was through with the step before; None when that is not known, or it has been further already."""
     wait_seconds: float = 0.0
     memory_used_bytes: int = 0
     log_bytes: int = 0

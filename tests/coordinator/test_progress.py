@@ -15,11 +15,14 @@ def told(play: Play) -> dict[int, Metric]:
     return {each.metric.step: each.metric for each in play.out if isinstance(each, ev.RecordMetric)}
 
 
-def say(play: Play, name: str, step: int) -> None:
+def say(play: Play, name: str, step: int, seconds: float | None = None) -> None:
     """What this worker, which computes the loss if it is b, reports of a step."""
     times = [FragmentTimes(fragment="ab".index(name), forward=0, backward=0, update=0)]
     loss = 10.0 + step if name == "b" else None
-    play.say(name, StepReport(job="job", epoch=0, step=step, fragments=times, sent_bytes=1, loss=loss))
+    play.say(
+        name,
+        StepReport(job="job", epoch=0, step=step, fragments=times, sent_bytes=1, loss=loss, seconds=seconds),
+    )
 
 
 def evaluate(play: Play, step: int) -> None:
@@ -71,6 +74,20 @@ def test_a_worker_that_claims_a_step_far_ahead_takes_little_memory() -> None:
     play = Play("a", steps=10**9)
     say(play, "a", 10**9)
     assert len(play.job.partial) <= 1001
+
+
+def test_steps_whose_reports_come_late_and_all_at_once_took_what_workers_say() -> None:
+    play = Play("ab")
+    for step in (1, 2):
+        play.tick(0.5)
+        say(play, "a", step, None if step == 1 else 0.6)
+        say(play, "b", step, None if step == 1 else 0.4)
+    play.tick(10.0)  # Nobody listens.
+    for step in (3, 4, 5):
+        say(play, "a", step, 0.6)
+        say(play, "b", step, 0.4)
+    seconds = {step: round(metric.step_seconds, 3) for step, metric in told(play).items()}
+    assert seconds == {1: 0.5, 2: 0.5, 3: 0.6, 4: 0.4, 5: 0.4}
 
 
 def test_an_evaluation_that_was_overtaken_is_waited_for() -> None:

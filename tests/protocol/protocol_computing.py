@@ -287,7 +287,9 @@ class Computing:
                     case todo.ReportStep(step, fragments):
                         logged = self.session.measure_log()
                         self.world.measured(self, logged)
-                        self.process.send(self._accounts.step_report(self.epoch, step, fragments, {}, 0, logged))
+                        self.process.send(
+                            self._accounts.step_report(self.epoch, step, fragments, {}, 0, logged, self.world.clock.now)
+                        )
                     case todo.SayPaused(step):
                         self.process.send(Paused(job=self.job, epoch=self.epoch, step=step))
                     case todo.MissBackup(fragment, step):

@@ -6,10 +6,24 @@ from dataclasses import dataclass
 
 import pytest
 
+from executor.ordering import Task, TaskKind
+from fusion.messages import TrainConfig
+from fusion.spec import LrScheduleSpec, OptimizerSpec
 from fusion.wire import FrameKind, Header
+from worker.protocol.accounts import Accounts
 from worker.protocol.inbox import Inbox
 from worker.protocol.replay_log import Key, ReplayLog
 from worker.protocol.waiting import Patience
+
+TRAIN = TrainConfig(
+    steps=9,
+    micro_batches=2,
+    micro_batch_size=1,
+    seed=0,
+    optimizer=OptimizerSpec(),
+    lr_schedule=LrScheduleSpec(),
+    eval_batches=2,
+)
 
 
 def key(step: int, micro_batch: int = 0, kind: FrameKind = FrameKind.ACTIVATION) -> Key:
@@ -92,3 +106,33 @@ def test_patience_learns_from_duplicates_that_a_link_is_slow() -> None:
     for _ in range(100):
         patience.asked()
     assert patience.left() == 60.0
+
+
+def test_a_step_takes_what_passes_between_reports_and_a_replayed_one_is_not_counted() -> None:
+    accounts = Accounts("job", TRAIN)
+
+    def took(step: int, now: float) -> float | None:
+        return accounts.step_report(0, step, (), {}, 0, 0, now).seconds
+
+    assert took(4, 10.0) is None
+    assert took(5, 10.5) == 0.5
+    assert took(4, 12.0) is None
+    assert took(5, 12.1) is None
+    assert took(6, 12.5) == 2.0
+    assert took(8, 13.0) is None
+
+
+def test_what_a_fragment_had_told_of_its_step_goes_with_it() -> None:
+    accounts = Accounts("job", TRAIN)
+    accounts.lost(1, 3, 5.0)
+    accounts.evaluated(0, 1, 2, 7.0)
+    accounts.forget({1})
+    assert accounts.step_report(0, 3, (), {}, 0, 0, 0.0).loss is None
+    accounts.spent(Task(TaskKind.FORWARD, 1, 3, 0), 0.1)
+    for loss in (1.0, 3.0):
+        accounts.lost(1, 3, loss)
+    assert accounts.step_report(0, 3, (1,), {}, 0, 0, 0.0).loss == 2.0
+    accounts.evaluated(0, 1, 2, 1.0)
+    report = accounts.evaluated(0, 1, 2, 2.0)
+    assert report is not None
+    assert report.loss == 1.5

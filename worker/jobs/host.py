@@ -268,7 +268,7 @@ class JobHost:
         assert self._route is not None
         used = self._memory.used()
         sent, logged = self._route.take_sent(), self._session.measure_log()
-        report = self._accounts.step_report(self.epoch, step, fragments, sent, used, logged)
+        report = self._accounts.step_report(self.epoch, step, fragments, sent, used, logged, monotonic())
         self._report(report.model_copy(update={"trace": self._trace.take(step, perf_counter())}))
         self._memory.check(used)
 

@@ -21,6 +21,7 @@ class Accounts:
         self._seconds: dict[tuple[int, int], dict[TaskKind, float]] = defaultdict(lambda: defaultdict(float))
         self._norms: dict[int, float] = {}
         self._waited = 0.0
+        self._furthest: tuple[int, float] | None = None
 
     def spent(self, task: Task, seconds: float) -> None:
         """`task` took this long. Evaluations are not accounted for: they come after the step's report."""
@@ -46,9 +47,16 @@ class Accounts:
                 del accounts[key]
 
     def step_report(
-        self, epoch: int, step: int, fragments: Sequence[int], sent: dict[str, int], memory_used: int, log_bytes: int
+        self,
+        epoch: int,
+        step: int,
+        fragments: Sequence[int],
+        sent: dict[str, int],
+        memory_used: int,
+        log_bytes: int,
+        now: float,
     ) -> StepReport:
-        """The report of a step that these fragments have run here; closes the step's accounts."""
+        """The report of a step that these fragments have run here, `now` in seconds; closes the step's accounts."""
         losses = [loss for fragment in fragments for loss in self._losses.pop((fragment, step), ())]
         waited, self._waited = self._waited, 0.0
         seconds = {fragment: self._seconds.pop((fragment, step)) for fragment in fragments}
@@ -69,10 +77,17 @@ class Accounts:
             gradient_norm=self._norms.pop(step, None),
             sent_bytes=sum(sent.values()),
             sent_to=sent,
+            seconds=self._since_the_step_before(step, now),
             wait_seconds=waited,
             memory_used_bytes=memory_used,
             log_bytes=log_bytes,
         )
+
+    def _since_the_step_before(self, step: int, now: float) -> float | None:
+        before, at = self._furthest or (step, now)
+        if step > before or self._furthest is None:
+            self._furthest = step, now
+        return now - at if step == before + 1 else None
 
     def evaluated(self, epoch: int, fragment: int, step: int, loss: float) -> EvaluationReport | None:
         """The loss of the next evaluation batch after `step`; the report once all are there."""
