@@ -34,6 +34,7 @@ from benchmarks.common import ONE_THREAD, ROOT, Disturbance, Workload, machine, 
 from benchmarks.pool_runs import train_on
 from coordinator.plans.planning import Candidate, alike
 from coordinator.plans.scheduling import SchedulerPlanner
+from coordinator.shown.views import ShownPlan
 from coordinator.submission import train_config
 from fusion.local import LocalPool, LocalWorker
 from fusion.messages import Device
@@ -118,7 +119,7 @@ def train(pool: LocalPool, job: CapturedJob, warm_up: int, policy: str, workers:
     )
     counted = steps[warm_up:]
     return Trained(
-        Plan.model_validate(ended["plan"]),
+        ShownPlan.model_validate(ended["plan"]),
         tuple(step["step_seconds"] for step in counted),
         round(median(step["sent_bytes"] for step in counted)),
     )

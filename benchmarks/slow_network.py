@@ -48,8 +48,8 @@ from benchmarks.relay import DEVICE
 from benchmarks.slow_rows import Row
 from benchmarks.slow_settings import SETTINGS, STAGES, VARIANTS, Setting, Variant
 from benchmarks.testbed import Testbed
+from coordinator.shown.views import ShownPlan
 from fusion.local import LocalWorker
-from fusion.plan import Plan
 from fusion.submit import CapturedJob
 
 
@@ -106,7 +106,7 @@ def train(pool: PlacedPool, setting: Setting, job: CapturedJob, warm_up: int, va
     with pool.client() as client:
         timeline = client.timeline(ended["id"])
     counted = [step["step_seconds"] for step in steps[warm_up:]]
-    made = Plan.model_validate(ended["plan"])
+    made = ShownPlan.model_validate(ended["plan"])
     return Row(
         model=job.spec.name,
         setting=setting.name,
@@ -121,7 +121,7 @@ def train(pool: PlacedPool, setting: Setting, job: CapturedJob, warm_up: int, va
         link_seconds=slow_rows.link_seconds(setting.topology(), job, made),
         stage_seconds=slow_rows.stage_seconds(timeline),
         predicted=made.predicted_step_seconds,
-        plan=made.model_dump(mode="json"),
+        plan=made.model_dump(mode="json", exclude={"id"}),
         uniform=variant.uniform,
     )
 

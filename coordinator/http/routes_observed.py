@@ -14,7 +14,7 @@ from coordinator.http.routing import ENGINE, Answer, HttpError, Parameter, Route
 from coordinator.plans.planning import summarize
 from coordinator.shown.crossings import CrossingsCache
 from coordinator.shown.pool_map import pool_map
-from coordinator.shown.views import ErrorView
+from coordinator.shown.views import ErrorView, shown_plan
 from coordinator.shown.views_observed import CurvesView, JobLinks, PlanHistory, PoolMap, TimelineView
 from dag.graph import OpDag
 from dag.views import as_html
@@ -66,7 +66,7 @@ async def plans(request: web.Request) -> web.Response:
         stretch = stretches.get(plan.epoch)
         shown.append(
             {
-                "plan": plan.model_dump(mode="json"),
+                "plan": shown_plan(plan).model_dump(mode="json"),
                 "fragments": [fragment.model_dump(mode="json") for fragment in fragments],
                 "first_step": stretch.first_step if stretch else None,
                 "steps": stretch.steps if stretch else 0,

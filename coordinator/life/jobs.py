@@ -30,6 +30,7 @@ class FragmentSummary(BaseModel):
     last_module: str
     parameter_bytes: int
     flops: int = Field(description="Forward operations for one micro-batch.")
+    backward_flops: int = Field(0, description="Backward operations for one micro-batch.")
     traffic: dict[int, int] = Field(
         default_factory=dict,
         description="Other fragment -> bytes that the two exchange for one micro-batch, both ways, as their codecs make them.",

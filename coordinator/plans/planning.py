@@ -220,6 +220,7 @@ def summarize(dag: OpDag, plan: Plan) -> tuple[FragmentSummary, ...]:
                 last_module=next((name for name in reversed(modules) if name), ""),
                 parameter_bytes=_parameter_bytes(dag, fragment),
                 flops=sum(dag.ops[op].flops for op in fragment.ops),
+                backward_flops=sum(dag.ops[op].backward_flops for op in fragment.ops),
                 traffic=dict(sorted(traffic[fragment.index].items())),
             )
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from coordinator.life.jobs import FragmentSummary, Job, JobState, Metric
 from coordinator.life.pool import Member
@@ -20,6 +20,17 @@ class ChecksView(BaseModel):
     passed: int
     failed: int
     void: int = Field(description="They could not be made, or not to the end.")
+
+
+class ShownPlan(Plan):
+    __doc__ = Plan.__doc__
+    # What is read back says its id, which follows from the rest.
+    model_config = ConfigDict(extra="ignore")
+
+    @computed_field(description="Hash of what decides the bits: cuts and codecs, not placement or epoch.")  # type: ignore[prop-decorator]
+    @property
+    def id(self) -> str:
+        return super().id
 
 
 class JobView(BaseModel):
@@ -40,10 +51,11 @@ class JobView(BaseModel):
     loss: float | None
     first_loss: float | None
     step_seconds: float | None
-    tokens_per_second: float | None
+    tokens_per_second: float | None = Field(description="Of text.")
+    samples_per_second: float | None = Field(description="Of other data.")
     sent_bytes: int = Field(description="Bytes that its workers sent to each other so far.")
     epoch: int = Field(description="Epoch of the plan; grows when the job starts again with other workers.")
-    plan: Plan | None
+    plan: ShownPlan | None
     workers: list[str]
     fragments: list[FragmentSummary]
     checkpoint: int | None = Field(description="Step of the latest checkpoint.")
@@ -217,9 +229,10 @@ def job_view(job: Job) -> dict[str, Any]:
         first_loss=job.first_loss,
         step_seconds=job.step_seconds,
         tokens_per_second=tokens / job.step_seconds if tokens and job.step_seconds else None,
+        samples_per_second=job.samples_per_step / job.step_seconds if not tokens and job.step_seconds else None,
         sent_bytes=job.sent_bytes,
         epoch=job.epoch,
-        plan=job.plan,
+        plan=shown_plan(job.plan) if job.plan else None,
         workers=list(job.plan.workers) if job.plan else list(job.hosts),
         fragments=job.fragments,
         checkpoint=job.checkpoint,
@@ -231,6 +244,10 @@ def job_view(job: Job) -> dict[str, Any]:
     )
     shown: dict[str, Any] = json.loads(view.model_dump_json())  # JSON has no NaN: a lost loss is shown as null.
     return shown
+
+
+def shown_plan(plan: Plan) -> ShownPlan:
+    return ShownPlan.model_validate(plan, from_attributes=True)
 
 
 def worker_view(member: Member, job: Job | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.life.jobs import FragmentSummary
-from fusion.plan import Plan
+from coordinator.shown.views import ShownPlan
 
 
 class SpreadView(BaseModel):
@@ -83,7 +83,7 @@ class TimelineView(BaseModel):
 class PlanView(BaseModel):
     """A plan that the job has had."""
 
-    plan: Plan
+    plan: ShownPlan
     fragments: list[FragmentSummary]
     first_step: int | None = Field(description="The first recorded step under it.")
     steps: int

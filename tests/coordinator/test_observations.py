@@ -14,6 +14,7 @@ from coordinator.shown.curves import Curves
 from coordinator.shown.pool_map import pool_map
 from coordinator.shown.timelines import Timelines
 from coordinator.shown.traffic import Traffic
+from coordinator.shown.views import ShownPlan
 from dag.cut import cut, cut_points
 from fusion.messages import FragmentTimes, StepReport, StepTrace
 from fusion.plan import CodecChoice, Plan
@@ -206,6 +207,12 @@ async def test_what_is_asked_for_after_a_run_is_what_was_recorded(server: Server
         assert curves["values"]["loss"]["mean"] == [each["loss"] for each in recorded["metrics"]]
         _, plans = await server.call("GET", f"{home}/plans")
         assert [(each["plan"]["epoch"], each["steps"]) for each in plans["plans"]] == [(0, 6)]
+        planned = next(
+            event for event in (await server.call("GET", f"{home}/events"))[1]["events"] if event["event"] == "planned"
+        )
+        shown = (await server.job(job["id"]))["plan"]
+        assert shown == plans["plans"][0]["plan"]
+        assert shown["id"] == planned["plan"] == ShownPlan.model_validate(shown).id
         _, all_events = await server.call("GET", f"{home}/events")
         _, newest = await server.call("GET", f"{home}/events?newest=2")
         assert newest["events"] == all_events["events"][-2:]

@@ -12,8 +12,8 @@ from cases import Case, all_cases
 from runs import STEPS, Outcome, assert_same_bits, captured, in_one_process, replanned, run
 
 from benchmarks.one_process import OneProcess, Step
+from coordinator.shown.views import ShownPlan
 from fusion.local import LocalPool, check_done
-from fusion.plan import Plan
 from fusion.spec import CompressionSpec
 from fusion.submit import CapturedJob, submit
 
@@ -78,7 +78,7 @@ def test_a_plan_in_one_process_has_the_losses_of_the_pool_that_follows_it(pool: 
             ended = pool.watch(submit(client, lossy)["id"], lambda item: None)
             check_done(ended)
             metrics = client.metrics(ended["id"])
-        plan = Plan.model_validate(ended["plan"])
+        plan = ShownPlan.model_validate(ended["plan"])
         assert len(set(plan.placement)) == 2
         process, steps = OneProcess(lossy, plan), list[Step]()
         process.train(steps.append)
