@@ -30,7 +30,7 @@ _LEAST_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """A worker that is so many times slower than it said (below 1: faster)."""
+    """A worker that is so many times slower than the others, by what each said, or alone than it said (below 1: faster)."""
 
     worker: str
     slower: float
@@ -45,21 +45,27 @@ def check(books: Books, job: Job) -> None:
     hosts = books.hosts(job)
     all_found = corrections(job, {member.name: member.slower for member in hosts})
     working = [member for member in hosts if job.plan is not None and member.name in job.plan.workers]
+    beside = "the others, by what each said"
     spare = [*books.pool.idle(), *(member for member in hosts if member not in working)]
     if len(working) == 1 and any(map(_measured, spare)):
-        all_found = contradicted(job, working[0])
+        all_found, beside = contradicted(job, working[0]), "it said"
     for found in all_found:
         member = books.pool.get(found.worker)
         assert member is not None
         member.slower = found.slower
         books.do(SaveWorker(member.name))
-        words = f"worker {member.name} is {_how(found.slower)} it said"
+        words = f"worker {member.name} is {_how(found.slower, beside)}"
         speed = f" ({member.device.flops_per_second:.2g} FLOP/s)" if member.device.flops_per_second else ""
+        # Of one that is as fast as it said the two times still differ, by what the model is wrong for all.
+        times = (
+            f": its work takes {format_seconds(found.seconds)} a step, {format_seconds(found.expected)} was expected"
+            if found.slower != 1
+            else ""
+        )
         books.story(
             job,
             "speed-corrected",
-            f"{words}{speed}: its work takes {format_seconds(found.seconds)} a step, {format_seconds(found.expected)} "
-            "was expected; plans count on that from here on",
+            f"{words}{speed}{times}; plans count on that from here on",
             worker=member.name,
             slower=found.slower,
         )
@@ -123,9 +129,9 @@ def _work(job: Job) -> tuple[dict[str, float], dict[str, float]]:
     return {worker: measured[worker] for worker in judged}, {worker: expected[worker] for worker in judged}
 
 
-def _how(slower: float) -> str:
+def _how(slower: float, beside: str) -> str:
     if slower == 1:
-        return "as fast as"
+        return "as fast as it said"
     factor = max(slower, 1 / slower)
     times = f"{factor:.1f}" if factor < 10 else f"{factor:.0f}"
-    return f"{times} times {'slower' if slower > 1 else 'faster'} than"
+    return f"{times} times {'slower' if slower > 1 else 'faster'} than {beside}"
