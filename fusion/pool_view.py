@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fusion.client import StreamItem
 from fusion.run_view import sparkline
-from fusion.units import format_bytes, format_seconds
+from fusion.units import format_bytes, format_pace, format_seconds, plural
 
 RECENT_STEPS = 20
 _STORY_LINES = 8
@@ -98,7 +98,7 @@ class PoolView:
         running = sum(job["state"] == "running" for job in self.jobs.values())
         head = Text.assemble(
             ("fusion", "bold"),
-            f"  {self.url}  {_moment(now)}  {len(live)} workers, {busy} busy  {running} running  ",
+            f"  {self.url}  {_moment(now)}  {len(live)} {plural('worker', len(live))}, {busy} busy  {running} running  ",
             (f"sent {self._total_rate()}", "cyan"),
         )
         parts: list[RenderableType] = [head]
@@ -115,12 +115,13 @@ class PoolView:
         return f"{format_bytes(sum(rates.per_second('sent_bytes') or 0.0 for rates in running))}/s"
 
     def _jobs(self) -> Table:
-        table = _table("job", "state", "step", "loss", "", "s/step", "tokens/s", "sent/s", "left")
+        table = _table("job", "state", "step", "loss", "", "s/step", "speed", "sent/s", "left")
         ended = [job for job in self.jobs.values() if job["state"] in _ENDED][-_ENDED_SHOWN:]
         for job in [*ended, *(job for job in self.jobs.values() if job["state"] not in _ENDED)]:
             rates = self.rates.get(job["id"], Rates())
             going = job["state"] == "running"
-            tokens, sent = rates.per_second("tokens"), rates.per_second("sent_bytes")
+            pace = format_pace(rates.per_second("tokens"), rates.per_second("samples"))
+            sent = rates.per_second("sent_bytes")
             seconds = rates.step_seconds or job["step_seconds"]
             table.add_row(
                 Text(job["id"]),
@@ -129,7 +130,7 @@ class PoolView:
                 "-" if job["loss"] is None else f"{job['loss']:.4f}",
                 Text(sparkline(list(rates.losses), 16), style="cyan"),
                 format_seconds(seconds) if seconds else "-",
-                f"{tokens:,.0f}" if going and tokens else "-",
+                pace if going else "-",
                 f"{format_bytes(sent)}/s" if going and sent is not None else "-",
                 format_seconds((job["steps"] - job["step"]) * seconds) if going and seconds else "-",
             )

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from fusion.client import StreamItem
-from fusion.units import format_bytes, format_seconds
+from fusion.units import format_bytes, format_pace, format_seconds
 
 _BARS = "▁▂▃▄▅▆▇█"
 PLAIN_LINES = 25
@@ -71,9 +71,7 @@ class History:
     def rate(self) -> str:
         """Tokens or samples per second over the whole run."""
         total = sum(self.seconds)
-        if total <= 0 or not (self.tokens or self.samples):
-            return "-"
-        return f"{self.tokens / total:,.0f} tokens/s" if self.tokens else f"{self.samples / total:,.1f} samples/s"
+        return format_pace(self.tokens / total, self.samples / total) if total > 0 else "-"
 
 
 class _Facts(ProgressColumn):

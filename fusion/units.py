@@ -133,6 +133,13 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+def format_pace(tokens: float | None, samples: float | None) -> str:
+    """`1,234 tokens/s` of text, `12.5 samples/s` of other data; `-` while neither is known."""
+    if tokens:
+        return f"{tokens:,.0f} tokens/s"
+    return f"{samples:,.1f} samples/s" if samples else "-"
+
+
 def plural(word: str, count: int) -> str:
     """`worker` of one, `workers` of none or several."""
     return word if count == 1 else f"{word}s"

@@ -109,12 +109,12 @@ class Course:
         if job.started_at is None:
             job.started_at = now
         self._books.tell(job, Start(job=job.id, epoch=job.epoch))
-        count = len(job.hosts)
+        count, pieces = len(job.hosts), len(job.fragments)
         self._books.story(
             job,
             "started",
             f"training starts {f'after step {job.restart_step} ' if job.restart_step else ''}on "
-            f"{count} {plural('worker', count)} ({len(job.fragments)} fragments)",
+            f"{count} {plural('worker', count)} ({pieces} {plural('fragment', pieces)})",
             step=job.restart_step,
         )
         self._books.save(job)
@@ -189,7 +189,7 @@ class Course:
         self._forget_run(job)
         took = format_seconds(now - (job.started_at or job.submitted_at))
         story = {
-            "done": f"job {job.id} is done: {job.step} steps in {took}",
+            "done": f"job {job.id} is done: {job.step} {plural('step', job.step)} in {took}",
             "failed": f"job {job.id} failed: {reason}",
             "cancelled": f"job {job.id} was {reason}",
         }[state]

@@ -10,7 +10,9 @@ import typer
 from fusion.cli.connection import connect
 from fusion.cli.options import CaOption, CoordinatorOption, JobIdArgument, JsonOption, TokenOption
 from fusion.cli.output import clock, number, out, print_json, show, table
-from fusion.units import format_bytes, format_seconds
+from fusion.units import format_bytes, format_pace, format_seconds
+
+_LONGEST_EVENT = len("checkpoint-copy-failed")
 
 
 def jobs(
@@ -80,7 +82,7 @@ def job(
         ("step", f"{found['step']} of {found['steps']}"),
         ("loss", f"{number(found['loss'])} (first {number(found['first_loss'])})"),
         ("step time", format_seconds(found["step_seconds"]) if found["step_seconds"] else "-"),
-        ("tokens/s", f"{found['tokens_per_second']:,.0f}" if found["tokens_per_second"] else "-"),
+        ("speed", format_pace(found["tokens_per_second"], found.get("samples_per_second"))),
         ("sent", format_bytes(found["sent_bytes"])),
         ("checkpoint", f"step {found['checkpoint']}" if found["checkpoint"] is not None else "-"),
     ]
@@ -109,11 +111,11 @@ def plan_table(job: dict[str, Any]) -> Any:
                 str(fragment["ops"]),
                 f"{fragment['parameter_bytes'] // 4:,}",
                 format_bytes(fragment["parameter_bytes"]),
-                f"{fragment['flops'] / 1e6:,.1f}",
+                f"{(fragment['flops'] + fragment.get('backward_flops', 0)) / 1e6:,.1f}",
             )
         )
-    columns = ("fragment", "worker", "modules", "ops", "parameters", "size", "MFLOP")
-    return table(None, columns, rows, right=("fragment", "ops", "parameters", "size", "MFLOP"))
+    numbers = ("ops", "parameters", "size", "MFLOP forward + backward")
+    return table(None, ("fragment", "worker", "modules", *numbers), rows, right=("fragment", *numbers))
 
 
 def logs(
@@ -148,7 +150,7 @@ def _print_line(line: dict[str, Any], as_json: bool) -> None:
         out(json.dumps(line))
         return
     source = line.get("worker") or line.get("event") or ""
-    out(f"{clock(line['time'])}  {source:<16}  {line['message']}")
+    out(f"{clock(line['time'])}  {source:<{_LONGEST_EVENT}}  {line['message']}")
 
 
 def cancel(

@@ -56,6 +56,7 @@ def fragments(dag: OpDag, plan: Plan) -> list[dict[str, Any]]:
                 "last_module": modules[-1],
                 "parameter_bytes": sum(dag.ops[op].output_bytes for op in fragment.parameters),
                 "flops": sum(dag.ops[op].flops for op in fragment.ops),
+                "backward_flops": sum(dag.ops[op].backward_flops for op in fragment.ops),
             }
         )
     return found

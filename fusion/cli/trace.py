@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.errors import UserError
+from fusion.units import plural
 
 _TASKS = {"forward": "F", "backward": "B", "weights": "W", "update": "U", "evaluate": "E"}
 
@@ -60,4 +61,4 @@ def write_trace(timeline: dict[str, Any], target: Path) -> str:
         target.write_text(chrome_trace(timeline), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{target}: can't write the timeline: {error.strerror or error}") from None
-    return f"wrote step {' and '.join(steps)} to {target}; open it at https://ui.perfetto.dev"
+    return f"wrote {plural('step', len(steps))} {' and '.join(steps)} to {target}; open it at https://ui.perfetto.dev"

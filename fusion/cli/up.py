@@ -81,6 +81,7 @@ def up(
     from fusion.spec_file import load_spec
     from fusion.tensorboard import TensorBoardFile
     from fusion.topology import load_topology
+    from fusion.units import plural
 
     spec = load_spec(job) if job is not None else None
     if chaos and workers == 1:
@@ -106,7 +107,8 @@ def up(
         closing(TensorBoardFile(tensorboard)) as board,
         RunView(spec.name, spec.train.steps) as view,
     ):
-        view.say(f"{spec.name}: {spec.train.steps} steps on {len(team)} workers, in {folder}")
+        steps = f"{spec.train.steps} {plural('step', spec.train.steps)}"
+        view.say(f"{spec.name}: {steps} on {len(team)} {plural('worker', len(team))}, in {folder}")
         if pool_on_paper is not None:
             view.say(f"links between workers, and workers beside the fastest, are as slow as {topology} says")
         view.status("starting the coordinator and the workers")
@@ -154,19 +156,21 @@ def _team(topology: Topology | None, count: int, threads: int) -> list[LocalWork
 
 def _summary(spec: JobSpec, run: Run, view: RunView, metrics: Path | None) -> None:
     from fusion.cli.jobs import plan_table
-    from fusion.units import format_bytes, format_seconds
+    from fusion.units import format_bytes, format_seconds, plural
 
     history, fragments = view.history, run.job["fragments"]
     parameters = sum(fragment["parameter_bytes"] for fragment in fragments) // 4
     out("")
-    out(f"{spec.name} is trained: {run.job['step']} steps in {format_seconds(run.seconds)}, {history.rate}")
+    steps = f"{run.job['step']} {plural('step', run.job['step'])}"
+    out(f"{spec.name} is trained: {steps} in {format_seconds(run.seconds)}, {history.rate}")
     if history.losses:
         out(f"  loss        {history.losses[0]:.4f} before, {history.losses[-1]:.4f} after")
     if history.evaluations:
         out(f"  held out    {history.evaluations[-1][1]:.4f} (loss on data that was not trained on)")
     sent = format_bytes(history.sent_bytes)
-    out(f"  traffic     {sent} between {len(run.job['workers'])} workers")
-    out(f"  model       {parameters:,} parameters in {len(fragments)} fragments")
+    workers = len(run.job["workers"])
+    out(f"  traffic     {sent} between {workers} {plural('worker', workers)}")
+    out(f"  model       {parameters:,} parameters in {len(fragments)} {plural('fragment', len(fragments))}")
     out(f"  checkpoint  {run.checkpoint / 'model.safetensors'}")
     if metrics is not None:
         out(f"  metrics     {metrics}")

@@ -214,6 +214,8 @@ async def test_what_is_asked_for_after_a_run_is_what_was_recorded(server: Server
         assert shown == plans["plans"][0]["plan"]
         assert shown["id"] == planned["plan"] == ShownPlan.model_validate(shown).id
         _, all_events = await server.call("GET", f"{home}/events")
+        messages = {event["event"]: event["message"] for event in all_events["events"]}
+        assert messages["started"] == "training starts on 1 worker (1 fragment)"
         _, newest = await server.call("GET", f"{home}/events?newest=2")
         assert newest["events"] == all_events["events"][-2:]
         status, page = await server.call("GET", f"{home}/diagram")

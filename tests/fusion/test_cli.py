@@ -30,6 +30,7 @@ JOB = {
     "first_loss": 2.0,
     "step_seconds": 0.5,
     "tokens_per_second": 1000.0,
+    "samples_per_second": None,
     "sent_bytes": 2048,
     "epoch": 0,
     "plan": None,
@@ -43,6 +44,7 @@ JOB = {
             "last_module": "head",
             "parameter_bytes": 400,
             "flops": 2_000_000,
+            "backward_flops": 4_000_000,
         }
     ],
     "checkpoint": 2,
@@ -67,7 +69,7 @@ WORKER = {
     "endpoint": "tcp://127.0.0.1:1",
 }
 LOG = {"seq": 2, "time": 5.0, "job": "small-1", "worker": "a", "message": "fetched 3 parameters"}
-EVENT = {"seq": 1, "time": 4.0, "job": "small-1", "event": "started", "message": "training starts"}
+EVENT = {"seq": 1, "time": 4.0, "job": "small-1", "event": "checkpoint-copy-failed", "message": "the store is away"}
 CHECKPOINT = {"job": "small-1", "step": 2, "time": 3.0, "model": {"size": 7}, "optimizer": {"size": 9}}
 
 LINK = {
@@ -173,15 +175,18 @@ def test_a_relayed_link_says_over_whom():
 def test_job_shows_its_plan(capsys, pool):
     out = run(capsys, "job", "small-1")[1]
     assert re.search(r"loss +1\.2500 \(first 2\.0000\)", out)
-    assert re.search(r"0 +a +stem \.\. head +5 +100", out)
+    assert re.search(r"speed +1,000 tokens/s", out)
+    assert "MFLOP forward + backward" in out
+    assert re.search(r"0 +a +stem \.\. head +5 +100 +400 B +6\.0", out)
 
 
 def test_logs_and_events_in_order(capsys, pool):
     out = run(capsys, "logs", "small-1")[1].splitlines()
     assert [line.split(maxsplit=3)[2:] for line in out] == [
-        ["started", "training starts"],
+        ["checkpoint-copy-failed", "the store is away"],
         ["a", "fetched 3 parameters"],
     ]
+    assert len({line.index(line.split(maxsplit=3)[3]) for line in out}) == 1  # A column for who says it.
     lines = run(capsys, "logs", "small-1", "--json")[1].splitlines()
     assert [json.loads(line)["seq"] for line in lines] == [1, 2]
 

@@ -44,7 +44,7 @@ def test_the_trace_has_a_process_for_each_worker_and_times_in_microseconds(
 ) -> None:
     target = tmp_path / "trace.json"
     assert ask(TIMELINE, target) == 0
-    assert "step 9" in capsys.readouterr().out
+    assert "wrote step 9 to" in capsys.readouterr().out
     events = json.loads(target.read_text())["traceEvents"]
     names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
     [task] = [event for event in events if event["ph"] == "X"]
@@ -52,6 +52,15 @@ def test_the_trace_has_a_process_for_each_worker_and_times_in_microseconds(
     begin, end = (event for event in events if event["ph"] in "be")
     assert (names[begin["pid"]], begin["args"]["sender"], begin["id"]) == ("b", "a", end["id"])
     assert (begin["ts"], end["ts"]) == (250_000.0, 350_000.0)
+
+
+def test_several_steps_are_steps(
+    ask: Callable[[dict[str, Any], Path], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        ask({**TIMELINE, "steps": [{**TIMELINE["steps"][0], "step": step} for step in (8, 9)]}, tmp_path / "two") == 0
+    )
+    assert "wrote steps 8 and 9 to" in capsys.readouterr().out
 
 
 def test_without_a_traced_step_one_line_says_so(

@@ -32,9 +32,17 @@ def test_rates_are_of_the_latest_steps_and_repeats_do_not_count_twice():
     for step in (4, 5, 5, 4, 6):
         view.take(metric(step))
     text = drawn(view)
-    assert "1 workers, 1 busy  1 running  sent 2.0 KiB/s" in text
-    for word in ("small-1", "6/10", "500 ms", "200", "2.0 s", "1.0 MiB / 1.0 GiB", "2 GFLOP/s", "1m00s"):
+    assert "1 worker, 1 busy  1 running  sent 2.0 KiB/s" in text
+    for word in ("small-1", "6/10", "500 ms", "200 tokens/s", "2.0 s", "1.0 MiB / 1.0 GiB", "2 GFLOP/s", "1m00s"):
         assert word in text, word
+
+
+def test_the_speed_of_data_that_is_no_text_is_in_samples():
+    view = PoolView("http://x:1")
+    view.take(StreamItem("job", dict(JOB)))
+    data = {"job": "small-1", "step": 4, "loss": 1.0, "step_seconds": 0.5, "sent_bytes": 0, "samples": 32}
+    view.take(StreamItem("metrics", data))
+    assert "64.0 samples/s" in drawn(view)
 
 
 def test_who_left_is_gone_and_a_new_stream_forgets_who_left_meanwhile():
