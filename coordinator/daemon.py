@@ -135,7 +135,7 @@ def bind_http(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            message = f"port {port} on {host} is in use; try --port {port + 1}, or stop the program there"
+            message = f"port {port} on {host} is in use; take another --port, or stop the program there"
         else:
             message = f"can't listen on {host}:{port}: {getattr(error, 'strerror', None) or error}"
         raise ServiceError(message) from None

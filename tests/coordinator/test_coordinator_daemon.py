@@ -108,7 +108,7 @@ async def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert output == b""
     assert errors.decode().splitlines() == [
-        f"error: port {port} on 127.0.0.1 is in use; try --port {port + 1}, or stop the program there"
+        f"error: port {port} on 127.0.0.1 is in use; take another --port, or stop the program there"
     ]
 
 
