@@ -85,12 +85,16 @@ def train(
     lr_schedule: Mapping[str, Any] | str = "constant",
     clip_grad_norm: float | None = None,
     eval_every: int | None = None,
+    eval_batches: int = 8,
     holdout: float = 0.1,
     seed: int = 0,
     precision: str = "float32",
     recompute: bool = False,
     plan: Mapping[str, Any] | None = None,
     compression: Mapping[str, Any] | None = None,
+    fault_tolerance: Mapping[str, Any] | None = None,
+    verify: Mapping[str, Any] | None = None,
+    checkpoint: Mapping[str, Any] | None = None,
     name: str = "train",
     threads: int = 1,
     folder: str | Path | None = None,
@@ -101,8 +105,8 @@ def train(
 
     `loss`: `"cross_entropy"`, `"mse"`, `"model"` when forward returns the loss, or a function of (output, targets).
     `data`: a mapping of arrays or tensors (`inputs` and `targets`, or the names of forward's arguments; first axis the
-    sample), the pair (inputs, targets), or a `torch.utils.data.Dataset`. The other options are those of a job spec.
-    `folder` keeps state, logs and checkpoint; without it they go when training ends.
+    sample), the pair (inputs, targets), or a `torch.utils.data.Dataset`; workers get float64 as float32, and integers as
+    int64. The other options are those of a job spec. `folder` keeps state, logs and checkpoint; without it they go when training ends.
 
     Raises `UserError` and its kinds for what does not fit, `JobFailedError` when training fails.
     """
@@ -126,11 +130,15 @@ def train(
                 "lr_schedule": {"name": lr_schedule} if isinstance(lr_schedule, str) else dict(lr_schedule),
                 "clip_grad_norm": clip_grad_norm,
                 "eval_every": eval_every,
+                "eval_batches": eval_batches,
                 "precision": precision,
                 "recompute": recompute,
             },
             "plan": {"workers": workers, **(plan or {})},
             "compression": dict(compression or {}),
+            "fault_tolerance": dict(fault_tolerance or {}),
+            "verify": dict(verify or {}),
+            "checkpoint": dict(checkpoint or {}),
         },
         where="fusion.train",
     )

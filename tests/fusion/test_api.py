@@ -53,6 +53,18 @@ def test_capture():
         ({"model": nn.Linear}, UserError, "model is the class Linear; make one"),
         ({"optimizer": torch.optim.SGD}, UserError, "optimizer must be a name"),
         ({"workers": "2"}, UserError, "workers must be a whole number from 1 on, got '2'"),
+        (
+            {"fault_tolerance": {"log_memory": 0}},
+            SpecError,
+            "fusion.train: fault_tolerance.log_memory: must be between",
+        ),
+        (
+            {"verify": {"fraction": 2}},
+            SpecError,
+            "fusion.train: verify.fraction: input should be less than or equal to 1",
+        ),
+        ({"checkpoint": {"evry": 2}}, SpecError, "fusion.train: checkpoint.evry: unknown key 'evry'; did you mean"),
+        ({"eval_batches": 0}, SpecError, "fusion.train: train.eval_batches: input should be greater than 0"),
         ({"holdout": 1.5}, UserError, "holdout is a share from 0 to below 1, got 1.5"),
     ],
 )
