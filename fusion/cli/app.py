@@ -10,6 +10,7 @@ import typer
 
 from fusion import __version__
 from fusion.cli import checkpoint, coordinator, dag, jobs, plan, submit, token, top, up, worker, workers
+from fusion.cli.command import Command
 from fusion.cli.hidden_arguments import hide_secrets
 from fusion.cli.output import note, out
 from fusion.errors import FusionError
@@ -45,19 +46,19 @@ def _frame(
     """Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
 
 
-app.command("up")(up.up)
-app.command("coordinator")(coordinator.coordinator)
-app.command("worker")(worker.worker)
-app.command("submit")(submit.submit)
-app.command("jobs")(jobs.jobs)
-app.command("job")(jobs.job)
-app.command("logs")(jobs.logs)
-app.command("cancel")(jobs.cancel)
-app.command("workers")(workers.workers)
-app.command("drain")(workers.drain)
-app.command("top")(top.top)
-app.command("dag")(dag.dag)
-app.command("plan")(plan.plan)
+app.command("up", cls=Command)(up.up)
+app.command("coordinator", cls=Command)(coordinator.coordinator)
+app.command("worker", cls=Command)(worker.worker)
+app.command("submit", cls=Command)(submit.submit)
+app.command("jobs", cls=Command)(jobs.jobs)
+app.command("job", cls=Command)(jobs.job)
+app.command("logs", cls=Command)(jobs.logs)
+app.command("cancel", cls=Command)(jobs.cancel)
+app.command("workers", cls=Command)(workers.workers)
+app.command("drain", cls=Command)(workers.drain)
+app.command("top", cls=Command)(top.top)
+app.command("dag", cls=Command)(dag.dag)
+app.command("plan", cls=Command)(plan.plan)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(token.app, name="token")
 

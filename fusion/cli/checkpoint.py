@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fusion.cli.command import Command
 from fusion.cli.connection import connect
 from fusion.cli.options import CaOption, CoordinatorOption, JobIdArgument, JsonOption, TokenOption
 from fusion.cli.output import clock, note, out, print_json, show, table
@@ -21,7 +22,7 @@ _FILE = ".safetensors"
 app = typer.Typer(help="List and fetch the checkpoints of a job.", no_args_is_help=True, rich_markup_mode=None)
 
 
-@app.command("ls")
+@app.command("ls", cls=Command)
 def list_checkpoints(
     job_id: JobIdArgument,
     coordinator: CoordinatorOption = None,
@@ -49,7 +50,7 @@ def list_checkpoints(
         show(table(None, ("step", "time", "model", "optimizer"), rows, right=("step", "model", "optimizer")))
 
 
-@app.command("get")
+@app.command("get", cls=Command)
 def get(
     job_id: JobIdArgument,
     output: Annotated[
@@ -64,13 +65,17 @@ def get(
         ),
     ] = "model.safetensors",
     step: Annotated[
-        int | None, typer.Option("--step", envvar="FUSION_STEP", min=0, help="Which one. Default: the latest.")
+        int | None,
+        typer.Option("--step", envvar="FUSION_STEP", min=0, metavar="N", help="Which one. Default: the latest."),
     ] = None,
     coordinator: CoordinatorOption = None,
     token: TokenOption = None,
     ca: CaOption = None,
 ) -> None:
-    """Fetch a checkpoint; `model.load_state_dict(safetensors.torch.load_file(FILE))` takes it as it is."""
+    """Fetch a checkpoint.
+
+    `model.load_state_dict(safetensors.torch.load_file(FILE))` takes it as it is.
+    """
     with connect(coordinator, token, ca) as client:
         steps = [int(checkpoint["step"]) for checkpoint in client.checkpoints(job_id)]
         if not steps:

@@ -7,23 +7,37 @@ from typing import Annotated
 
 import typer
 
-from fusion.cli.options import LogFormatOption, TokenOption
+from fusion.cli.options import LogFormatOption
 from fusion.logs import LogFormat
 
 
 def coordinator(
     host: Annotated[
-        str, typer.Option("--host", envvar="FUSION_HOST", help="Address to listen on; 0.0.0.0 for other machines.")
+        str,
+        typer.Option(
+            "--host", envvar="FUSION_HOST", metavar="HOST", help="Address to listen on; 0.0.0.0 for other machines."
+        ),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option("--port", envvar="FUSION_PORT", min=0, max=65535, help="HTTP port; 0 takes a free one.")
+        int,
+        typer.Option(
+            "--port", envvar="FUSION_PORT", min=0, max=65535, metavar="N", help="HTTP port; 0 takes a free one."
+        ),
     ] = 8760,
     state: Annotated[
         Path, typer.Option("--state", envvar="FUSION_STATE", metavar="DIR", help="Folder for everything that lasts.")
     ] = Path("fusion-state"),
     control_port: Annotated[
         int,
-        typer.Option("--control-port", envvar="FUSION_CONTROL_PORT", min=0, max=65535, help="Port for the workers."),
+        typer.Option(
+            "--control-port",
+            envvar="FUSION_CONTROL_PORT",
+            min=0,
+            max=65535,
+            metavar="N",
+            help="Port for the workers. Default: a free one, kept over restarts.",
+            show_default=False,
+        ),
     ] = 0,
     relay: Annotated[
         bool,
@@ -35,7 +49,15 @@ def coordinator(
     ] = True,
     relay_port: Annotated[
         int,
-        typer.Option("--relay-port", envvar="FUSION_RELAY_PORT", min=0, max=65535, help="Port for such workers."),
+        typer.Option(
+            "--relay-port",
+            envvar="FUSION_RELAY_PORT",
+            min=0,
+            max=65535,
+            metavar="N",
+            help="Port for such workers. Default: a free one, kept over restarts.",
+            show_default=False,
+        ),
     ] = 0,
     topology: Annotated[
         Path | None,
@@ -52,7 +74,12 @@ def coordinator(
             help="Copy every checkpoint there too: any URL that fsspec knows, for example s3://bucket/runs.",
         ),
     ] = None,
-    token: TokenOption = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token", envvar="FUSION_TOKEN", metavar="TOKEN", help="The operator's token. Default: a made one."
+        ),
+    ] = None,
     join_token: Annotated[
         str | None,
         typer.Option(

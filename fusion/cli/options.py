@@ -34,7 +34,12 @@ CaOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", envvar="FUSION_JSON", help="Print JSON for a program to read.")]
 MetricsOption = Annotated[
     Path | None,
-    typer.Option("--metrics", envvar="FUSION_METRICS", metavar="FILE", help="Write a line of JSON per step to FILE."),
+    typer.Option(
+        "--metrics",
+        envvar="FUSION_METRICS",
+        metavar="FILE",
+        help="Write a line of JSON per step and per event to FILE; those of steps have `loss`.",
+    ),
 ]
 TensorBoardOption = Annotated[
     Path | None,

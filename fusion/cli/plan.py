@@ -19,7 +19,12 @@ def plan(
     ],
     policy: Annotated[
         str | None,
-        typer.Option("--policy", envvar="FUSION_POLICY", help="op-fence, equal-ops, equal-compute or random."),
+        typer.Option(
+            "--policy",
+            envvar="FUSION_POLICY",
+            metavar="POLICY",
+            help="op-fence, equal-ops, equal-compute or random. Default: the job's.",
+        ),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", envvar="FUSION_COMPARE", help="Compare the policies and codecs.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fusion.cli.command import Command
 from fusion.cli.connection import connect
 from fusion.cli.options import CaOption, CoordinatorOption, JsonOption, TokenOption, not_empty
 from fusion.cli.output import clock, note, out, print_json, show, table
@@ -24,7 +25,7 @@ class TokenRole(Enum):
     join = "join"
 
 
-@app.command("create")
+@app.command("create", cls=Command)
 def create(
     role: Annotated[
         TokenRole,
@@ -79,7 +80,7 @@ def _lifetime(text: str) -> float | None:
     return seconds
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_tokens(
     coordinator: CoordinatorOption = None, token: TokenOption = None, ca: CaOption = None, as_json: JsonOption = False
 ) -> None:
@@ -111,7 +112,7 @@ def _id_of(token: str) -> str:
     return not_empty(token.partition(".")[0])
 
 
-@app.command("revoke")
+@app.command("revoke", cls=Command)
 def revoke(
     token_id: Annotated[
         str, typer.Argument(metavar="ID", help="The token's id, the part before the point.", callback=_id_of)

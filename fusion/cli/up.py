@@ -25,7 +25,7 @@ DEFAULT_WORKERS = 4
 
 def up(
     job: Annotated[
-        Path | None, typer.Argument(metavar="[JOB]", help="The job spec, a YAML file. Default: a built-in example.")
+        Path | None, typer.Argument(metavar="JOB", help="The job spec, a YAML file. Default: a built-in example.")
     ] = None,
     workers: Annotated[
         int | None,
@@ -46,10 +46,20 @@ def up(
         bool, typer.Option("--no-dashboard", envvar="FUSION_NO_DASHBOARD", help="Serve the API only.")
     ] = False,
     port: Annotated[
-        int, typer.Option("--port", envvar="FUSION_PORT", min=0, max=65535, help="HTTP port; 0 takes a free one.")
+        int,
+        typer.Option(
+            "--port",
+            envvar="FUSION_PORT",
+            min=0,
+            max=65535,
+            metavar="N",
+            help="HTTP port. Default: a free one.",
+            show_default=False,
+        ),
     ] = 0,
     threads: Annotated[
-        int, typer.Option("--threads", envvar="FUSION_THREADS", min=1, help="Compute threads of each worker.")
+        int,
+        typer.Option("--threads", envvar="FUSION_THREADS", min=1, metavar="N", help="Compute threads of each worker."),
     ] = 1,
     chaos: Annotated[
         bool,

@@ -21,7 +21,10 @@ def worker(
         typer.Option("--join", envvar="FUSION_JOIN", metavar="URL", help="The coordinator's address, with its token."),
     ],
     name: Annotated[
-        str | None, typer.Option("--name", envvar="FUSION_NAME", help="Name in the pool. Default: host and process id.")
+        str | None,
+        typer.Option(
+            "--name", envvar="FUSION_NAME", metavar="NAME", help="Name in the pool. Default: host and process id."
+        ),
     ] = None,
     device: Annotated[
         str, typer.Option("--device", envvar="FUSION_DEVICE", metavar="D", help="cpu, cuda or cuda:N.")
@@ -29,7 +32,11 @@ def worker(
     threads: Annotated[
         int,
         typer.Option(
-            "--threads", envvar="FUSION_THREADS", min=1, help="Compute threads; the same on every worker of a pool."
+            "--threads",
+            envvar="FUSION_THREADS",
+            min=1,
+            metavar="N",
+            help="Compute threads; the same on every worker of a pool.",
         ),
     ] = 1,
     memory_limit: Annotated[
@@ -62,7 +69,13 @@ def worker(
     relay_port: Annotated[
         int,
         typer.Option(
-            "--relay-port", envvar="FUSION_RELAY_PORT", min=0, max=65535, help="Port of the relay. Default: a free one."
+            "--relay-port",
+            envvar="FUSION_RELAY_PORT",
+            min=0,
+            max=65535,
+            metavar="N",
+            help="Port of the relay. Default: a free one.",
+            show_default=False,
         ),
     ] = 0,
     pause_when_busy: Annotated[

@@ -126,6 +126,26 @@ def test_version_and_help(capsys):
         assert "Usage: fusion" in out
 
 
+PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", re.findall(r"^## fusion (.*)$", PAGE, re.MULTILINE))
+def test_help_names_values_as_the_page_of_commands_does(capsys, command):
+    _, _, rest = PAGE.partition(f"## fusion {command}\n")
+    rows = [line.split(" | ")[0] for line in rest.partition("\n## ")[0].splitlines() if line.startswith("| `")]
+    given = [re.findall("`(.*?)`", row)[-1].replace("\\|", "|").split() for row in rows]
+    assert given
+    out = run(capsys, *command.split(), "--help")[1]
+    usage = out.splitlines()[0].split()
+    for name, *value in given:
+        if not name.startswith("-"):
+            assert name in usage or f"[{name}]" in usage, usage
+        elif value:
+            assert re.search(rf"{name} (<{re.escape(value[0])}>|{re.escape(value[0])})\s", out), (
+                f"{name} {value[0]}: {out}"
+            )
+
+
 @pytest.mark.parametrize(
     "command",
     [
