@@ -32,6 +32,7 @@
   const view = byId("view"), scene = byId("scene");
   const layers = { boxes: byId("boxes"), edges: byId("edges"), nodes: byId("nodes") };
   let camera = { x: 0, y: 0, zoom: 1 };
+  let fitted = null; // the least zoom that everything was fitted with; null once somebody has moved the camera
   let placed = new Map(); // visible item -> {x, y, w, h}
   let elements = new Map();
   let edges = [];
@@ -299,6 +300,7 @@
 
   // --- the camera
   function look() {
+    fitted = null;
     scene.setAttribute("transform", `translate(${camera.x} ${camera.y}) scale(${camera.zoom})`);
   }
 
@@ -322,7 +324,9 @@
     camera.x = (size.width - all.w * camera.zoom) / 2;
     camera.y = Math.max((size.height - all.h * camera.zoom) / 2, 4);
     look();
+    fitted = atLeast;
   }
+  new ResizeObserver(() => fitted !== null && fit(fitted)).observe(view);
 
   const pointers = new Map();
   let moved = false;
