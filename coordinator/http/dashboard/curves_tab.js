@@ -1,7 +1,7 @@
 // The curves of a job, and the memory of its workers.
 
 import { el, section } from "./dom.js";
-import { bytes, count, precise, seconds } from "./format.js";
+import { bytes, count, perSecond, precise, seconds } from "./format.js";
 import { LineChart } from "./line_chart.js";
 import { MemoryBars } from "./memory_bars.js";
 import { Series } from "./series.js";
@@ -11,15 +11,17 @@ const RANGES = [["all steps", 0], ["last 1,000", 1000], ["last 100", 100]];
 
 export function curvesTab(root, id) {
   const series = new Series(id);
-  const tokens = () => {
+  const perStep = (unit) => {
     const job = jobs.get(id);
-    // A step always has the same number of tokens.
-    return job?.tokens_per_second && job.step_seconds ? job.tokens_per_second * job.step_seconds : null;
+    const speed = job?.[`${unit}_per_second`];
+    // A step always has the same number of them.
+    return speed && job.step_seconds ? speed * job.step_seconds : null;
   };
   const charts = {
     loss: new LineChart("Loss", [{ name: "loss", label: "loss" }, { name: "eval_loss", label: "held-out loss", dots: true }], precise),
     seconds: new LineChart("Step time", [{ name: "step_seconds", label: "time" }], seconds, { zero: true }),
-    speed: new LineChart("Tokens per second", [{ name: "speed", label: "tokens/s" }], count, { zero: true }),
+    tokens: new LineChart("Tokens per second", [{ name: "speed", label: "tokens/s" }], perSecond, { zero: true }),
+    samples: new LineChart("Samples per second", [{ name: "speed", label: "samples/s" }], perSecond, { zero: true }),
     sent: new LineChart("Sent per step", [{ name: "sent_bytes", label: "sent" }], bytes, { zero: true, base: 1024 }),
     norm: new LineChart("Gradient norm", [{ name: "gradient_norm", label: "norm" }], precise, { zero: true }),
   };
@@ -31,7 +33,7 @@ export function curvesTab(root, id) {
   root.append(
     section("Curves",
       el("div", { class: "row" }, el("label", { for: "range", text: "Show" }), range, grain), problem,
-      charts.loss.element, el("div", { class: "charts" }, charts.seconds.element, charts.speed.element, charts.sent.element, charts.norm.element)),
+      charts.loss.element, el("div", { class: "charts" }, charts.seconds.element, charts.tokens.element, charts.samples.element, charts.sent.element, charts.norm.element)),
     section("Memory by worker", bars.element));
 
   function show() {
@@ -41,11 +43,12 @@ export function curvesTab(root, id) {
     charts.loss.show({ loss: points("loss"), eval_loss: points("eval_loss") });
     charts.seconds.show({ step_seconds: points("step_seconds") });
     charts.sent.show({ sent_bytes: points("sent_bytes") });
-    const perStep = tokens();
-    charts.speed.element.hidden = !perStep;
-    if (perStep) {
-      const speed = (value) => (value > 0 ? perStep / value : 0);
-      charts.speed.show({ speed: points("step_seconds").filter(({ low }) => low > 0)
+    for (const unit of ["tokens", "samples"]) {
+      const amount = perStep(unit);
+      charts[unit].element.hidden = !amount;
+      if (!amount) continue;
+      const speed = (value) => (value > 0 ? amount / value : 0);
+      charts[unit].show({ speed: points("step_seconds").filter(({ low }) => low > 0)
         .map((point) => ({ ...point, low: speed(point.high), high: speed(point.low), mean: speed(point.mean) })) });
     }
     const norms = points("gradient_norm");

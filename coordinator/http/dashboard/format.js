@@ -29,6 +29,7 @@ export const flops = (value) => (value ? scaled(value, 1000, ["", "k", "M", "G",
 
 export function seconds(value) {
   if (!known(value)) return "–";
+  if (value === 0) return "0 s";
   if (value < 0.01) return `${(value * 1000).toFixed(1)} ms`;
   if (value < 1) return `${Math.round(value * 1000)} ms`;
   if (value < 60) return `${value.toFixed(1)} s`;
@@ -39,6 +40,10 @@ export function seconds(value) {
 
 export const percent = (value) => (known(value) ? `${(value * 100).toFixed(value < 0.1 ? 1 : 0)} %` : "–");
 export const precise = (value) => (known(value) ? Number(value).toPrecision(5) : "–");
+// A rate of which a few a second are told apart.
+export const perSecond = (value) => (value && value < 100 ? value.toFixed(1) : count(value));
+export const pace = ({ tokens_per_second: tokens, samples_per_second: samples }) =>
+  (tokens ? `${perSecond(tokens)} tokens/s` : samples ? `${perSecond(samples)} samples/s` : "–");
 export const count = (value) => (known(value) ? Math.round(value).toLocaleString("en") : "–");
 export const clock = (time) => new Date(time * 1000).toLocaleTimeString("en-GB");
 export const day = (time) => new Date(time * 1000).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });

@@ -4,7 +4,7 @@ import { jobPath } from "./api.js";
 import { dagTab } from "./dag_tab.js";
 import { curvesTab } from "./curves_tab.js";
 import { el, setClass, setText, Facts } from "./dom.js";
-import { bytes, count, precise, seconds, stateClass } from "./format.js";
+import { bytes, count, pace, precise, seconds, stateClass } from "./format.js";
 import { logsTab } from "./logs_tab.js";
 import { act, noticeLine } from "./operator.js";
 import { pipelineTab } from "./pipeline_tab.js";
@@ -58,7 +58,7 @@ export function jobPage(main, id, tab = "") {
       ["Loss", precise(job.loss)],
       ["First loss", precise(job.first_loss)],
       ["Step time", seconds(job.step_seconds)],
-      ["Tokens/s", count(job.tokens_per_second)],
+      ["Speed", pace(job)],
       ["Left", seconds(secondsLeft(job))],
       ["Sent", bytes(job.sent_bytes)],
       ["Workers", count(job.workers.length)],

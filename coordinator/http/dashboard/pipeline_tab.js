@@ -33,7 +33,7 @@ export function pipelineTab(root, id) {
     const steps = found.steps.map(({ step }) => step).join(" and ");
     summary.textContent = (found.bubble === null ? "" : `Bubble ${percent(found.bubble)} of the workers' time over the last steps. `) +
       (found.steps.length
-        ? `Below: step ${steps} by the coordinator's clock, ${plural(found.spans.length, "bar")}.`
+        ? `Below: ${found.steps.length > 1 ? "steps" : "step"} ${steps} by the coordinator's clock, ${plural(found.spans.length, "bar")}.`
         : "No step has been traced since the coordinator was started.");
   }
 

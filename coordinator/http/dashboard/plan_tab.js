@@ -19,7 +19,7 @@ export function planTab(root, id) {
     { head: "Modules", cell: modules },
     { head: "Ops", number: true, cell: ({ ops }) => count(ops) },
     { head: "Parameters", number: true, cell: ({ parameter_bytes: size }) => bytes(size) },
-    { head: "FLOP per micro-batch", number: true, cell: (fragment) => flops(fragment.flops) },
+    { head: "FLOP per micro-batch, forward + backward", number: true, cell: (fragment) => flops(fragment.flops + fragment.backward_flops) },
   ], "No plan yet.");
   const links = new Table("Links of the job", [
     { head: "From", rowHead: true, cell: (link) => link.from },

@@ -21,7 +21,8 @@ export class Scale {
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough) * unit;
     const marks = [];
-    for (let index = Math.ceil(this.low / step - 1e-9); index * step <= this.high + step * 1e-9; index += 1) marks.push(index * step);
+    // With 0 added, as the ceiling of a little below 0 is -0.
+    for (let index = Math.ceil(this.low / step - 1e-9) + 0; index * step <= this.high + step * 1e-9; index += 1) marks.push(index * step);
     return { marks, digits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
   }
 }

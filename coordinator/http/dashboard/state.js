@@ -85,6 +85,7 @@ export const hear = {
       first_loss: job.first_loss ?? metric.loss,
       step_seconds: metric.step_seconds,
       tokens_per_second: metric.tokens && metric.step_seconds ? metric.tokens / metric.step_seconds : null,
+      samples_per_second: metric.samples && metric.step_seconds ? metric.samples / metric.step_seconds : null,
       sent_bytes: job.sent_bytes + metric.sent_bytes,
       pace,
     });
