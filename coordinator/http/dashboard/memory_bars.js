@@ -9,8 +9,7 @@ export class MemoryBars {
   constructor() {
     this.table = new Table("Memory by worker", [
       { head: "Worker", rowHead: true, cell: ({ name }) => name },
-      { head: "Used", draw: drawMeter },
-      { head: "", number: true, cell: ({ used, limit }) => bytes(used) + (limit ? ` of ${bytes(limit)}` : "") },
+      { head: "Used", draw: drawUsed },
     ], "No worker has it now.");
     this.element = this.table.element;
   }
@@ -22,9 +21,10 @@ export class MemoryBars {
   }
 }
 
-function drawMeter(td, { name, used, limit }) {
-  const meter = td.firstChild ?? el("meter", { min: 0, max: 1, high: 0.9 });
-  if (!td.firstChild) td.append(meter);
+function drawUsed(td, { name, used, limit }) {
+  if (!td.firstChild) td.append(el("div", { class: "used" }, el("meter", { min: 0, max: 1, high: 0.9 }), el("span")));
+  const [meter, figure] = td.firstChild.children;
+  setText(figure, bytes(used) + (limit ? ` of ${bytes(limit)}` : ""));
   const share = limit && used !== null ? Math.min(1, used / limit) : 0;
   meter.value = share;
   meter.hidden = !limit;

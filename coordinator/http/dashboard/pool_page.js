@@ -34,13 +34,14 @@ export function poolPage(main) {
 
   function show() {
     const all = [...workers.values()];
-    const used = [...memory].filter(([name]) => workers.has(name)).reduce((sum, [, size]) => sum + size, 0);
+    const live = all.filter(({ state }) => state !== "lost");
+    const used = live.reduce((sum, { name }) => sum + (memory.get(name) ?? 0), 0);
     const once = (text) => (known ? text : "–");
     facts.show([
-      ["Workers", once(count(all.filter(({ state }) => state !== "lost").length))],
+      ["Workers", once(count(live.length))],
       ["Busy", once(count(all.filter(({ state }) => state === "busy").length))],
       ["Jobs running", once(count([...jobs.values()].filter(({ state }) => state === "running").length))],
-      ["Speed together", once(`${flops(all.reduce((sum, { device }) => sum + device.flops_per_second, 0))}FLOP/s`)],
+      ["Speed together", once(`${flops(live.reduce((sum, { device }) => sum + device.flops_per_second, 0))}FLOP/s`)],
       ["Memory used", once(bytes(used))],
       ["On the links now", once(rate(traffic.reduce((sum, flow) => sum + flow.bytes_per_second, 0)))],
     ]);
@@ -145,6 +146,6 @@ function linkTable() {
     { head: "Bandwidth", number: true, cell: ({ bytes_per_second: speed }) => bits(speed) },
     { head: "Latency", number: true, cell: ({ seconds: latency }) => seconds(latency) },
     { head: "Known by", cell: ({ source, error, relay }) => error || [source, relay && `relayed over ${relay}`].filter(Boolean).join(", ") || "–" },
-    { head: "Age", number: true, cell: ({ age_seconds: age }) => seconds(age) },
+    { head: "Age", number: true, cell: ({ source, age_seconds: age }) => (source === "declared" ? "–" : seconds(age)) },
   ], "Nothing was measured, and nothing is on its way.");
 }

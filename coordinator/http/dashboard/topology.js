@@ -44,7 +44,8 @@ export class TopologyView {
     const { boxes, spots, height } = layOut(groups, width, size);
     const home = new Map(groups.flatMap((group, index) => group.workers.map((name) => [name, { name: group.name, index }])));
     const layers = { boxes: svg("g"), links: svg("g"), flows: svg("g"), workers: svg("g"), labels: svg("g") };
-    groups.forEach((group, index) => drawBox(layers.boxes, boxes[index], group));
+    const there = ({ workers: names }) => names.filter((name) => (workers.get(name)?.state ?? "lost") !== "lost").length;
+    groups.forEach((group, index) => drawBox(layers.boxes, boxes[index], group.name, there(group)));
     const drawn = new Set();
     const indexOf = new Map(groups.map((group, index) => [group.name, index]));
     const sums = byGroup(traffic, home);
@@ -67,9 +68,10 @@ export class TopologyView {
     this.drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.drawing.setAttribute("height", height);
     this.drawing.replaceChildren(arrowHead(), ...Object.values(layers));
+    for (const words of layers.labels.querySelectorAll("text")) putGroundBehind(words);
     const sum = traffic.reduce((all, flow) => all + flow.bytes_per_second, 0);
     this.drawing.setAttribute("aria-label",
-      `${plural(total, "worker")} in ${groups.map((group) => `${group.name} (${group.workers.length})`).join(", ") || "no group"}; ` +
+      `${plural(groups.reduce((sum, group) => sum + there(group), 0), "worker")} in ${groups.map((group) => `${group.name} (${there(group)})`).join(", ") || "no group"}; ` +
       `${rate(sum)} between them now${relayed.length ? `; ${plural(relayed.length, "pair")} over a relay` : ""}. The tables below have every worker and link.`);
   }
 }
@@ -137,9 +139,9 @@ function byGroup(traffic, home) {
   return sums;
 }
 
-function drawBox(layer, box, group) {
+function drawBox(layer, box, name, count) {
   layer.append(svg("rect", { class: "group", x: box.x, y: box.y, width: box.width, height: box.height, rx: 12 }),
-    svg("text", { class: "group-name", x: box.x + PAD, y: box.y + 20, text: `${group.name} · ${group.workers.length}` }));
+    svg("text", { class: "group-name", x: box.x + PAD, y: box.y + 20, text: `${name} · ${count}` }));
 }
 
 // What is known of a link in words; a flow alone says nothing of its link.
@@ -152,6 +154,12 @@ function drawInner(layer, box, link, now) {
   const text = [words(link), now ? `${rate(now)} now` : ""].filter(Boolean).join(" · ");
   const end = box.x + box.width - PAD;
   layer.append(svg("text", { class: "link-words", x: end, y: box.y + box.height - 8, "text-anchor": "end", text }));
+}
+
+// Flows pass below words, not through them.
+function putGroundBehind(words) {
+  const { x, y, width, height } = words.getBBox();
+  words.before(svg("rect", { class: words.classList.contains("over") ? "behind over" : "behind", x: x - 3, y, width: width + 6, height, rx: 3 }));
 }
 
 // The thicker, the more bits: a tenth of the speed takes about a pixel off.
