@@ -15,6 +15,7 @@ from coordinator_cases import Server, serving
 from playwright.async_api import Browser, Route
 
 from fusion.messages import Unreached, Warned
+from fusion.topology import Topology
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)"),
@@ -78,7 +79,59 @@ async def test_the_pool_is_what_the_api_says_and_changes_with_it(server: Server,
             await tab.shows("th", "late")
             await server.call("POST", "/api/v1/workers/late/drain")
             await tab.until("() => ![...document.querySelectorAll('th')].some(head => head.textContent === 'late')")
+        await tab.shows(".group-name", "pool · 2")
+        await second.die()
+        await tab.shows("g.worker.lost", "lost")
+        await tab.shows(".group-name", "pool · 1")
     assert tab.problems == []
+
+
+async def test_what_a_topology_declares_has_no_age(tmp_path: Path, tab: Tab) -> None:
+    links = [{"between": ["a", "b"], "bandwidth": "16Mbit/s", "latency": "90ms"}]
+    workers = [{"name": name, "region": name, "speed": 1e11, "memory": "2GiB"} for name in "ab"]
+    topology = Topology.model_validate({"workers": workers, "links": links})
+    async with (
+        serving(tmp_path / "state", topology=topology) as server,
+        ShownWorker(server, "a"),
+        ShownWorker(server, "b"),
+    ):
+        await tab.page.goto(server.url)
+        await tab.shows("td", "declared")
+        assert {tuple(row[3:]) for row in await tab.rows("Links")} == {("16.0 Mbit/s", "90 ms", "declared", "–")}
+        behind = "text => text.previousElementSibling?.classList.contains('behind')"
+        assert await tab.page.locator(".link-words").evaluate_all(f"found => found.every({behind})")
+        assert tab.problems == []
+
+
+async def test_the_drawing_of_a_job_stays_in_its_frame_until_somebody_moves_it(server: Server, tab: Tab) -> None:
+    async with ShownWorker(server, "a") as worker:
+        job = await a_paused_job(server, worker)
+        await tab.page.goto(f"{server.url}/api/v1/jobs/{job}/diagram")
+        where = "document.getElementById('scene').getAttribute('transform')"
+        middle = """() => { const of = id => { const box = document.getElementById(id).getBoundingClientRect(); return box.x + box.width / 2; };
+            return Math.abs(of('scene') - of('view')) < 2; }"""
+        await tab.until(middle)
+        before = await tab.page.evaluate(where)
+        await tab.page.set_viewport_size({"width": 500, "height": 400})
+        await tab.until(f"before => {where} !== before", before)
+        await tab.until(middle)
+        await tab.page.keyboard.press("ArrowLeft")
+        moved = await tab.page.evaluate(where)
+        await tab.page.set_viewport_size({"width": 900, "height": 700})
+        await tab.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert await tab.page.evaluate(where) == moved
+    assert tab.problems == []
+
+
+async def test_the_way_to_add_a_worker_leaves_nothing_out(server: Server, tab: Tab) -> None:
+    await tab.page.goto(f"{server.url}/#/submit")
+    await tab.shows("code", "fusion token create --role join")
+    assert "fusion worker --join" not in await tab.text("main")
+    await tab.page.get_by_role("button", name="Operator").click()
+    assert await tab.page.locator("dialog code").all_inner_texts() == [
+        "fusion coordinator",
+        "fusion token create --role operator",
+    ]
 
 
 async def test_the_first_words_claim_nothing_that_is_not_known_yet(server: Server, tab: Tab) -> None:
@@ -119,6 +172,13 @@ async def test_curves_are_the_recorded_metrics_and_grow_live(server: Server, tab
         assert [line.partition("held-out loss ")[2] for line in said if "held-out" in line] == [
             f"{each['eval_loss']:#.5g}" for each in recorded["metrics"] if each.get("eval_loss")
         ]
+        shown = await server.job(job)
+        assert shown["samples_per_second"] == pytest.approx(8 / shown["step_seconds"])
+        await tab.shows("dd", "samples/s")
+        await tab.shows("figcaption", "Samples per second")
+        marks = await tab.page.locator("svg.chart .mark").all_text_contents()
+        assert {"0", "0 s", "0 B"} <= set(marks)
+        assert [mark for mark in marks if mark.startswith(("-0", "0.0"))] == []
         worker.pause_after = 12
         await tab.until("() => document.querySelector('svg.chart').getAttribute('aria-label').includes('at step 12')")
         await tab.shows("dd", "12 / 40")
@@ -134,7 +194,7 @@ async def test_pipeline_and_plan_are_those_of_the_api(server: Server, tab: Tab) 
         await tab.shows("p", "bars")
         _, timeline = await server.call("GET", f"{home}/timeline")
         steps = " and ".join(str(step["step"]) for step in timeline["steps"])
-        assert f"Below: step {steps}" in await tab.text("section p[role=status]")
+        assert f"Below: step{'s' if ' and ' in steps else ''} {steps} by" in await tab.text("section p[role=status]")
         assert f"{len(timeline['spans'])} bars" in await tab.text("section p[role=status]")
         assert f"Bubble {timeline['bubble'] * 100:.0f} %" in await tab.text("section p[role=status]")
         canvas = tab.page.locator("canvas.timeline")
@@ -179,6 +239,9 @@ async def test_events_and_logs_are_told_as_text(server: Server, tab: Tab) -> Non
         await tab.page.get_by_label("trouble only").check()
         assert "training starts" not in await tab.text(".story")
         assert hostile in await tab.text(".story")
+        await tab.page.get_by_label("Show").fill("no such word")
+        await tab.shows("p", "Nothing that fits.")
+        assert "Nothing has happened" not in await tab.text("main")
     assert tab.problems == []
 
 
@@ -336,6 +399,8 @@ async def test_every_page_fits_has_names_and_can_be_read(
             await tab.page.locator(there).first.wait_for()
             assert await tab.page.evaluate("document.documentElement.scrollWidth") <= width, page
             assert await tab.page.evaluate(NAMED) == [], page
+            cut = "[...document.querySelectorAll('.scroll')].filter(each => each.scrollWidth > each.clientWidth).map(each => each.ariaLabel)"
+            assert "Memory by worker" not in await tab.page.evaluate(cut)
             ratio, where = await tab.page.evaluate(CONTRAST)
             assert ratio >= 4.5, f"{page}: {where} has a contrast of {ratio:.2f}"
         assert tab.problems == []

@@ -18,7 +18,7 @@ export function eventsPage(main) {
   };
 
   function show() {
-    story.clear();
+    story.clear(trouble.checked || search.value.trim() ? "Nothing that fits." : undefined);
     const shown = events.filter(wanted);
     story.add(shown);
     found.textContent = plural(shown.length, "event");

@@ -45,7 +45,8 @@ async function askForToken(why) {
   const given = await ask("Operator's token", "Use it", () => input.value.trim(),
     el("p", { text: why }),
     el("label", { for: "token", text: "Token" }), input,
-    el("p", { class: "quiet", text: "It stays in this page's memory until the page is closed. `fusion coordinator` prints where the token is kept; `fusion token create --role operator` makes another." }));
+    el("p", { class: "quiet" }, "It stays in this page's memory until the page is closed. ", el("code", { text: "fusion coordinator" }),
+      " prints where the token is kept; ", el("code", { text: "fusion token create --role operator" }), " makes another."));
   if (given) {
     token = given;
     mark();

@@ -12,6 +12,7 @@ const WARN = new Set([
   "coordinator-restarted", "worker-left", "worker-draining", "link-changed", "speed-corrected",
 ]);
 const GOOD = new Set(["done", "started", "replayed", "stands-by", "worker-joined"]);
+const NOTHING = "Nothing has happened yet.";
 const SIGNS = { bad: "✕", warn: "!", good: "✓", plain: "·" };
 
 export function tone(event) {
@@ -25,7 +26,7 @@ export class Story {
     this.withJob = withJob;
     this.length = length;
     this.list = el("ol", { class: "story", "aria-label": label, tabindex: "0" });
-    this.empty = el("p", { class: "quiet", text: "Nothing has happened yet." });
+    this.empty = el("p", { class: "quiet", text: NOTHING });
     this.element = el("div", {}, this.list, this.empty);
     this.seen = new Set();
     this.day = "";
@@ -41,8 +42,10 @@ export class Story {
     this.empty.hidden = this.seen.size > 0;
   }
 
-  clear() {
+  // `nothing` is what stands there until something is added.
+  clear(nothing = NOTHING) {
     this.seen.clear();
+    setText(this.empty, nothing);
     this.list.replaceChildren();
     this.empty.hidden = false;
   }

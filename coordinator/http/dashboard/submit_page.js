@@ -44,9 +44,9 @@ export function submitPage(main) {
       command("fusion dag job.yaml --format html -o dag.html", "capture only"),
       command(`fusion workers --coordinator ${here}`, "list the workers")),
     section("Add a worker",
-      el("p", { text: "An operator makes a token, and the new machine joins with it:" }),
+      el("p", { text: "An operator makes a token:" }),
       command(`fusion token create --role join --ttl 1h --coordinator ${here}`, "make a join token"),
-      command(`fusion worker --join '${here}?token=…'`, "join")),
+      el("p", { text: "On the new machine run the command that it prints. It has the token, and the key by which a worker knows this coordinator." })),
   );
   return {
     title: "Submit",
