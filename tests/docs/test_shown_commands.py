@@ -44,8 +44,9 @@ ELSEWHERE = {
 NOT_RUN = {
     r"make (demo|test|develop|check|format)": "makes an environment, or runs what runs this",
     r"\.venv/bin/pre-commit install": "changes the checkout",
-    r"python3 -m venv .*": "makes an environment",
-    r"(\.venv/bin/)?pip install .*": "installs packages",
+    r"(sudo )?python3 -m venv .*": "makes an environment",
+    r"\. \.venv/bin/activate": "changes the shell that it is given in",
+    r"(sudo )?(\.venv/bin/|/opt/fusion/bin/)?pip install .*": "installs packages",
     r"(sudo )?\.venv/bin/python benchmarks/.*": "takes minutes; some need root",
     r"\.venv/bin/fusion plan examples/paper_scale/.*": "plans for minutes; tests/fusion/test_examples.py reads its files",
     r"export FUSION_\w+=.*": "sets what the commands after it are given here",

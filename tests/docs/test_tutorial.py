@@ -39,6 +39,13 @@ def run(folder: Path, command: str) -> str:
     return done.stdout
 
 
+def pace(out: str) -> float:
+    """Samples a second."""
+    found = re.search(r"([\d,.]+) samples/s", out)
+    assert found is not None, out
+    return float(found[1].replace(",", ""))
+
+
 @pytest.mark.slow
 def test_the_tutorial(folder: Path) -> None:
     assert "8,970" in run(folder, "fusion dag job.yaml")
@@ -48,7 +55,14 @@ def test_the_tutorial(folder: Path) -> None:
     losses = [json.loads(line).get("loss") for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [loss for loss in losses if loss is not None]
     assert losses[-1] < 0.5 * losses[0]
+    plan = re.search("`(plan: .*?)`", PAGE)
+    assert plan is not None
+    with open(folder / "job.yaml", "a", encoding="utf-8") as job:
+        job.write(f"{plan[1]}\n")
     assert "op-fence" in run(folder, "fusion plan job.yaml --topology cities.yaml --compare")
+    slow = run(folder, "fusion up job.yaml --topology cities.yaml --state slow")
+    assert re.search(r"traffic +[1-9][0-9.]* MiB between 3 workers", slow)
+    assert pace(slow) < pace(out)
 
 
 def test_the_site_has_every_page() -> None:
