@@ -66,7 +66,7 @@ SECTIONS: tuple[tuple[str, str, tuple[tuple[str, type[BaseModel]], ...]], ...] =
     ("`loss`", "A plain word (`cross_entropy`, `mse`, `model`), or:", (("", spec.LossFromEntrypoint),)),
     (
         "`data`",
-        "One of four forms.",
+        "One of four forms. Models are fed float64 as float32, and integers of every kind as int64.",
         (
             ("Text:", spec.TextData),
             ("Arrays:", spec.ArraysData),
