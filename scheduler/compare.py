@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from compress.settings import TopK, parse
 from dag.graph import OpDag
 from dag.workload import workload
 from fusion.errors import PlanError
-from fusion.plan import Plan
+from fusion.plan import CodecChoice, Plan
 from fusion.spec import CompressionSpec
 from fusion.topology import Topology
 from scheduler.cost import Costs
@@ -181,6 +182,7 @@ def wire_ratio(dag: OpDag, plan: Plan) -> float:
 def codecs_per_link(dag: OpDag, plan: Plan) -> dict[str, dict[str, Any]]:
     """For each pair of workers with a codec: its names, the nominal ratio (top-k keeps one value in so many), the wire ratio.
 
+    The nominal ratio is the activations'; the gradients' where only they have a top-k; None where neither has.
     The edges of a pair have the same codec; the wire ratio counts them all, there and back.
     """
     crossings = workload(dag).crossings(plan.cuts)
@@ -194,12 +196,18 @@ def codecs_per_link(dag: OpDag, plan: Plan) -> dict[str, dict[str, Any]]:
         _arrow(*ends): {
             "forward": plan.codecs[mine[0]].forward,
             "backward": plan.codecs[mine[0]].backward,
-            "nominal_ratio": plan.codecs[mine[0]].options.get("ratio"),
+            "nominal_ratio": _nominal_ratio(plan.codecs[mine[0]]),
             "wire_ratio": float(raw[mine].sum() / sent[mine].sum()),
         }
         for ends, mine in edges.items()
         if ends[0] != ends[1]
     }
+
+
+def _nominal_ratio(choice: CodecChoice) -> float | None:
+    """What its top-k of activations, or else of gradients, was asked for; None where neither is one."""
+    both = (parse(name, choice.options) for name in (choice.forward, choice.backward))
+    return next((settings.ratio for settings in both if isinstance(settings, TopK)), None)
 
 
 def _tensor_and_wire_bytes(dag: OpDag, plan: Plan) -> tuple[Floats, Floats]:

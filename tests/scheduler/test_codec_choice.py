@@ -211,6 +211,26 @@ def test_a_link_s_time_is_that_of_all_its_messages_on_its_slower_way() -> None:
     assert 60 < links["a -> b"]["wire_ratio"] < 80
 
 
+@pytest.mark.parametrize(
+    ("forward", "backward", "asked"),
+    [
+        ("topk:ratio=5", "topk-reused", 5.0),
+        ("topk:ratio=10,value_bits=8", "topk:ratio=3,value_bits=16", 10.0),
+        ("int8", "topk:ratio=3", 3.0),
+        ("topk", "int8", 100.0),
+        ("int8", "int4", None),
+    ],
+)
+def test_the_ratio_that_was_asked_for_is_that_of_the_codec_s_name(
+    forward: str, backward: str, asked: float | None
+) -> None:
+    devices, network = bad_link()
+    made = plan_job(
+        DAG, devices, network, policy="equal-ops", compression=CompressionSpec(forward=forward, backward=backward)
+    )
+    assert {link["nominal_ratio"] for link in codecs_per_link(DAG, made).values()} == {asked}
+
+
 def test_adaint_follows_the_same_rule_in_its_width() -> None:
     devices, network = bad_link()
     found = {}
