@@ -48,6 +48,7 @@ def simulate_plan(
         settings.micro_batches,
         settings.optimizer_spec,
         settings.recompute,
+        settings.clip,
     )
     index = {device.name: number for number, device in enumerate(devices)}
     for name in plan.placement:
@@ -62,7 +63,6 @@ def simulate_plan(
         plan.in_flight,
         encoded,
         weights_behind=plan.weights_behind,
-        clip=settings.clip,
         steps=steps,
         trace=trace,
     )

@@ -66,6 +66,8 @@ class Costs:
     micro_batches: int
     optimizer: OptimizerSpec
     recompute: bool = False
+    clip: bool = False
+    """Whether gradients are clipped: before their updates all workers wait for the norms of all fragments."""
 
     @cached_property
     def _times(self) -> dict[tuple[float, ...], DeviceTimes]:

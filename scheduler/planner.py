@@ -48,6 +48,7 @@ def plan_job(
     fragments: int | None = None,
     optimizer: OptimizerSpec | str = "adamw",
     recompute: bool = False,
+    clip: bool = False,
     compression: CompressionSpec | None = None,
     cuts: Sequence[int] | None = None,
     codecs: Mapping[int, CodecChoice] | None = None,
@@ -68,7 +69,7 @@ def plan_job(
     work = workload(dag)
     spec = OptimizerSpec.model_validate({"name": optimizer}) if isinstance(optimizer, str) else optimizer
     net = network or Network()
-    costs = Costs(work, tuple(devices), net, schedule, micro_batches, spec, recompute)
+    costs = Costs(work, tuple(devices), net, schedule, micro_batches, spec, recompute, clip)
     pieces = len(work.cut_points) + 1
     if fragments is not None and cuts is None and fragments > pieces:
         raise PlanError(

@@ -42,7 +42,6 @@ def simulate(
     messages: Messages,
     *,
     weights_behind: Sequence[int] | None = None,
-    clip: bool = False,
     steps: int = STEPS,
     trace: bool = True,
 ) -> Simulation:
@@ -56,7 +55,7 @@ def simulate(
     if weights_behind is None:
         weights_behind = fit_behind(costs, memory, devices, in_flight)
     depths = (tuple(in_flight), tuple(weights_behind))
-    run = _Run(costs, tuple(cuts), tuple(devices), depths, crossings, memory, messages, clip, steps, trace)
+    run = _Run(costs, tuple(cuts), tuple(devices), depths, crossings, memory, messages, steps, trace)
     run.play()
     return run.result()
 
@@ -158,7 +157,6 @@ class _Run:
         crossings: Crossings,
         memory: Sequence[FragmentMemory],
         messages: Messages,
-        clip: bool,
         steps: int,
         trace: bool,
     ) -> None:
@@ -168,7 +166,7 @@ class _Run:
         in_flight, weights_behind = depths
         self._memory = worker_memory(memory, devices, in_flight, weights_behind)
         self._ways = {FrameKind.ACTIVATION: messages.forward.edges(), FrameKind.GRADIENT: messages.backward.edges()}
-        self._clip = clip
+        self._clip = costs.clip
         self._steps = steps
         self._trace = trace
         self._names = [device.name for device in costs.devices]
@@ -182,7 +180,7 @@ class _Run:
                 micro_batches=costs.micro_batches,
                 in_flight=in_flight,
                 steps=steps,
-                clip=clip,
+                clip=costs.clip,
                 weights_behind=weights_behind,
             )
             for device in self._used

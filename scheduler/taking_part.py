@@ -88,6 +88,7 @@ def taking_part(
         training.micro_batches,
         training.optimizer_spec,
         training.recompute,
+        training.clip,
     )
     fragments = training.fragments
     if fragments is None and count > SEARCHED_IN_FULL:
@@ -126,6 +127,7 @@ def _plan(
         fragments=fragments,
         optimizer=training.optimizer,
         recompute=training.recompute,
+        clip=training.clip,
         compression=compression,
         # Asked for by number, so all of them are to take part; otherwise the policy may leave slow ones out.
         use_all=training.workers is not None,

@@ -58,6 +58,7 @@ class SchedulerPlanner:
             fragments=spec.plan.fragments,
             optimizer=train.optimizer,
             recompute=train.recompute,
+            clip=train.clip_grad_norm is not None,
             compression=spec.compression,
             cuts=previous.cuts,
             codecs=previous.codecs,

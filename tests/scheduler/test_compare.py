@@ -14,6 +14,7 @@ from fusion.topology import Topology
 from scheduler import Link, Training, chrome_trace, compare, from_topology, homogeneous, html, plan_job, simulate_plan
 from scheduler.compare import codec_name
 from scheduler.policies.fences import transfer_seconds
+from scheduler.taking_part import plan_for
 
 TOPOLOGY = Topology.model_validate(
     {
@@ -182,11 +183,14 @@ def test_a_plan_for_other_workers_is_refused() -> None:
         simulate_plan(DAG, plan, homogeneous("xy"))
 
 
-def test_the_prediction_of_a_plan_is_its_simulation() -> None:
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("policy", ["op-fence", "equal-compute"])
+def test_the_prediction_of_a_plan_is_its_simulation(policy: str, clip: bool) -> None:
     devices, network = from_topology(TOPOLOGY)
-    plan = plan_job(DAG, devices, network, micro_batches=4)
-    simulation = simulate_plan(DAG, plan, devices, network, Training(micro_batches=4))
-    assert plan.predicted_step_seconds == pytest.approx(simulation.step_seconds, rel=0.02)
+    training = Training(micro_batches=4, clip=clip)
+    plan = plan_for(DAG, devices, network, training, policy, CompressionSpec())
+    simulation = simulate_plan(DAG, plan, devices, network, training)
+    assert plan.predicted_step_seconds == pytest.approx(simulation.step_seconds, rel=1e-6)
 
 
 def test_drawings_hold_every_span_and_load_nothing() -> None:

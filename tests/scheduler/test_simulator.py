@@ -45,7 +45,7 @@ def stages(
         Device(f"d{index}", flops_per_second=1000, bytes_per_second=1e15, seconds_per_call=0, seconds_per_task=0)
         for index in range(count)
     )
-    costs = Costs(workload(dag), devices, Network(link), schedule, micro_batches, SGD)
+    costs = Costs(workload(dag), devices, Network(link), schedule, micro_batches, SGD, clip=clip)
     sizes = np.full(count - 1, size)
     return simulate(
         costs,
@@ -54,7 +54,6 @@ def stages(
         in_flight or tuple(count - index for index in range(count)),
         plain(sizes),
         weights_behind=weights_behind,
-        clip=clip,
     )
 
 
