@@ -124,7 +124,7 @@ def _plan(policy: str, request: Request, encoding: _Encoding) -> Plan:
     placed = _best(request, tuple(dict.fromkeys(answers)))
     estimate = estimator(placed)
     if estimate.missing_bytes > 0:
-        raise PlanError(_too_large(costs, placed, estimate))
+        raise PlanError(_too_large(costs, placed, estimate, request.use_all))
     in_flight, weights_behind, seconds = tuned(costs, estimator, placed, estimate)
     return Plan(
         policy=policy,
@@ -210,8 +210,8 @@ def _check_cuts(cuts: Sequence[int], legal: set[int], size: int) -> None:
             raise PlanError(f"cut position {position} is not legal in a body of {size} ops")
 
 
-def _too_large(costs: Costs, placed: Placed, estimate: Estimate) -> str:
-    """Names the device that lacks the most, and its fragments."""
+def _too_large(costs: Costs, placed: Placed, estimate: Estimate, use_all: bool) -> str:
+    """Names the device that lacks the most, and its fragments; what helps, where all devices have to take part."""
 
     def missing(device: int) -> float:
         limit = costs.devices[device].memory_bytes
@@ -225,7 +225,8 @@ def _too_large(costs: Costs, placed: Placed, estimate: Estimate) -> str:
     if limit == 1:  # stands for none, as 0 would for no limit
         limit = 0
     has = format_bytes(limit) if limit else "no room"
+    fewer = "ask for fewer plan.workers, " if use_all and len(set(placed.devices)) > 1 else ""
     return (
         f"{what} {format_bytes(need)}, {device.name} has {has}: {format_bytes(need - limit)} missing; "
-        "add workers or memory, use a smaller micro_batch, or set train.recompute"
+        f"{fewer}add workers or memory, use a smaller micro_batch, or set train.recompute"
     )

@@ -117,6 +117,33 @@ def test_a_model_that_does_not_fit_is_refused_with_the_missing_bytes() -> None:
         plan_job(transformer(4, elements=65536), devices, micro_batches=2)
 
 
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_who_has_no_room_for_a_fragment_is_left_out(policy: str) -> None:
+    rooms = {"first": 2**34, "tiny": 200 * 2**10, "second": None, "none": 1, "third": 2**34}
+    devices = tuple(Device(name, memory_bytes=room) for name, room in rooms.items())
+    dag, link = transformer(4), Network(Link(1e9, 0.0))
+    plan = plan_job(dag, devices, link, policy=policy, micro_batches=4)
+    assert set(plan.placement) <= {"first", "second", "third"}
+    if policy != "op-fence":
+        assert len(set(plan.placement)) == 3, "who has room takes part"
+    again = plan_job(dag, devices, link, policy=policy, micro_batches=4, cuts=plan.cuts)
+    assert set(again.placement) <= {"first", "second", "third"}
+    with pytest.raises(PlanError, match=r"(tiny|none) has .* missing; ask for fewer plan.workers, add workers"):
+        plan_job(dag, devices, link, policy=policy, micro_batches=4, use_all=True)
+
+
+@pytest.mark.parametrize(("room", "kept"), [(0.2, "d0 d1 d2 d3"), (0.1, "d0 d1 d3")])
+@pytest.mark.parametrize("policy", ["equal-ops", "equal-compute"])
+def test_no_more_are_left_out_than_lack_room(policy: str, room: float, kept: str) -> None:
+    dag = transformer(8)
+    work = workload(dag)
+    whole = work.parameter_bytes[-1] * 4 + work.saved[-1] * 2
+    rooms = [0.4, 0.4, room, 0.4, 0.05]
+    devices = tuple(Device(f"d{index}", memory_bytes=int(whole * room)) for index, room in enumerate(rooms))
+    plan = plan_job(dag, devices, Network(Link(1e9, 0.0)), policy=policy, micro_batches=1)
+    assert plan.placement == tuple(kept.split())
+
+
 def test_op_fence_finds_the_split_that_fits() -> None:
     dag = transformer(6)
     work = workload(dag)
