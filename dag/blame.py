@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch import nn
 
 _OURS = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
@@ -27,15 +28,41 @@ def line_of_stack(stack: str | None) -> str:
 
 def line_of_exception(error: BaseException) -> str:
     """`file:line` of the innermost frame of the user's in `error` or in what caused it, or "" when there is none."""
+    for each in causes(error):
+        line = _innermost(_frames(each.__traceback__)) or line_of_stack(str(each))
+        if line:
+            return line
+    return ""
+
+
+def module_of_exception(error: BaseException, model: nn.Module) -> tuple[str, nn.Module] | None:
+    """Path and module of `model`, the innermost in whose call `error` or what caused it was raised; None outside of all."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    for each in causes(error):
+        found, traceback = None, each.__traceback__
+        while traceback is not None:
+            module = traceback.tb_frame.f_locals.get("self")
+            if isinstance(module, nn.Module) and id(module) in paths:
+                found = paths[id(module)], module
+            traceback = traceback.tb_next
+        if found is not None:
+            return found
+    return None
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """`error`, what caused it, what caused that."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
-        line = _innermost(_frames(current.__traceback__)) or line_of_stack(str(current))
-        if line:
-            return line
+        yield current
         current = current.__cause__ or current.__context__
-    return ""
+
+
+def module_words(path: str, kind: str) -> str:
+    """How a person finds a module of the model: `module layers.0 (Linear)`."""
+    return f"module {path} ({kind})" if path else f"the model ({kind})"
 
 
 def is_users(filename: str) -> bool:
@@ -105,8 +132,8 @@ def _innermost(frames: Iterable[tuple[str, int]]) -> str:
     """Code that the user installed (a model library) counts only when none of their own files is on the stack."""
     own = installed = ""
     for filename, line in frames:
-        if "site-packages" in filename:
-            if is_users(filename):
+        if "site-packages" in filename:  # which may lie within a folder of Python's own
+            if not filename.startswith((_OURS, _TORCH)):
                 installed = f"{filename}:{line}"
         elif is_users(filename):
             own = f"{filename}:{line}"

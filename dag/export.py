@@ -7,9 +7,11 @@ import re
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import nn
 from torch.export import ExportedProgram
+from torch.nn.modules.batchnorm import _NormBase
 
-from dag.blame import line_of_exception
+from dag.blame import causes, line_of_exception, module_of_exception, module_words
 from dag.custom_gradients import refused
 from dag.objective import Objective
 from dag.operators import torch_dtype
@@ -17,6 +19,10 @@ from dag.python_state import Attribute, PythonState
 from dag.quiet import quiet
 from fusion.errors import CaptureError
 
+_NEEDS_A_VALUE = (
+    r"data-dependent|DataDependent|_local_scalar_dense|\.item\(\)|Could not guard|unbacked|"
+    r"bool\(\)|Tensor-likes are not|cannot be converted to a Python|__bool__|is_nonzero"
+)
 _ADVICE: tuple[tuple[str, str], ...] = (
     (
         r"nonzero|masked_select|unique|dynamic_output_shape|DynamicOutputShape|boolean index",
@@ -24,8 +30,7 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         "keep shapes fixed, for example with torch.where or by multiplying with the mask",
     ),
     (
-        r"data-dependent|DataDependent|_local_scalar_dense|\.item\(\)|Could not guard|unbacked|"
-        r"bool\(\)|Tensor-likes are not|cannot be converted to a Python|__bool__|is_nonzero",
+        _NEEDS_A_VALUE,
         "Python needs a tensor's value here (if, while, .item(), int(), float() or bool() of a tensor); "
         "compute it with tensors, for example with torch.where",
     ),
@@ -82,7 +87,7 @@ def export(
             return torch.export.export(objective, (), values, strict=True), held.changes()
         except Exception:
             # The first error speaks of the user's own lines; strict mode's speaks of bytecode.
-            raise _explained(failure) from failure
+            raise _explained(failure, objective.model) from failure
         finally:
             held.put_back()
 
@@ -92,29 +97,37 @@ def casting(autocast: str | None) -> contextlib.AbstractContextManager[object]:
     return torch.autocast("cpu", torch_dtype(autocast or "bfloat16"), enabled=autocast is not None, cache_enabled=False)
 
 
-def _explained(error: Exception) -> CaptureError:
-    ours = _capture_error_within(error)
+def _explained(error: Exception, model: nn.Module) -> CaptureError:
+    ours = next((each for each in causes(error) if isinstance(each, CaptureError)), None)
     if ours is not None:
         return ours
-    text = _reason(error)
-    place = line_of_exception(error)
+    text, whole = _reason(error), f"{type(error).__name__} {error}"
+    place, found = line_of_exception(error), module_of_exception(error, model)
+    if found is not None:
+        path, module = found
+        name, why = module_words(path, _kind(module)), _why_of_module(module, whole)
+        if why:
+            return CaptureError(f"{name} can't be captured: {why}")
+        place = place or (name if path else "")
     prefix = f"{place}: " if place else ""
-    whole = f"{type(error).__name__} {error}"
     for pattern, advice in _ADVICE:
         if re.search(pattern, whole):
             return CaptureError(f"{prefix}this model can't be captured: {advice} ({text})")
     return CaptureError(f"{prefix}this model can't be captured: {text}")
 
 
-def _capture_error_within(error: BaseException) -> CaptureError | None:
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        if isinstance(current, CaptureError):
-            return current
-        seen.add(id(current))
-        current = current.__cause__ or current.__context__
-    return None
+def _kind(module: nn.Module) -> str:
+    """The class that a person wrote, also of a scripted module."""
+    return str(getattr(module, "original_name", type(module).__name__))
+
+
+def _why_of_module(module: nn.Module, error: str) -> str:
+    """Why one of torch's own modules gave this error, and what to use in its place; "" where nothing is known."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is one of TorchScript, without its Python; use the module that it was made from"
+    if isinstance(module, _NormBase) and module.momentum is None and re.search(_NEEDS_A_VALUE, error):
+        return "with momentum=None it counts the batches in Python; give a momentum, for example 0.1"
+    return ""
 
 
 def _reason(error: Exception) -> str:

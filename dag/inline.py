@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from dag.allowlist import ALLOWED, GETITEM
 from dag.autocast import Region
-from dag.blame import line_of_stack
+from dag.blame import line_of_stack, module_words
 from dag.draft import Draft, Value
 from dag.graph import DTYPE_BYTES
 from dag.operators import dtype_name, named
@@ -156,10 +156,7 @@ class _Flattener:
         )
         _respell(draft)
         if draft.target not in ALLOWED:
-            raise CaptureError(
-                f"{draft.where + ': ' if draft.where else ''}operator {draft.target} can't be captured: "
-                f"{_why_refused(draft.target)}"
-            )
+            raise _error(node, f"operator {draft.target} can't be captured: {_why_refused(draft.target)}")
         self.drafts.append(draft)
         return draft
 
@@ -261,11 +258,20 @@ def _respell(draft: Draft) -> None:
 
 def _module_path(node: Node) -> str:
     """The innermost module's path within the user's model; "" for the model itself and the loss."""
+    return _module(node)[0]
+
+
+def _module(node: Node) -> tuple[str, str]:
+    """That path, and the module's class."""
     stack = node.meta.get("nn_module_stack") or {}
-    path = str(next(reversed(stack.values()))[0]) if stack else ""
+    path, kind = next(reversed(stack.values())) if stack else ("", "")
     # The same module called again is spelled `name@1`.
-    path = path.split("@")[0]
-    return path.removeprefix("model.") if path.startswith("model.") else ""
+    path = str(path).split("@")[0]
+    return (path.removeprefix("model."), _class_name(kind)) if path.startswith("model.") else ("", "")
+
+
+def _class_name(kind: object) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).rpartition(".")[2]
 
 
 def _why_refused(target: str) -> str:
@@ -275,5 +281,6 @@ def _why_refused(target: str) -> str:
 
 
 def _error(node: Node, message: str) -> CaptureError:
-    place = line_of_stack(node.meta.get("stack_trace"))
+    path, kind = _module(node)
+    place = line_of_stack(node.meta.get("stack_trace")) or (module_words(path, kind) if path else "")
     return CaptureError(f"{place}: {message}" if place else message)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import sysconfig
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dag.blame import line_of_exception
 from dag.capture import capture
 from fusion.errors import CaptureError
 
@@ -200,6 +204,41 @@ def test_error_names_the_line_and_what_to_change(model: type[nn.Module], says: s
     with open(__file__) as source:
         line = source.read().splitlines()[int(place[2]) - 1]
     assert line.endswith("# here"), f"{message}\npoints at: {line}"
+
+
+def within(module: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), module), nn.Linear(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (
+            lambda: torch.jit.script(nn.Sequential(nn.Linear(4, 4))),
+            r"module 1\.1 \(Sequential\) .*TorchScript.*made from",
+        ),
+        (lambda: nn.BatchNorm1d(4, momentum=None), r"module 1\.1 \(BatchNorm1d\) .*momentum=None .*give a momentum"),
+        (lambda: nn.BatchNorm2d(4, momentum=None), r"module 1\.1 \(BatchNorm2d\): .*expected 4D input"),
+        (lambda: nn.Linear(3, 4), r"module 1\.1 \(Linear\): "),
+        (
+            lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
+            r"module 1\.1\.parametrizations\.weight\.0 \(_SpectralNorm\): operator aten\.div\.out ",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_where_no_line_is_the_user_s_the_module_is_named(make: Callable[[], nn.Module], says: str) -> None:
+    assert re.match(says, attempt(within(make())))
+
+
+def test_an_installed_library_s_line_is_named_where_none_is_the_user_s() -> None:
+    """Its folder may lie within the one that Python calls its standard library's."""
+    file, names = f"{sysconfig.get_path('platstdlib')}/site-packages/branching.py", dict[str, Any]()
+    exec(compile("def branch(): return 1 / 0", file, "exec"), names)
+    with pytest.raises(ZeroDivisionError) as caught:
+        names["branch"]()
+    assert line_of_exception(caught.value).startswith(__file__)
+    assert line_of_exception(caught.value.with_traceback(caught.tb.tb_next)) == f"{file}:1"
 
 
 def test_nothing_to_train() -> None:
