@@ -17,7 +17,7 @@ import torch
 from dag.graph import Arg, Op, Ref, refs_of
 from dag.operators import materialize, resolve
 from executor.randomness import op_seed, seeder
-from fusion.errors import DagError
+from fusion.errors import DagError, DataError
 
 Values = list[Any]
 Watch = Callable[[int, torch.Tensor], None]
@@ -46,6 +46,7 @@ class Interpreter:
         evaluation: bool = False,
         watched: Iterable[int] = (),
     ) -> None:
+        self._ops = tuple(ops)
         self._device = device
         self._job_seed = job_seed
         self._evaluation = evaluation
@@ -77,12 +78,26 @@ class Interpreter:
         return self._base.copy()
 
     def run(self, values: Values, step: int, micro_batch: int, watch: Watch | None = None) -> None:
-        """Compute every op into `values`, with random ops seeded for (step, micro-batch); show `watch` the watched ones."""
+        """Compute every op into `values`, with random ops seeded for (step, micro-batch); show `watch` the watched ones.
+
+        Raises `DataError`, with step and micro-batch, when an index is beyond what it points into: that is up to the data.
+        """
         self._step, self._micro_batch, self._watch = step, micro_batch, watch
-        for function, arguments, result, free in self._instructions:
-            values[result] = function(*arguments(values))
-            for slot in free:
-                values[slot] = None
+        result = -1
+        try:
+            for function, arguments, result, free in self._instructions:
+                values[result] = function(*arguments(values))
+                for slot in free:
+                    values[slot] = None
+        except IndexError as error:
+            raise DataError(f"{self._place_of(result)}: {error}; a sample holds an index that is too large") from error
+
+    def _place_of(self, slot: int) -> str:
+        """What computes the value at `slot` in this run, in words."""
+        op = next(op for op in self._ops if self.slot[op.id] == slot)
+        of = f" of {op.module}" if op.module else ""
+        part = "evaluation batch" if self._evaluation else "micro-batch"
+        return f"step {self._step}, {part} {self._micro_batch}: {op.target}{of}"
 
     def _place(self, op_id: int) -> None:
         self.slot[op_id] = len(self._base)

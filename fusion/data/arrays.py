@@ -61,6 +61,8 @@ def to_tensor(value: Any, where: str) -> Tensor:
         array = np.asarray(value)
     except ValueError as error:
         raise DataError(f"{where}: is not one array: {error}") from None
+    except Exception as error:  # of the value's own __array__
+        raise DataError(f"{where}: can't be made an array: {type(error).__name__}: {error}") from error
     if array.dtype.kind == "O":
         raise DataError(f"{where}: holds Python objects (rows of different length?); give a plain array of numbers")
     if array.dtype.kind not in "fiub" or array.dtype in (np.uint64, np.longdouble):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,25 +76,31 @@ def _limited(arrays: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
 
 
 def _samples(data: Any, where: str) -> Iterator[Any]:
+    """One after the other. What the user's code raises, also when it is asked for its length, comes out where it is read."""
     if isinstance(data, Iterable) and not isinstance(data, str | bytes) and not _indexed(data):
-        return iter(data)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes):
-        return (data[index] for index in range(len(data)))
-    raise DataError(
-        f"{where}: returned a {type(data).__name__}; return a torch Dataset, an iterable of samples, "
-        f"or a dict of arrays with `inputs` and `targets`"
-    )
+        yield from data
+    elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes):
+        for index in range(len(data)):
+            yield data[index]
+    else:
+        raise DataError(
+            f"{where}: returned a {type(data).__name__}; return a torch Dataset, an iterable of samples, "
+            f"or a dict of arrays with `inputs` and `targets`"
+        )
 
 
 def _indexed(data: Any) -> bool:
-    """A map-style torch Dataset: iterating one by the old protocol would hide an IndexError of the user's own."""
-    return isinstance(data, torch.utils.data.Dataset) and not isinstance(data, torch.utils.data.IterableDataset)
+    """A map-style torch Dataset or a sequence: iterating one by the old protocol would hide an IndexError of the user's own."""
+    if isinstance(data, torch.utils.data.Dataset):
+        return not isinstance(data, torch.utils.data.IterableDataset)
+    return isinstance(data, Sequence)
 
 
 def _length(data: Any) -> int | None:
+    """For showing progress; None where it is not known, or the user's code fails, which reading a sample will tell."""
     try:
         return len(data)
-    except TypeError:
+    except Exception:
         return None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dag.graph import Named, Op, Ref
 from executor.interpreter import Interpreter
 from executor.randomness import op_seed
-from fusion.errors import DagError
+from fusion.errors import DagError, DataError
 
 CPU = torch.device("cpu")
 
@@ -52,6 +52,17 @@ def test_plain_values_names_lists_and_keyword_arguments() -> None:
     assert len(pieces) == 2
     assert torch.equal(second, b)
     assert loss is total
+
+
+@pytest.mark.parametrize(("evaluation", "part"), [(False, "micro-batch"), (True, "evaluation batch")])
+def test_an_index_beyond_a_table_names_the_micro_batch_and_the_module(evaluation: bool, part: str) -> None:
+    ops = [
+        call(2, "aten.neg.default", Ref(0)),
+        Op(3, "op3", "call", "aten.embedding.default", args=(Ref(2), Ref(1)), module="tokens"),
+    ]
+    given = {0: torch.ones(4, 2), 1: torch.tensor([3, 4])}
+    with pytest.raises(DataError, match=f"^step 7, {part} 2: aten.embedding.default of tokens: index out of range"):
+        run(ops, given, 7, 2, evaluation=evaluation)
 
 
 def test_a_value_is_dropped_at_its_last_use() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,6 +268,48 @@ def test_an_index_error_in_a_dataset_does_not_end_it_silently():
 
     with pytest.raises(DataError, match="sample 2 can't be read"):
         of_object(Broken())
+
+
+class Short(Sequence[Any]):
+    """Iterating it would stop at the error."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: Any) -> Any:
+        return [(1, 0), (2, 0)][index]
+
+
+class NeverBegins:
+    def __iter__(self) -> Any:
+        raise KeyError("index")
+
+
+class NoLength:
+    def __len__(self) -> int:
+        raise RuntimeError("not downloaded")
+
+    def __getitem__(self, index: int) -> Any:
+        return 1, 0
+
+
+class NoArray:
+    def __array__(self, *args: Any, **settings: Any) -> Any:
+        raise RuntimeError("truncated image")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (Short(), "data: sample 2 can't be read: .*IndexError: list index out of range"),
+        (NeverBegins(), "data: sample 0 can't be read: .*KeyError: 'index'"),
+        (NoLength(), "data: sample 0 can't be read: .*RuntimeError: not downloaded"),
+        ([(1, 0), (NoArray(), 0)], "data: sample 1: inputs: can't be made an array: RuntimeError: truncated image"),
+    ],
+)
+def test_an_error_of_the_user_s_names_the_sample(data: Any, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        of_object(data)
 
 
 # Hugging Face
