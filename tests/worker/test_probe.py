@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 import pytest
+import zmq
 from fake_coordinator import FakeCoordinator
 from pool_cases import addresses, pool
 
@@ -251,6 +252,17 @@ def test_a_peer_that_was_probed_stays_a_peer(ends: tuple[End, End]) -> None:
     b.mover.expect_probe(PeerAddress(worker="c", endpoint="tcp://x:1", public_key=c.public), MAX_BYTES, 0.0)
     b.mover.end_probes()
     assert not b.mover._gate.admits("data", c.public)
+
+
+@pytest.mark.timeout(20)
+def test_a_peer_that_is_gone_keeps_no_probe_waiting() -> None:
+    """ZeroMQ lets go of a peer that has come back and refuses us: there is nothing to send to, and sending would block."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with context, context.socket(zmq.DEALER) as lonely:
+        found = probe_socket._probe(lonely, "b", Course(MAX_BYTES, 0.3), lambda: False)
+        assert "did not answer" in found.error
+        looks = iter([False, False, True])
+        probe_socket._probe(lonely, "b", Course(MAX_BYTES, 3600.0), lambda: next(looks))
 
 
 # On the coordinator's order ---------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import perf_counter
 
 import zmq
@@ -78,9 +78,10 @@ def _probe(socket: zmq.Socket[bytes], worker: str, course: Course, cancelled: Ca
     number = 0
     while (exchange := course.next(perf_counter() - begin)) is not None:
         number += 1
-        sent_at = perf_counter()
-        _send(socket, number, exchange)
-        answered = _await_answer(socket, number, begin + course.seconds, cancelled)
+        sent_at, deadline = perf_counter(), begin + course.seconds
+        answered = _send(socket, number, exchange, deadline, cancelled) and _await_answer(
+            socket, number, deadline, cancelled
+        )
         if not answered and exchange == Exchange(0, 0):
             break
         course.took(exchange, perf_counter() - sent_at)
@@ -95,23 +96,35 @@ def _probe(socket: zmq.Socket[bytes], worker: str, course: Course, cancelled: Ca
     return LinkMeasured(peer=worker, there=figures[0], back=figures[1])
 
 
-def _send(socket: zmq.Socket[bytes], number: int, exchange: Exchange) -> None:
+def _send(
+    socket: zmq.Socket[bytes], number: int, exchange: Exchange, deadline: float, cancelled: Callable[[], bool]
+) -> bool:
     shape = (exchange.back,) if exchange.back else ()
-    header = encode_header(Header("", 0, FrameKind.PROBE, 0, number, 0, shape=shape))
+    frames: list[bytes | memoryview] = [encode_header(Header("", 0, FrameKind.PROBE, 0, number, 0, shape=shape))]
     if exchange.there:
-        socket.send_multipart([header, _ZEROS[: exchange.there]])
-    else:
-        socket.send(header)
+        frames.append(_ZEROS[: exchange.there])
+    # A peer that has gone and now refuses us leaves nothing to send to.
+    while _ready(socket, zmq.POLLOUT, deadline, cancelled):
+        with suppress(zmq.Again):
+            socket.send_multipart(frames, zmq.NOBLOCK)
+            return True
+    return False
 
 
 def _await_answer(socket: zmq.Socket[bytes], number: int, deadline: float, cancelled: Callable[[], bool]) -> bool:
-    while (left := deadline - perf_counter()) > 0 and not cancelled():
-        if not socket.poll(min(_POLL_MILLISECONDS, max(1, int(1000 * left)))):
-            continue
+    while _ready(socket, zmq.POLLIN, deadline, cancelled):
         try:
             header = decode_header(socket.recv_multipart()[0])
         except FrameError:
             continue
         if header.kind is FrameKind.PROBED and header.step == number:
+            return True
+    return False
+
+
+def _ready(socket: zmq.Socket[bytes], what: int, deadline: float, cancelled: Callable[[], bool]) -> bool:
+    """Wait until one may send or receive; False at the deadline (seconds of `perf_counter`), or when cancelled."""
+    while (left := deadline - perf_counter()) > 0 and not cancelled():
+        if socket.poll(min(_POLL_MILLISECONDS, max(1, int(1000 * left))), what):
             return True
     return False
