@@ -23,7 +23,7 @@ from fusion.messages import (
     decode_to_coordinator,
     encode,
 )
-from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, keep_alive, secure_server, sender_key
+from fusion.sockets import Gatekeeper, KeyPair, bind_tcp, end_monitor, keep_alive, secure_server, sender_key
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class Control:
         self._waiting: dict[str, deque[bytes]] = {}
         self._task: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._monitor: zmq.asyncio.Socket | None = None
         self.port = 0
         self.received: dict[str, int] = {}
         """Messages by type, for the metrics page."""
@@ -88,8 +89,8 @@ class Control:
         if self._task is None:
             self._task = asyncio.create_task(self._receive(), name="control channel")
         if self._watching is None and self._on_closed is not None:
-            monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-            self._watching = asyncio.create_task(self._watch(monitor, self._on_closed), name="control monitor")
+            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            self._watching = asyncio.create_task(self._watch(self._monitor, self._on_closed), name="control monitor")
 
     def admit(self, public_key: str, incarnation: str) -> None:
         """Messages of this key are from `incarnation` from now on."""
@@ -101,7 +102,9 @@ class Control:
         self._waiting.pop(incarnation, None)
 
     def send(self, incarnation: str, message: ToWorker) -> None:
-        """Send, or keep until the incarnation is heard for the first time (after a restart, say)."""
+        """Send, or keep until the incarnation is heard for the first time (after a restart, say); after `close`, neither."""
+        if self._socket.closed:
+            return
         data = encode(message)
         route = self._routes.get(incarnation)
         if route is None:
@@ -116,11 +119,10 @@ class Control:
             await asyncio.gather(self._task, return_exceptions=True)
             while await self._socket.poll(20):
                 self._take(await self._socket.recv_multipart(copy=False))
-        if self._watching is not None:
-            # Before the task that reads the monitor ends: libzmq blocks on the last word to a monitor nobody reads.
-            self._socket.disable_monitor()
+        if self._watching is not None and self._monitor is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+            end_monitor(self._socket, self._monitor)
         self._socket.close()
         await asyncio.to_thread(self._gatekeeper.close)
         await asyncio.to_thread(self._context.term)
@@ -138,16 +140,16 @@ class Control:
 
     async def _watch(self, monitor: zmq.asyncio.Socket, on_closed: Callable[[], None]) -> None:
         now: zmq.Socket[bytes] = zmq.Socket.shadow(monitor.underlying)
-        try:
-            while True:
-                await monitor.poll()
-                with suppress(zmq.Again):
-                    for _ in range(_BATCH):
-                        now.recv_multipart(zmq.NOBLOCK)
+        while True:
+            await monitor.poll()
+            with suppress(zmq.Again):
+                for _ in range(_BATCH):
+                    now.recv_multipart(zmq.NOBLOCK)
+            try:
                 on_closed()
-                await asyncio.sleep(_PAUSE_SECONDS)
-        finally:
-            monitor.close(0)
+            except Exception:
+                logger.exception("what follows from closed connections failed")
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     def _take(self, frames: list[zmq.Frame]) -> None:
         incarnation = self._incarnations.get(sender_key(frames[-1]))
@@ -166,7 +168,11 @@ class Control:
             for data in self._waiting.pop(incarnation, ()):
                 self._send(route, data)
         self.received[message.type] = self.received.get(message.type, 0) + 1
-        self._handler(incarnation, message)
+        try:
+            self._handler(incarnation, message)
+        except Exception:
+            # One message of one worker: all others are to be heard all the same.
+            logger.exception("worker incarnation %s: what follows from its %s failed", incarnation, message.type)
 
     def _send(self, route: bytes, data: bytes) -> None:
         # An unroutable message is dropped by the ROUTER: its worker is gone, which the heartbeats will tell.

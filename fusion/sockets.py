@@ -7,6 +7,7 @@ gatekeeper names the peer to the receiver: `sender_key(frame)` is the authentica
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections.abc import Callable
@@ -81,6 +82,17 @@ def keep_alive(socket: zmq.Socket[Any], silence: float, stalled: float = 15.0) -
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, milliseconds)
     socket.setsockopt(zmq.RECONNECT_IVL, 100)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
+
+
+def end_monitor(socket: zmq.Socket[Any], monitor: zmq.Socket[Any]) -> None:
+    """Close the monitor of `socket`, which nobody reads any more. Never blocks."""
+    # libzmq itself says a last word to the monitor, and blocks where that is closed or full.
+    now: zmq.Socket[bytes] = zmq.Socket.shadow(monitor.underlying)
+    with contextlib.suppress(zmq.ZMQError):
+        while True:
+            now.recv_multipart(zmq.NOBLOCK)
+    socket.disable_monitor()
+    monitor.close(0)
 
 
 def bind_tcp(socket: zmq.Socket[Any], host: str, port: int) -> int:

@@ -31,7 +31,7 @@ from fusion.messages import (
     decode_to_worker,
     encode,
 )
-from fusion.sockets import KeyPair, keep_alive, secure_client
+from fusion.sockets import KeyPair, end_monitor, keep_alive, secure_client
 
 _DEAD_SECONDS = 4.0
 """Two of our packets in a row may be lost, and it takes no new connection, whose handshake would have to get through as well."""
@@ -59,6 +59,7 @@ class Control:
         self._on_connection = on_connection
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
+        self._monitor: zmq.asyncio.Socket | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._kept: deque[bytes] = deque()
         self._recent: deque[tuple[float, bytes]] = deque()
@@ -85,7 +86,7 @@ class Control:
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         keep_alive(socket, max(_DEAD_SECONDS, 4 * answer.heartbeat_seconds), _STALLED_SECONDS)
         secure_client(socket, self._keys, answer.control_public_key)
-        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED | _LOST)
+        monitor = self._monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED | _LOST)
         socket.connect(answer.control_endpoint)
         self._socket = socket
         self._tasks = [
@@ -101,17 +102,15 @@ class Control:
 
     async def close(self) -> None:
         """End the session; what was handed to ZeroMQ gets a second to leave. Kept reports stay for the next `open`."""
-        if self._socket is not None:
-            # Before the task that reads the monitor ends: libzmq blocks on the last word to a monitor nobody reads.
-            self._socket.disable_monitor()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         self.connected = False
-        if self._socket is not None:
+        if self._socket is not None and self._monitor is not None:
+            end_monitor(self._socket, self._monitor)
             self._socket.close()
-            self._socket = None
+            self._socket = self._monitor = None
 
     def forget(self) -> None:
         """Drop all kept reports: they are of an incarnation that is over."""
@@ -144,20 +143,23 @@ class Control:
         return Heartbeat(incarnation=answer.incarnation, memory_used_bytes=self.memory_used(), refused=self.refused())
 
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
-        try:
-            while True:
-                event = (await recv_monitor_message(monitor))["event"]
-                if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                    self._back()
-                elif event == _REFUSED:
-                    # A coordinator that has just started may not know its workers yet. ZeroMQ itself gives up here.
-                    asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._connect_again, self._socket)
-                elif event & _LOST and self.connected:
-                    self.connected = False
-                    self.lost_at = monotonic()
-                    self._on_connection(False)
-        finally:
-            monitor.close(0)
+        while True:
+            event = (await recv_monitor_message(monitor))["event"]
+            try:
+                self._happened(event)
+            except Exception:
+                log.exception("what follows from an event of the control channel failed")
+
+    def _happened(self, event: int) -> None:
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._back()
+        elif event == _REFUSED:
+            # A coordinator that has just started may not know its workers yet. ZeroMQ itself gives up here.
+            asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._connect_again, self._socket)
+        elif event & _LOST and self.connected:
+            self.connected = False
+            self.lost_at = monotonic()
+            self._on_connection(False)
 
     def _connect_again(self, socket: zmq.asyncio.Socket | None) -> None:
         if socket is None or socket is not self._socket or self.connected or self._answer is None:

@@ -1,0 +1,56 @@
+"""The control channel's worker side: what is told of it may fail, and neither it nor its end is held up."""
+
+from __future__ import annotations
+
+import asyncio
+from time import time
+
+import pytest
+from fake_coordinator import FakeCoordinator
+
+from fusion.messages import Heartbeat, JoinResponse
+from fusion.sockets import new_keys
+from worker.control import Control
+
+
+@pytest.mark.timeout(60)
+async def test_who_hears_of_the_connection_may_fail() -> None:
+    coordinator, keys = FakeCoordinator(), new_keys()
+    heard: asyncio.Queue[bool] = asyncio.Queue()
+
+    def on_connection(there: bool) -> None:
+        heard.put_nowait(there)
+        raise OSError("can't say so")
+
+    async def start() -> None:
+        await coordinator.start()
+        assert coordinator.control is not None
+        coordinator.control.admit(keys.public, "i")
+
+    coordinator.incarnations["p"] = "i"
+    await start()
+    assert coordinator.control is not None
+    control = Control(keys, lambda _: None, on_connection)
+    control.open(
+        JoinResponse(
+            worker="p",
+            incarnation="i",
+            control_endpoint=f"tcp://127.0.0.1:{coordinator.control.port}",
+            control_public_key=coordinator.keys.public,
+            heartbeat_seconds=0.1,
+            time=time(),
+            seen_as="127.0.0.1",
+            reachable=True,
+        )
+    )
+    async with asyncio.timeout(20):
+        assert await heard.get()
+        await coordinator.stop()
+        assert not await heard.get()
+        await start()
+        assert await heard.get()
+    coordinator.messages.clear()
+    await coordinator.message("p", Heartbeat)
+    # libzmq would block, and the event loop with it, if it had nobody to tell that the monitor ends.
+    await control.destroy()
+    await coordinator.stop()
