@@ -31,6 +31,7 @@ from coordinator.storage.checkpoints import Checkpoints
 from coordinator.storage.copies import Copies
 from coordinator.storage.store import Store
 from fusion import credentials, garbage
+from fusion.console import log_lines, say, settle
 from fusion.errors import FusionError, ServiceError
 from fusion.logs import log_as_json
 from fusion.relay.child import RelayProcess
@@ -43,16 +44,24 @@ def run_coordinator(config: CoordinatorConfig, planner: Planner | None = None) -
     """Run until SIGINT, SIGTERM or (when asked) the end of standard input; returns the process's exit code."""
     if config.json_logs:
         log_as_json()
+    else:
+        log_lines()
     try:
         return asyncio.run(_serve(config, planner))
     except FusionError as error:
-        if config.json_logs:
-            logger.error("%s", error)
-        else:
-            print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _failed(config, str(error))
     except KeyboardInterrupt:
         return 0
+    finally:
+        settle()
+
+
+def _failed(config: CoordinatorConfig, why: str) -> int:
+    if config.json_logs:
+        logger.error("%s", why)
+    else:
+        say(f"error: {why}", sys.stderr)
+    return 1
 
 
 async def _serve(config: CoordinatorConfig, planner: Planner | None) -> int:
@@ -182,9 +191,9 @@ def announce(config: CoordinatorConfig, said: Announcement) -> None:
         if config.json_logs:
             logger.warning("%s", line)
         else:
-            print(f"warning: {line}", file=sys.stderr, flush=True)
+            say(f"warning: {line}", sys.stderr)
     if config.json_ready:
-        print(said.for_programs(), flush=True)
+        say(said.for_programs())
         return
     written = credentials.write(said.url, token, ca)
     if config.json_logs:
@@ -192,7 +201,8 @@ def announce(config: CoordinatorConfig, said: Announcement) -> None:
             "Fusion coordinator at %s", said.url, extra={"fields": {"url": said.url, "state": str(config.state)}}
         )
         return
-    print("\n".join(said.for_people(written, secrets=not goes_to_the_journal())), flush=True)
+    for line in said.for_people(written, secrets=not goes_to_the_journal()):
+        say(line)
 
 
 def _follow_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import TextIO
 
+from fusion.console import LineHandler
+
 _TOKEN = re.compile(r"([?&](?:token|cert)=)[^&\s'\"<>]+|((?i:bearer)\s+)[A-Za-z0-9._~+/=-]{8,}")
 
 
@@ -47,7 +49,7 @@ class JsonFormatter(logging.Formatter):
 
 def log_as_json(stream: TextIO | None = None) -> None:
     """Send everything from `info` upwards to `stream` (default: stderr) as JSON, and nothing anywhere else."""
-    handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
+    handler = LineHandler(stream if stream is not None else sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)

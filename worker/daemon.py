@@ -11,6 +11,7 @@ import threading
 from functools import partial
 
 from fusion import garbage
+from fusion.console import log_lines, say, settle
 from fusion.errors import FusionError
 from fusion.logs import log_as_json
 from worker.config import WorkerConfig
@@ -37,6 +38,8 @@ def run_worker(config: WorkerConfig) -> int:
     os.environ.setdefault("MKL_NUM_THREADS", str(config.threads))
     if config.json_logs:
         log_as_json()
+    else:
+        log_lines()
     # Until the event loop takes over there is nothing to put in order.
     signal.signal(signal.SIGTERM, lambda *_: _exit_now(0))
     try:
@@ -45,10 +48,12 @@ def run_worker(config: WorkerConfig) -> int:
         if config.json_logs:
             log.error("%s", error)
         else:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            say(f"error: {error}", sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        settle()
 
 
 async def _run(config: WorkerConfig) -> int:
@@ -61,15 +66,15 @@ async def _run(config: WorkerConfig) -> int:
 
     torch.set_num_threads(config.threads)
     sys.setswitchinterval(_SWITCH_SECONDS)
-    say = _log if config.json_logs else _say
-    service = Service(config, say)
+    tell = _log if config.json_logs else say
+    service = Service(config, tell)
     loop = asyncio.get_running_loop()
     asked = False
 
     def on_signal(number: int) -> None:
         nonlocal asked
         if asked:
-            say("leaving at once")
+            tell("leaving at once")
             _exit_now(128 + number)
         asked = True
         service.leave(signal.Signals(number).name)
@@ -101,13 +106,8 @@ def _follow_stdin(loop: asyncio.AbstractEventLoop, leave: object) -> None:
 
 def _exit_now(code: int) -> None:
     """End without waiting for threads that compute."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    settle()
     os._exit(code)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _log(line: str) -> None:

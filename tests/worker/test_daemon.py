@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -29,9 +31,9 @@ async def coordinator() -> AsyncIterator[FakeCoordinator]:
     await made.stop()
 
 
-async def spawn(url: str, *more: str) -> Process:
+async def spawn(url: str, *more: str, stdout: int = PIPE) -> Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", MAIN, url, *more, stdin=PIPE if more else DEVNULL, stdout=PIPE, stderr=PIPE
+        sys.executable, "-c", MAIN, url, *more, stdin=PIPE if more else DEVNULL, stdout=stdout, stderr=PIPE
     )
 
 
@@ -91,3 +93,31 @@ async def test_a_refusal_is_one_line_and_exit_code_1(coordinator: FakeCoordinato
     assert len(lines) == 1
     assert lines[0].startswith("error: the coordinator at http://127.0.0.1")
     assert "its token is not right" in lines[0]
+
+
+@pytest.mark.parametrize("reader", ["gone", "stuck"])
+async def test_a_worker_whose_lines_nobody_takes_works_and_leaves(coordinator: FakeCoordinator, reader: str) -> None:
+    there, here = os.pipe()
+    if reader == "gone":
+        os.close(there)
+    else:
+        os.set_blocking(here, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(here, bytes(4096)):
+                pass
+        os.set_blocking(here, True)
+    process = await spawn(coordinator.url, stdout=here)
+    os.close(here)
+    await coordinator.message("p", Heartbeat)
+    await train(coordinator)
+    await coordinator.stop()
+    # It has said that the coordinator is lost and is back, and goes on all the same.
+    await coordinator.start()
+    count = len(coordinator.messages)
+    await coordinator.until(lambda: any(isinstance(each, StepReport) for _, each in coordinator.messages[count:]))
+    await coordinator.stop()
+    process.send_signal(signal.SIGTERM)
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert (process.returncode, err) == (0, b"")
+    if reader == "stuck":
+        os.close(there)
