@@ -1,10 +1,12 @@
 """What survives a restart, in SQLite (WAL): jobs, plans, metrics, events, logs, checkpoints, workers, blob pins, tokens.
 
-One connection, used from the event loop's thread only. Writes between two `commit`s are one transaction.
+One connection, used from the event loop's thread only. Writes between two `commit`s are one transaction. What can't be
+written for now, on a full disk say, is kept in memory until `catch_up` has written it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -40,8 +42,29 @@ MIGRATIONS: tuple[str, ...] = (
 )
 
 
+_MAY_PASS = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,  # Also where a side file has no room to grow.
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_NOMEM,
+    }
+)
+_LASTING = frozenset(
+    {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
+)
+_OPENING_MILLISECONDS = 5000
+_LOCKED_MILLISECONDS = 100
+"""How long another process may keep the file locked until we are behind: workers and people wait meanwhile."""
+
+
 class Store:
     """The database in `path`.
+
+    Writing raises nothing when the file can't be written: see `behind`.
 
     Raises `ServiceError` when it can't be opened, or was written by a newer version.
     """
@@ -56,11 +79,18 @@ class Store:
             self._db.execute("PRAGMA journal_mode=WAL")
             # WAL with NORMAL survives a crash of the process; only a power cut may lose the last commits.
             self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute("PRAGMA busy_timeout=5000")
+            self._db.execute(f"PRAGMA busy_timeout={_OPENING_MILLISECONDS}")
             self._migrate()
+            self._db.execute(f"PRAGMA busy_timeout={_LOCKED_MILLISECONDS}")
+            self._numbers = {table: self._last_number(table) for table in ("events", "logs")}
         except (sqlite3.Error, OSError) as error:
             raise ServiceError(f"can't open the coordinator's store {path}: {error}") from None
-        self._open = False
+        self._unwritten: list[tuple[str, tuple[Any, ...]]] = []
+        """The statements since the last transaction that was committed."""
+        self.behind: str | None = None
+        """Why nothing can be written for now, in words; what is asked for waits. Reads see what has been written."""
+        self.broken = False
+        """Whether it will never be written by this process: the file is damaged, or not ours to write."""
         self.unreadable: dict[str, str] = {}
         """Job -> why its record can't be read, since `jobs` was asked for."""
 
@@ -76,21 +106,62 @@ class Store:
         for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
             self._db.executescript(f"BEGIN; {script} INSERT INTO schema_version VALUES ({number}); COMMIT;")
 
+    def _last_number(self, table: str) -> int:
+        """The highest sequence number that a row of `table` ever had."""
+        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
+        return int(row[0]) if row is not None else 0
+
     def close(self) -> None:
+        """Commit, and close the file; what could not be written is lost."""
         self.commit()
         self._db.close()
 
     def commit(self) -> None:
-        """End the transaction that the first write since the last commit began."""
-        if self._open:
-            self._db.execute("COMMIT")
-            self._open = False
+        """End the transaction that the first write since the last commit began, unless we are `behind`."""
+        if self._unwritten and self.behind is None:
+            try:
+                self._db.execute("COMMIT")
+            except sqlite3.DatabaseError as error:
+                self._fall_behind(error)
+            else:
+                self._unwritten.clear()
 
-    def _write(self, sql: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
-        if not self._open:
+    def catch_up(self) -> bool:
+        """Try to write what could not be written, in order and as one transaction; returns whether nothing waits any more."""
+        if self.broken:
+            return False
+        try:
             self._db.execute("BEGIN")
-            self._open = True
-        return self._db.execute(sql, values)
+            for sql, values in self._unwritten:
+                self._db.execute(sql, values)
+            self._db.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            self._fall_behind(error)
+            return False
+        self._unwritten.clear()
+        self.behind = None
+        return True
+
+    def _write(self, sql: str, values: tuple[Any, ...]) -> None:
+        if self.behind is None:
+            try:
+                if not self._db.in_transaction:
+                    self._db.execute("BEGIN")
+                self._db.execute(sql, values)
+            except sqlite3.DatabaseError as error:
+                if not _is_trouble_of_the_file(error):
+                    raise
+                self._fall_behind(error)
+        self._unwritten.append((sql, values))
+
+    def _fall_behind(self, error: sqlite3.DatabaseError) -> None:
+        """Undo the transaction whole, as SQLite itself has done after some errors and not after others."""
+        with contextlib.suppress(sqlite3.DatabaseError):
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        self.behind = str(error)
+        # What was refused for itself, and not for the state of the file, would be refused for ever.
+        self.broken = _code(error) in _LASTING or not _is_trouble_of_the_file(error)
 
     # Jobs and plans -----------------------------------------------------------------------------------------------
 
@@ -163,8 +234,10 @@ class Store:
         return self._sequence("logs", job, after, limit, newest)
 
     def _append(self, table: str, time: float, job: str | None, data: dict[str, Any]) -> dict[str, Any]:
-        cursor = self._write(f"INSERT INTO {table} (time, job, data) VALUES (?, ?, ?)", (time, job, json.dumps(data)))
-        return {"seq": cursor.lastrowid, "time": time, "job": job, **data}
+        number = self._numbers[table] + 1
+        self._write(f"INSERT INTO {table} VALUES (?, ?, ?, ?)", (number, time, job, json.dumps(data)))
+        self._numbers[table] = number
+        return {"seq": number, "time": time, "job": job, **data}
 
     def _sequence(
         self, table: str, job: str | None, after: int, limit: int, newest: bool = False
@@ -226,3 +299,12 @@ class Store:
 
     def pinned(self, digest: str) -> bool:
         return self._db.execute("SELECT 1 FROM pins WHERE digest = ? LIMIT 1", (digest,)).fetchone() is not None
+
+
+def _code(error: sqlite3.DatabaseError) -> int:
+    """SQLite's primary result code."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+
+
+def _is_trouble_of_the_file(error: sqlite3.DatabaseError) -> bool:
+    return _code(error) in _MAY_PASS | _LASTING

@@ -91,3 +91,67 @@ def test_a_blob_is_needed_until_its_last_owner_lets_go(tmp_path: Path) -> None:
     assert store.pinned("b")
     assert store.unpin("job/2") == ["b"]
     assert not store.pinned("b")
+
+
+# When nothing can be written --------------------------------------------------------------------------------------
+
+
+def _be_full(store: Store, full: bool) -> None:
+    """Take all room away, or give it back. SQLite itself then undoes a transaction whole, as on a full disk."""
+    (used,) = store._db.execute("PRAGMA page_count").fetchone()
+    store._db.execute(f"PRAGMA max_page_count={used if full else 10**6}")
+
+
+def test_what_a_full_disk_does_not_take_waits_in_order(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db")
+    assert store.add_event(1.0, None, "a", "a", {})["seq"] == 1
+    store.commit()
+    _be_full(store, True)
+    for number in range(2, 12):
+        assert store.add_event(2.0, "j", "b", "x" * 9000, {})["seq"] == number
+        store.add_metric("j", Metric(step=number, loss=0.5, step_seconds=0.5, sent_bytes=3, epoch=0))
+        store.commit()
+    assert store.behind == "database or disk is full"
+    assert not store.catch_up()
+    assert not store.broken
+    assert Store(tmp_path / "db").events(after=1) == []
+    _be_full(store, False)
+    assert store.catch_up()
+    assert store.behind is None
+    store.add_event(3.0, None, "c", "c", {})
+    store.close()
+    again = Store(tmp_path / "db")
+    assert [event["seq"] for event in again.events()] == list(range(1, 13))
+    assert [metric["step"] for metric in again.metrics("j")] == list(range(2, 12))
+
+
+def test_another_process_that_holds_the_file_is_waited_for(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db")
+    other = sqlite3.connect(tmp_path / "db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    store.save_job(_job())
+    store.commit()
+    assert store.behind == "database is locked"
+    assert store.jobs() == []
+    other.execute("COMMIT")
+    assert store.catch_up()
+    assert Store(tmp_path / "db").jobs() == [_job()]
+
+
+def test_a_file_that_may_not_be_written_is_given_up(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db")
+    store._db.execute("PRAGMA query_only=1")
+    store.add_event(1.0, None, "a", "a", {})
+    assert "readonly" in (store.behind or "")
+    assert store.broken
+    assert not store.catch_up()
+
+
+def test_a_mistake_of_ours_is_no_trouble_of_the_file(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db")
+    store.save_job(_job())
+    with pytest.raises(sqlite3.IntegrityError):
+        store.save_job(_job().model_copy(update={"id": "tiny-1-again"}))
+    store.commit()
+    assert store.behind is None
+    assert Store(tmp_path / "db").jobs() == [_job()]
