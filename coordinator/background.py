@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from coordinator import probing
@@ -33,7 +33,8 @@ Slow = ev.MakePlan | ev.PrepareWorkers | ev.ProbeWorker | ev.WriteCheckpoint
 class Background:
     """Runs on the event loop's thread; what blocks (`dag`, a job's OP-DAG, among it) is left to others.
 
-    `post` takes the event that comes of it, `send` a message to a worker's incarnation.
+    `post` takes the event that comes of it, `send` a message to a worker's incarnation. `recorded` waits until all that was
+    posted is on record, and says whether it is.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Background:
         clock: Callable[[], float],
         post: Callable[[ev.Event], None],
         send: Callable[[str, ToWorker], None],
+        recorded: Callable[[], Awaitable[bool]],
         copies: Copies | None = None,
     ) -> None:
         self._lifecycle = lifecycle
@@ -56,6 +58,7 @@ class Background:
         self._clock = clock
         self._post = post
         self._send = send
+        self._recorded = recorded
         self._copies = copies
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = False
@@ -195,13 +198,15 @@ class Background:
                 event = ev.CheckpointFailed(self._clock(), job.id, asked.step, self._reason(error))
             else:
                 event = ev.CheckpointWritten(self._clock(), job.id, asked.step, written.size)
-            if self._over:
+            if not await self._recorded() or self._over:
                 return  # The parts stay, the job's record says that it is being written: the next start does it again.
             if isinstance(event, ev.CheckpointWritten):
                 run = job.run
                 needed = None if run is None or run.from_origin else run.start
                 old = self._archive.record(written, self._clock(), asked.keep, needed)
             self._post(event)
+            if not await self._recorded():
+                return
             # Only now is it committed that the new checkpoint is there and the old ones are not.
             for step in old:
                 self._archive.remove(job.id, step)

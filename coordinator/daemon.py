@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import threading
 from collections.abc import Iterator
@@ -50,6 +51,8 @@ def run_coordinator(config: CoordinatorConfig, planner: Planner | None = None) -
         return asyncio.run(_serve(config, planner))
     except FusionError as error:
         return _failed(config, str(error))
+    except sqlite3.DatabaseError as error:
+        return _failed(config, f"can't read the store in {config.state}: {error}")
     except KeyboardInterrupt:
         return 0
     finally:
@@ -89,13 +92,21 @@ async def _serve(config: CoordinatorConfig, planner: Planner | None) -> int:
             announce(config, Announcement(config, access, tls, listener.getsockname()[1], control.port))
             if config.exit_on_stdin_close:
                 threading.Thread(target=_follow_stdin, args=(loop, stop), name="stdin", daemon=True).start()
-            await stop.wait()
+            await _first(stop, engine.failing)
             engine.publisher.close()
             await runner.cleanup()
             await engine.close()
         finally:
             listener.close()
     return 0
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Wait for any of them."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
 
 
 def make_engine(config: CoordinatorConfig, planner: Planner | None = None) -> Engine:

@@ -5,6 +5,7 @@ All are files in the state folder that only their owner can read. `coordinator.h
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -30,7 +31,7 @@ def load(state: Path, token: str | None = None, join_token: str | None = None) -
     """Read the secrets, or make those that are missing. `token` replaces the operator's for this run only, `join_token`
     the workers'.
 
-    Raises `ServiceError` when a file is unreadable or damaged.
+    Raises `ServiceError` when a file is unreadable or damaged, or can't be made.
     """
     operator = token or _read_or_make(state / "operator.token", lambda: secrets.token_urlsafe(24))
     join = join_token or _read_or_make(state / "join.token", lambda: secrets.token_urlsafe(24))
@@ -65,11 +66,16 @@ def _read_or_make(path: Path, make: Callable[[], str]) -> str:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, in one move."""
+    """Write a file that only its owner can read, in one move. Raises `ServiceError`."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
+    try:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise ServiceError(f"can't write {path}: {error.strerror}") from None

@@ -8,6 +8,7 @@ from collections import Counter
 
 from aiohttp import web
 
+from coordinator.backlog import CantRecordError
 from coordinator.engine import Engine
 from coordinator.entry.access import Access
 from coordinator.entry.announcement import public_host
@@ -104,6 +105,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _answer(error.status, str(error), error.headers)
     except DeniedError as denial:
         return _refusal(denial)
+    except CantRecordError as error:
+        return _answer(503, str(error), {"Retry-After": "5"})
     except web.HTTPNotFound:
         return _answer(404, f"nothing is at {request.path[:200]}; see /api/v1/openapi.json")
     except web.HTTPMethodNotAllowed as error:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.http.bodies import read_body
 from coordinator.http.routes_jobs import find_job, queue
-from coordinator.http.routing import ENGINE, Answer, HttpError, Parameter, Route
+from coordinator.http.routing import CANT_RECORD, ENGINE, Answer, HttpError, Parameter, Route
 from coordinator.life.jobs import Job
 from coordinator.shown.views import ErrorView, JobView, ResumeFromCheckpoint, Submission
 from fusion.spec import (
@@ -92,6 +92,7 @@ ROUTES = (
             Answer(201, "Queued.", JobView),
             Answer(400, "It does not pass the checks; nothing is queued.", ErrorView),
             _NO_JOB,
+            CANT_RECORD,
             Answer(507, "The disk is full.", ErrorView),
         ),
         (_ID,),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from coordinator.backlog import CantRecordError
 from coordinator.engine import Engine
 from coordinator.http.bodies import read_body
 from coordinator.http.routes_blobs import file_response
 from coordinator.http.routing import (
+    CANT_RECORD,
     ENGINE,
     Answer,
     HttpError,
@@ -54,6 +56,8 @@ async def queue(engine: Engine, submission: Submission) -> web.Response:
         job = await engine.submit(submission)
     except DiskFullError as error:
         raise HttpError(507, str(error)) from None
+    except CantRecordError:
+        raise
     except FusionError as error:
         raise HttpError(400, str(error)) from None
     return web.json_response(job_view(job), status=201, headers={"Location": f"/api/v1/jobs/{job.id}"})
@@ -72,6 +76,7 @@ async def cancel(request: web.Request) -> web.Response:
     job, engine = find_job(request), request.app[ENGINE]
     if job.terminal:
         raise HttpError(409, f"job {job.id} is {job.state} already")
+    engine.must_record()
     engine.post(ev.CancelRequested(engine.clock(), job.id))
     return web.json_response(job_view(job))
 
@@ -148,6 +153,7 @@ ROUTES = (
         (
             Answer(201, "Queued.", JobView),
             Answer(400, "It does not pass the checks; nothing is queued.", ErrorView),
+            CANT_RECORD,
             Answer(507, "The disk is full.", ErrorView),
         ),
         body=Submission,
@@ -175,7 +181,7 @@ ROUTES = (
         "/api/v1/jobs/{id}/cancel",
         cancel,
         "Cancel a job.",
-        (Answer(200, "Cancelled.", JobView), _NO_JOB, Answer(409, "It has ended already.", ErrorView)),
+        (Answer(200, "Cancelled.", JobView), _NO_JOB, Answer(409, "It has ended already.", ErrorView), CANT_RECORD),
         (_ID,),
         right="operator",
     ),

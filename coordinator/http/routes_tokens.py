@@ -7,7 +7,17 @@ from pydantic import BaseModel, Field
 
 from coordinator.entry.tokens import TokenRequest, TokenView, token_view
 from coordinator.http.bodies import read_body
-from coordinator.http.routing import ENGINE, GUARD, IDENTITY, PUBLIC_HOST, Answer, HttpError, Parameter, Route
+from coordinator.http.routing import (
+    CANT_RECORD,
+    ENGINE,
+    GUARD,
+    IDENTITY,
+    PUBLIC_HOST,
+    Answer,
+    HttpError,
+    Parameter,
+    Route,
+)
 from coordinator.shown.views import ErrorView
 from fusion.addresses import bracketed, is_loopback
 
@@ -26,7 +36,9 @@ class TokenList(BaseModel):
 async def make(request: web.Request) -> web.Response:
     asked = await read_body(request, TokenRequest)
     engine, book = request.app[ENGINE], request.app[GUARD].book
+    engine.must_record()
     token, text = book.make(asked, engine.clock())
+    await engine.recorded()
     join_url = request.app[IDENTITY].invitation(public_url(request), text) if token.role == "join" else None
     shown = TokenMade(**token_view(token, engine.clock()).model_dump(), token=text, join_url=join_url)
     return web.json_response(shown.model_dump(mode="json"), status=201, headers={"Cache-Control": "no-store"})
@@ -52,7 +64,9 @@ async def revoke(request: web.Request) -> web.Response:
     token = book.get(name)
     if token is None:
         raise HttpError(404, f"no token {name[:40]!r} here; `fusion token list` shows them")
+    # It opens nothing from now on, even where that can't be written yet; who asked is told when it is.
     book.revoke(token, engine.clock())
+    await engine.recorded()
     return web.json_response(token_view(token, engine.clock()).model_dump(mode="json"))
 
 
@@ -62,7 +76,7 @@ ROUTES = (
         "/api/v1/tokens",
         make,
         "Make a token; the answer holds it this once.",
-        (Answer(201, "Made.", TokenMade), Answer(400, "Not a valid request.", ErrorView)),
+        (Answer(201, "Made.", TokenMade), Answer(400, "Not a valid request.", ErrorView), CANT_RECORD),
         body=TokenRequest,
         right="operator",
     ),

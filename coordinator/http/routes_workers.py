@@ -11,7 +11,7 @@ from aiohttp import web
 from coordinator.entry.entrance import NameAskedForError, NameTakenError
 from coordinator.entry.knock import can_be_reached
 from coordinator.http.bodies import read_body
-from coordinator.http.routing import ENGINE, GUARD, Answer, HttpError, Parameter, Route
+from coordinator.http.routing import CANT_RECORD, ENGINE, GUARD, Answer, HttpError, Parameter, Route
 from coordinator.life import events as ev
 from coordinator.life.links import Known
 from coordinator.shown.views import ErrorView, LinkList, WorkerList, WorkerView, worker_view
@@ -116,6 +116,7 @@ async def drain(request: web.Request) -> web.Response:
     if member is None or not member.live:
         live = ", ".join(other.name for other in engine.lifecycle.pool.live()) or "none"
         raise HttpError(404, f"no worker named {name!r} in the pool; there are: {live}")
+    engine.must_record()
     engine.post(ev.DrainRequested(engine.clock(), name))
     job = engine.lifecycle.jobs.get(member.job) if member.job else None
     shown = worker_view(member, job)
@@ -137,6 +138,7 @@ ROUTES = (
             Answer(400, "Not a valid request.", ErrorView),
             Answer(409, "The name is in use; with `Retry-After`: perhaps not for long.", ErrorView),
             Answer(426, "Another protocol version.", ErrorView),
+            CANT_RECORD,
         ),
         body=JoinRequest,
         right="join",
@@ -162,7 +164,7 @@ ROUTES = (
         "/api/v1/workers/{name}/drain",
         drain,
         "Let a worker leave in good order: its job goes on without it, then it exits.",
-        (Answer(202, "It will leave.", WorkerView), Answer(404, "No such worker.", ErrorView)),
+        (Answer(202, "It will leave.", WorkerView), Answer(404, "No such worker.", ErrorView), CANT_RECORD),
         (_NAME,),
         right="operator",
     ),

@@ -14,6 +14,7 @@ from coordinator.engine import Engine
 from coordinator.entry.invitation import Identity
 from coordinator.entry.tokens import Right
 from coordinator.http.guard import Guard
+from coordinator.shown.views import ErrorView
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -42,6 +43,9 @@ class Answer:
     description: str
     model: type[BaseModel] | None = None
     content_type: str = "application/json"
+
+
+CANT_RECORD = Answer(503, "It can't be recorded now (the disk is full, say), and is not done; ask again.", ErrorView)
 
 
 @dataclass(frozen=True, slots=True)

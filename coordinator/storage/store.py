@@ -127,7 +127,10 @@ class Store:
                 self._unwritten.clear()
 
     def catch_up(self) -> bool:
-        """Try to write what could not be written, in order and as one transaction; returns whether nothing waits any more."""
+        """Try to write what could not be written, in order and as one transaction; returns whether nothing waits any more.
+
+        A statement that was written after all, before an error at the end of its transaction, changes nothing when repeated.
+        """
         if self.broken:
             return False
         try:
@@ -235,7 +238,7 @@ class Store:
 
     def _append(self, table: str, time: float, job: str | None, data: dict[str, Any]) -> dict[str, Any]:
         number = self._numbers[table] + 1
-        self._write(f"INSERT INTO {table} VALUES (?, ?, ?, ?)", (number, time, job, json.dumps(data)))
+        self._write(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", (number, time, job, json.dumps(data)))
         self._numbers[table] = number
         return {"seq": number, "time": time, "job": job, **data}
 

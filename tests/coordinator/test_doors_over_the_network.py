@@ -159,7 +159,7 @@ async def test_only_so_many_doors_are_knocked_at_in_one_moment(server: Server, m
     monkeypatch.setattr(probing, "refuses", refuses)
     posted: list[ev.Event] = []
     engine: Any = server.engine
-    work = Background(None, None, None, None, None, engine.clock, posted.append, None)  # type: ignore[arg-type]
+    work = Background(None, None, None, None, None, engine.clock, posted.append, None, None)  # type: ignore[arg-type]
     for index in range(3 * background._KNOCKS):
         for _ in range(2):
             work.begin(ev.ProbeWorker("a", str(index), "tcp://127.0.0.1:1", 0.0))
