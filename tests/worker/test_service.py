@@ -137,14 +137,36 @@ async def test_a_name_server_that_is_silent_keeps_nobody(monkeypatch: pytest.Mon
         answered.set()
 
 
-async def test_an_upload_that_fails_is_a_warning_and_training_goes_on(coordinator: FakeCoordinator) -> None:
+async def test_an_upload_that_finds_no_room_is_a_warning_and_is_tried_again(
+    coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part_uploads, "_AGAIN_SECONDS", 0.05)
+    coordinator.refuse_uploads = True
+    async with pool(coordinator, "a"):
+        await start_job(coordinator, CASE, ("a",))
+        await coordinator.until(lambda: len(coordinator.of("a", Warned)) == 2)
+        await coordinator.until(lambda: len(coordinator.of("a", StepReport)) == 6)
+        assert not coordinator.of("a", Finished)
+        coordinator.refuse_uploads = False
+        assert isinstance(await coordinator.message("a", Finished, Failure), Finished)
+        assert (
+            "no space left on the coordinator's disk (507); it is tried again" in coordinator.of("a", Warned)[0].message
+        )
+        assert coordinator.of("a", CheckpointPart)[-1].step == 6
+
+
+async def test_an_upload_that_fails_is_a_warning_and_training_goes_on(
+    coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part_uploads, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(part_uploads, "_NO_ROOM_PATIENCE", 0.0)
     coordinator.refuse_uploads = True
     async with pool(coordinator, "a"):
         await start_job(coordinator, CASE, ("a",))
         assert isinstance(await coordinator.message("a", Finished, Failure), Finished)
-        warned = coordinator.of("a", Warned)
-        assert len(warned) == 2
-        assert "no space left on the coordinator's disk" in warned[0].message
+        assert coordinator.of("a", Warned)[-1].message.endswith(
+            "checkpoint at step 6: upload: no space left on the coordinator's disk (507); training goes on"
+        )
         assert not coordinator.of("a", CheckpointPart)
 
 
