@@ -32,6 +32,8 @@ _MAX_WAITING = 64
 _TURN_SECONDS = 0.005
 """Messages of workers that come back after a restart are many: people's requests are answered in between."""
 
+_LAST_WORDS_SECONDS = 0.5
+
 Handler = Callable[[str, ToCoordinator], None]
 """Called with (incarnation, message)."""
 _BATCH, _PAUSE_SECONDS = 1000, 0.05
@@ -113,11 +115,12 @@ class Control:
         self._send(route, data)
 
     async def close(self) -> None:
-        """Handle what has already arrived, then close."""
+        """Handle what has already arrived, then close; workers that report all the time are not listened to for ever."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-            while await self._socket.poll(20):
+            until = monotonic() + _LAST_WORDS_SECONDS
+            while monotonic() < until and await self._socket.poll(20):
                 self._take(await self._socket.recv_multipart(copy=False))
         if self._watching is not None and self._monitor is not None:
             self._watching.cancel()

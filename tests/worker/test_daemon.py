@@ -110,13 +110,14 @@ async def test_a_worker_whose_lines_nobody_takes_works_and_leaves(coordinator: F
     os.close(here)
     await coordinator.message("p", Heartbeat)
     await train(coordinator)
-    await coordinator.stop()
+    await asyncio.wait_for(coordinator.stop(), 20)  # However often it reports.
     # It has said that the coordinator is lost and is back, and goes on all the same.
     await coordinator.start()
     count = len(coordinator.messages)
     await coordinator.until(lambda: any(isinstance(each, StepReport) for _, each in coordinator.messages[count:]))
-    await coordinator.stop()
     process.send_signal(signal.SIGTERM)
+    await coordinator.message("p", Leaving)
+    coordinator.send("p", Shutdown(reason="drained"))
     _, err = await asyncio.wait_for(process.communicate(), 30)
     assert (process.returncode, err) == (0, b"")
     if reader == "stuck":
