@@ -135,7 +135,7 @@ class OneProcess:
         return sum(losses) / len(losses)
 
     def _ended(self, step: int, fragments: tuple[int, ...]) -> Step:
-        report = self._accounts.step_report(0, step, fragments, {}, 0, 0)
+        report = self._accounts.step_report(0, step, fragments, {}, 0, 0, perf_counter())
         assert report.loss is not None
         return Step(step, report.loss, *self._session.take_bytes())
 
