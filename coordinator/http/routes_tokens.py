@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 from pydantic import BaseModel, Field
 
+from coordinator.backlog import CantRecordError
 from coordinator.entry.tokens import TokenRequest, TokenView, token_view
 from coordinator.http.bodies import read_body
 from coordinator.http.routing import (
@@ -38,7 +39,8 @@ async def make(request: web.Request) -> web.Response:
     engine, book = request.app[ENGINE], request.app[GUARD].book
     engine.must_record()
     token, text = book.make(asked, engine.clock())
-    await engine.recorded()
+    if not await engine.recorded():
+        raise CantRecordError(f"the coordinator ended before token {token.id} was on record; make another one")
     join_url = request.app[IDENTITY].invitation(public_url(request), text) if token.role == "join" else None
     shown = TokenMade(**token_view(token, engine.clock()).model_dump(), token=text, join_url=join_url)
     return web.json_response(shown.model_dump(mode="json"), status=201, headers={"Cache-Control": "no-store"})
@@ -66,7 +68,8 @@ async def revoke(request: web.Request) -> web.Response:
         raise HttpError(404, f"no token {name[:40]!r} here; `fusion token list` shows them")
     # It opens nothing from now on, even where that can't be written yet; who asked is told when it is.
     book.revoke(token, engine.clock())
-    await engine.recorded()
+    if not await engine.recorded():
+        raise CantRecordError(f"the coordinator ended before that was on record; revoke {token.id} again")
     return web.json_response(token_view(token, engine.clock()).model_dump(mode="json"))
 
 
