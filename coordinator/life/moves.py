@@ -13,7 +13,8 @@ from collections.abc import Collection
 from coordinator.life import events as ev
 from coordinator.life import recut, setbacks, slowness, standby
 from coordinator.life.adoption import Adoption
-from coordinator.life.backups import Backups, choose
+from coordinator.life.backup_workers import choose
+from coordinator.life.backups import Backups
 from coordinator.life.books import Books
 from coordinator.life.jobs import Job
 from coordinator.life.pool import Member

@@ -9,7 +9,8 @@ import pytest
 from recovery_cases import Play
 
 from coordinator.life import events as ev
-from coordinator.life.backups import carrying, choose, spacing, spread
+from coordinator.life.backup_pace import carrying, spacing, spread
+from coordinator.life.backup_workers import choose
 from coordinator.life.links import Links
 from fusion.messages import (
     Backup,

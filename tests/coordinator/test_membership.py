@@ -8,7 +8,7 @@ import pytest
 from recovery_cases import Play
 
 from coordinator.life import events as ev
-from coordinator.life.backups import choose
+from coordinator.life.backup_workers import choose
 from coordinator.plans.candidates import candidates
 from fusion.messages import Heartbeat
 
