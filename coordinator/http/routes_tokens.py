@@ -96,7 +96,11 @@ ROUTES = (
         "/api/v1/tokens/{id}/revoke",
         revoke,
         "End a token at once and for good.",
-        (Answer(200, "Revoked.", TokenView), Answer(404, "No such token.", ErrorView)),
+        (
+            Answer(200, "Revoked.", TokenView),
+            Answer(404, "No such token.", ErrorView),
+            Answer(503, "It opens nothing any more, but that is not on record: revoke it again.", ErrorView),
+        ),
         (Parameter("id", "The token's id."),),
         right="operator",
     ),

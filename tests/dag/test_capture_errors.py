@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
-import sysconfig
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dag.blame import line_of_exception
+from dag import blame
 from dag.capture import capture
 from fusion.errors import CaptureError
 
@@ -231,14 +231,23 @@ def test_where_no_line_is_the_user_s_the_module_is_named(make: Callable[[], nn.M
     assert re.match(says, attempt(within(make())))
 
 
-def test_an_installed_library_s_line_is_named_where_none_is_the_user_s() -> None:
+def test_an_installed_library_s_line_is_named_where_none_is_the_user_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its folder may lie within the one that Python calls its standard library's."""
-    file, names = f"{sysconfig.get_path('platstdlib')}/site-packages/branching.py", dict[str, Any]()
-    exec(compile("def branch(): return 1 / 0", file, "exec"), names)
+    monkeypatch.setattr(blame, "_LIBRARIES", (*blame._LIBRARIES, str(tmp_path)))
+    file = tmp_path / "site-packages" / "branching.py"
+    file.parent.mkdir()
+    file.write_text("def branch(): return 1 / 0")
+    spec = importlib.util.spec_from_file_location("branching", file)
+    assert spec is not None
+    assert spec.loader is not None
+    library = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(library)
     with pytest.raises(ZeroDivisionError) as caught:
-        names["branch"]()
-    assert line_of_exception(caught.value).startswith(__file__)
-    assert line_of_exception(caught.value.with_traceback(caught.tb.tb_next)) == f"{file}:1"
+        library.branch()
+    assert blame.line_of_exception(caught.value).startswith(__file__)
+    assert blame.line_of_exception(caught.value.with_traceback(caught.tb.tb_next)) == f"{file}:1"
 
 
 def test_nothing_to_train() -> None:
