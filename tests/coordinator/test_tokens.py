@@ -247,3 +247,18 @@ async def test_a_worker_is_told_how_its_token_ended(server: Server) -> None:
         f"the coordinator at {server.url} refused this worker: token {invitation['id']} is used up (1 of 1 uses); "
         "ask the pool's operator for another: `fusion token create --role join`"
     )
+
+
+async def test_what_a_coordinator_that_ends_could_not_record_is_not_said_to_be_done(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = await made(server, "viewer")
+
+    async def ended() -> bool:
+        return False
+
+    monkeypatch.setattr(server.engine, "recorded", ended)
+    status, answer = await server.call("POST", "/api/v1/tokens", json={"role": "viewer"})
+    assert (status, "make another one" in answer["error"]) == (503, True)
+    status, answer = await server.call("POST", f"/api/v1/tokens/{kept['id']}/revoke")
+    assert (status, f"revoke {kept['id']} again" in answer["error"]) == (503, True)
