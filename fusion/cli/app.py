@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -46,19 +47,23 @@ def _frame(
     """Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
 
 
-app.command("up", cls=Command)(up.up)
-app.command("coordinator", cls=Command)(coordinator.coordinator)
-app.command("worker", cls=Command)(worker.worker)
-app.command("submit", cls=Command)(submit.submit)
-app.command("jobs", cls=Command)(jobs.jobs)
-app.command("job", cls=Command)(jobs.job)
-app.command("logs", cls=Command)(jobs.logs)
-app.command("cancel", cls=Command)(jobs.cancel)
-app.command("workers", cls=Command)(workers.workers)
-app.command("drain", cls=Command)(workers.drain)
-app.command("top", cls=Command)(top.top)
-app.command("dag", cls=Command)(dag.dag)
-app.command("plan", cls=Command)(plan.plan)
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "up": up.up,
+    "coordinator": coordinator.coordinator,
+    "worker": worker.worker,
+    "submit": submit.submit,
+    "jobs": jobs.jobs,
+    "job": jobs.job,
+    "logs": jobs.logs,
+    "cancel": jobs.cancel,
+    "workers": workers.workers,
+    "drain": workers.drain,
+    "top": top.top,
+    "dag": dag.dag,
+    "plan": plan.plan,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name, cls=Command)(_command)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(token.app, name="token")
 

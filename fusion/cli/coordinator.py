@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fusion.cli.options import LogFormatOption
+from fusion.cli.options import LogFormatOption, port_option
 from fusion.logs import LogFormat
 
 
@@ -20,24 +20,14 @@ def coordinator(
     ] = "127.0.0.1",
     port: Annotated[
         int,
-        typer.Option(
-            "--port", envvar="FUSION_PORT", min=0, max=65535, metavar="N", help="HTTP port; 0 takes a free one."
-        ),
+        port_option("--port", "HTTP port; 0 takes a free one.", show_default=True),
     ] = 8760,
     state: Annotated[
         Path, typer.Option("--state", envvar="FUSION_STATE", metavar="DIR", help="Folder for everything that lasts.")
     ] = Path("fusion-state"),
     control_port: Annotated[
         int,
-        typer.Option(
-            "--control-port",
-            envvar="FUSION_CONTROL_PORT",
-            min=0,
-            max=65535,
-            metavar="N",
-            help="Port for the workers. Default: a free one, kept over restarts.",
-            show_default=False,
-        ),
+        port_option("--control-port", "Port for the workers. Default: a free one, kept over restarts."),
     ] = 0,
     relay: Annotated[
         bool,
@@ -49,15 +39,7 @@ def coordinator(
     ] = True,
     relay_port: Annotated[
         int,
-        typer.Option(
-            "--relay-port",
-            envvar="FUSION_RELAY_PORT",
-            min=0,
-            max=65535,
-            metavar="N",
-            help="Port for such workers. Default: a free one, kept over restarts.",
-            show_default=False,
-        ),
+        port_option("--relay-port", "Port for such workers. Default: a free one, kept over restarts."),
     ] = 0,
     topology: Annotated[
         Path | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,3 +62,9 @@ def not_empty(value: str) -> str:
 
 
 JobIdArgument = Annotated[str, typer.Argument(metavar="ID", help="The job's id.", callback=not_empty)]
+
+
+def port_option(flag: str, words: str, *, show_default: bool = False) -> Any:
+    """A port; 0 stands for a free one."""
+    envvar = "FUSION_" + flag.removeprefix("--").replace("-", "_").upper()
+    return typer.Option(flag, envvar=envvar, min=0, max=65535, metavar="N", help=words, show_default=show_default)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fusion.cli.options import MetricsOption, TensorBoardOption
+from fusion.cli.options import MetricsOption, TensorBoardOption, port_option
 from fusion.cli.output import out, show
 from fusion.remote_files import is_url
 
@@ -47,15 +47,7 @@ def up(
     ] = False,
     port: Annotated[
         int,
-        typer.Option(
-            "--port",
-            envvar="FUSION_PORT",
-            min=0,
-            max=65535,
-            metavar="N",
-            help="HTTP port. Default: a free one.",
-            show_default=False,
-        ),
+        port_option("--port", "HTTP port. Default: a free one."),
     ] = 0,
     threads: Annotated[
         int,

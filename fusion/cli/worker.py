@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fusion.cli.options import CaOption, LogFormatOption, TokenOption
+from fusion.cli.options import CaOption, LogFormatOption, TokenOption, port_option
 from fusion.errors import UserError
 from fusion.logs import LogFormat
 
@@ -68,15 +68,7 @@ def worker(
     ] = False,
     relay_port: Annotated[
         int,
-        typer.Option(
-            "--relay-port",
-            envvar="FUSION_RELAY_PORT",
-            min=0,
-            max=65535,
-            metavar="N",
-            help="Port of the relay. Default: a free one.",
-            show_default=False,
-        ),
+        port_option("--relay-port", "Port of the relay. Default: a free one."),
     ] = 0,
     pause_when_busy: Annotated[
         bool,
