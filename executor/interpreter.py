@@ -3,10 +3,12 @@
 Each op becomes one instruction: a function, a getter that picks its arguments out of the list, the place of its result,
 and the places that are free after it. Plain arguments (numbers, dtypes, ...) stand in the list as well, so most getters
 are one `operator.itemgetter`. Values are dropped at their last use, as a Python function's rebound locals would be.
+Several threads may run an interpreter at the same time, each on a list of its own.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from operator import itemgetter
@@ -16,7 +18,7 @@ import torch
 
 from dag.graph import Arg, Op, Ref, refs_of
 from dag.operators import materialize, resolve
-from executor.randomness import op_seed, seeder
+from executor.randomness import one_at_a_time, op_seed, seeder
 from fusion.errors import DagError, DataError
 
 Values = list[Any]
@@ -24,6 +26,14 @@ Watch = Callable[[int, torch.Tensor], None]
 """Told of an op's value."""
 _Getter = Callable[[Values], Sequence[Any]]
 _Instruction = tuple[Callable[..., Any], _Getter, int, tuple[int, ...]]
+
+
+class _Run(threading.local):
+    """What a thread runs for now."""
+
+    step = 0
+    micro_batch = 0
+    watch: Watch | None = None
 
 
 class Interpreter:
@@ -51,9 +61,8 @@ class Interpreter:
         self._job_seed = job_seed
         self._evaluation = evaluation
         self._seed = seeder(device) if any(op.random for op in ops) else None
-        self._step = self._micro_batch = 0
+        self._now = _Run()
         self._watched = frozenset(watched)
-        self._watch: Watch | None = None
         self._base: Values = []
         self.slot: dict[int, int] = {}
         given = tuple(given)
@@ -82,7 +91,8 @@ class Interpreter:
 
         Raises `DataError`, with step and micro-batch, when an index is beyond what it points into: that is up to the data.
         """
-        self._step, self._micro_batch, self._watch = step, micro_batch, watch
+        now = self._now
+        now.step, now.micro_batch, now.watch = step, micro_batch, watch
         result = -1
         try:
             for function, arguments, result, free in self._instructions:
@@ -97,7 +107,7 @@ class Interpreter:
         op = next(op for op in self._ops if self.slot[op.id] == slot)
         of = f" of {op.module}" if op.module else ""
         part = "evaluation batch" if self._evaluation else "micro-batch"
-        return f"step {self._step}, {part} {self._micro_batch}: {op.target}{of}"
+        return f"step {self._now.step}, {part} {self._now.micro_batch}: {op.target}{of}"
 
     def _place(self, op_id: int) -> None:
         self.slot[op_id] = len(self._base)
@@ -134,20 +144,24 @@ class Interpreter:
         return function, self._getter((*op.args, *(arg for _, arg in computed)))
 
     def _seeded(self, function: Callable[..., Any], op_id: int) -> Callable[..., Any]:
-        seed = self._seed
+        seed, now = self._seed, self._now
         assert seed is not None
 
         def call(*args: Any) -> Any:
-            seed(op_seed(self._job_seed, self._step, self._micro_batch, op_id, evaluation=self._evaluation))
-            return function(*args)
+            drawn = op_seed(self._job_seed, now.step, now.micro_batch, op_id, evaluation=self._evaluation)
+            with one_at_a_time:
+                seed(drawn)
+                return function(*args)
 
         return call
 
     def _shown(self, function: Callable[..., Any], op_id: int) -> Callable[..., Any]:
+        now = self._now
+
         def call(*args: Any) -> Any:
             value = function(*args)
-            if self._watch is not None:
-                self._watch(op_id, value)
+            if now.watch is not None:
+                now.watch(op_id, value)
             return value
 
         return call

@@ -10,13 +10,15 @@ fragment first, and autograd joins the local ones. A parameter that other fragme
 view of itself, which takes part as a root: its gradient of one micro-batch is complete before it is added to `.grad`.
 
 Where other fragments wait for what a backward gives, it may leave the gradients of weights for `weights`
-(`executor.postponed`).
+(`executor.postponed`). A replay, which has what comes forward and what comes back at hand, may run micro-batches `whole`,
+several at the same time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -43,6 +45,17 @@ class ForwardResult:
 
     outputs: dict[int, Tensor]
     loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What one micro-batch gives, forward and back; the gradients of parameters, by op, are not added to others' yet."""
+
+    forward: ForwardResult
+    returned: dict[int, Tensor | None]
+    gradients: dict[int, Tensor | None]
+    forward_seconds: float
+    backward_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +251,8 @@ class FragmentProgram:
         before = self._buffers
         if self._renewed:
             self._buffers = {op: value.clone() if op in self._renewed else value for op, value in before.items()}
-        values, kept = self._differentiable(step, micro_batch, _Inputs(arrivals, data, self._buffers, postpone))
+        inputs = _Inputs(arrivals, data, self._buffers, postpone)
+        values, kept = self._differentiable(step, micro_batch, inputs, self._parameters)
         result = self._result(self._training, values)
         if self._recompute:
             edges = {edge.index: arrivals[edge.index] for edge in self.fragment.inputs}
@@ -257,19 +271,10 @@ class FragmentProgram:
         if self._recompute:
             inputs = self._inputs.pop((step, micro_batch))
             scratch = {op: value.clone() for op, value in inputs.buffers.items()}
-            kept = self._differentiable(step, micro_batch, replace(inputs, buffers=scratch))[1]
+            kept = self._differentiable(step, micro_batch, replace(inputs, buffers=scratch), self._parameters)[1]
         else:
             kept = self._passes.pop((step, micro_batch))
-        roots: list[Tensor] = []
-        root_gradients: list[Tensor] = []
-        if kept.loss is not None and kept.loss.requires_grad:
-            roots.append(kept.loss)
-            root_gradients.append(self._loss_gradient)
-        for root, (_, edges) in zip(kept.roots, self._returning, strict=True):
-            gradient = add_in_order([self._here(g) for edge in edges if (g := gradients[edge]) is not None])
-            if gradient is not None and root.requires_grad:
-                roots.append(root)
-                root_gradients.append(arranged_like(gradient, root))
+        roots, root_gradients = self._begin_of_backward(kept, gradients)
         leaves, postponed = kept.leaves, kept.postponed
         del kept
         if roots and postponed is None:
@@ -295,6 +300,60 @@ class FragmentProgram:
             return True
         self._owed.pop((step, micro_batch), None)
         return False
+
+    @property
+    def apart(self) -> bool:
+        """Whether micro-batches of a step don't depend on each other, and there is something to gain: `whole` may be used."""
+        return self._device.type == "cpu" and not self.fragment.written_buffers and not self._recompute
+
+    def whole(
+        self,
+        step: int,
+        micro_batch: int,
+        arrivals: Mapping[int, Tensor],
+        data: Mapping[str, Tensor],
+        gradients: Mapping[int, Tensor | None],
+    ) -> Whole:
+        """`forward` and `backward` of one micro-batch, with nothing of this object changed: several threads may do this at
+        the same time, between two updates. `add_up` is to follow in place of the backward.
+        """
+        begin = perf_counter()
+        # Leaves that share the parameters' memory: what autograd adds up in them is this micro-batch's alone.
+        parameters = {op: value.detach().requires_grad_() for op, value in self._parameters.items()}
+        values, kept = self._differentiable(step, micro_batch, _Inputs(arrivals, data, self._buffers), parameters)
+        result = self._result(self._training, values)
+        del values
+        middle = perf_counter()
+        roots, root_gradients = self._begin_of_backward(kept, gradients)
+        leaves = kept.leaves
+        del kept
+        if roots:
+            torch.autograd.backward(roots, root_gradients)
+        returned = {edge: leaf.grad for edge, leaf in leaves}
+        sent = [gradient for gradient in returned.values() if gradient is not None]
+        own_gradients(tuple(parameters.values()), (*root_gradients, *sent))
+        return Whole(
+            result,
+            {edge: None if gradient is None else alone(gradient) for edge, gradient in returned.items()},
+            {op: leaf.grad for op, leaf in parameters.items()},
+            middle - begin,
+            perf_counter() - middle,
+        )
+
+    def add_up(self, whole: Whole) -> None:
+        """Add a micro-batch's gradients to those of the micro-batches before it, as autograd would have; micro-batches in
+        order, each once.
+        """
+        for op, gradient in whole.gradients.items():
+            parameter = self._parameters[op]
+            if gradient is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad.add_(gradient)
+        # What a backward of this step may still add to is owned.
+        self._first_backward = False
 
     def norms(self) -> Tensor:
         """Float32 (parameters at home,) on the CPU: the norm of each gradient, in the order of `model.parameters()`.
@@ -339,10 +398,16 @@ class FragmentProgram:
             while self.weights(step, micro_batch):
                 pass
 
-    def _differentiable(self, step: int, micro_batch: int, inputs: _Inputs) -> tuple[Values, _Pass]:
-        """Run the training ops under autograd."""
+    def _differentiable(
+        self, step: int, micro_batch: int, inputs: _Inputs, parameters: Mapping[int, Tensor]
+    ) -> tuple[Values, _Pass]:
+        """Run the training ops under autograd, for the gradients of `parameters`."""
         training = self._training
         values = training.fresh()
+        if parameters is not self._parameters:
+            for op, parameter in parameters.items():
+                if op in training.slot:
+                    values[training.slot[op]] = parameter
         leaves: list[tuple[int, Tensor]] = []
         with torch.enable_grad():
             self._feed(training, values, inputs)
@@ -352,16 +417,32 @@ class FragmentProgram:
                     leaf = values[slot] = values[slot].detach().requires_grad_()
                     leaves.append((edge.index, leaf))
             for op in self._aliased:
-                values[training.slot[op]] = self._parameters[op].view_as(self._parameters[op])
+                values[training.slot[op]] = parameters[op].view_as(parameters[op])
             postponed = None
             if inputs.postpone and self.fragment.postponed:
                 postponed = PostponedWeights(
-                    {op: tuple(self._parameters[p] for p in waiting) for op, waiting in self.fragment.postponed}
+                    {op: tuple(parameters[p] for p in waiting) for op, waiting in self.fragment.postponed}
                 )
             training.run(values, step, micro_batch, None if postponed is None else postponed.watch)
         roots = [values[training.slot[value]] for value, _ in self._returning]
         loss = None if self._loss is None else values[training.slot[self._loss]]
         return values, _Pass(roots, leaves, loss, postponed)
+
+    def _begin_of_backward(
+        self, kept: _Pass, gradients: Mapping[int, Tensor | None]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What autograd starts from, and the gradients of these."""
+        roots: list[Tensor] = []
+        root_gradients: list[Tensor] = []
+        if kept.loss is not None and kept.loss.requires_grad:
+            roots.append(kept.loss)
+            root_gradients.append(self._loss_gradient)
+        for root, (_, edges) in zip(kept.roots, self._returning, strict=True):
+            gradient = add_in_order([self._here(g) for edge in edges if (g := gradients[edge]) is not None])
+            if gradient is not None and root.requires_grad:
+                roots.append(root)
+                root_gradients.append(arranged_like(gradient, root))
+        return roots, root_gradients
 
     def _feed(self, interpreter: Interpreter, values: Values, inputs: _Inputs) -> None:
         slot = interpreter.slot

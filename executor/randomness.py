@@ -2,16 +2,20 @@
 
 Before a random op runs, the default generator of its device is seeded with `op_seed(...)`, as `torch.manual_seed` would
 do for that device alone. A micro-batch therefore draws the same numbers wherever and whenever its op runs, and again when
-its activations are recomputed. Evaluation batches draw from seeds of their own.
+its activations are recomputed. Evaluation batches draw from seeds of their own. The process has one generator for each
+device, so a thread that computes beside others holds `one_at_a_time` from the seeding until the op has drawn.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
+import threading
 from collections.abc import Callable
 
 import torch
+
+one_at_a_time = threading.Lock()
 
 
 def op_seed(job_seed: int, step: int, micro_batch: int, op: int, *, evaluation: bool = False) -> int:

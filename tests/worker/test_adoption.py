@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from pool_cases import addresses, end, launch, pool, ready_job, start_job
 from torch import Tensor
 from worker_cases import Case, Stack, make_case
 
+from executor.lanes import Lanes
 from executor.program import FragmentProgram
 from fusion.messages import (
     Adopt,
@@ -38,7 +39,9 @@ from fusion.messages import (
 )
 from fusion.plan import CodecChoice
 from worker.jobs.assembly import Piece
+from worker.jobs.side_by_side import SideBySide
 from worker.jobs.standby import Standby
+from worker.machine import cores
 
 LOG = 2**28
 Outcome = tuple[dict[int, float], dict[int, float], dict[str, Tensor]]
@@ -186,6 +189,43 @@ async def test_the_backup_worker_goes_on_where_the_lost_one_was(
         assert caught.steps >= 3
         await finish(coordinator, 1, *rest)
         assert_same(coordinator, expected)
+
+
+@pytest.mark.parametrize(("count", "room", "widest"), [(2, None, 3), (2, 0, 0), (1, None, 0)])
+async def test_micro_batches_are_replayed_side_by_side_where_there_are_cores_and_memory(
+    coordinator: FakeCoordinator,
+    case: Case,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    room: int | None,
+    widest: int,
+) -> None:
+    """Only what is replayed; each task's time is that on its thread."""
+    expected = await undisturbed(coordinator, case)
+    together: list[int] = []
+
+    def run(lanes: Lanes, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        together.append(len(calls))
+        return run_all(lanes, calls)
+
+    run_all = Lanes.run
+    monkeypatch.setattr(Lanes, "run", run)
+    monkeypatch.setattr(cores, "count", lambda: count)
+    if room is not None:
+        monkeypatch.setattr(SideBySide, "_room", lambda self, fragment: room)
+    async with pool(coordinator, "a", "b", "c") as workers:
+        prepare = await ready_job(coordinator, case, ("a", "b", "c"), log_bytes=LOG, backups=BACKUPS)
+        await snapshot(coordinator, prepare, BACKUPS, 12)
+        await coordinator.until(lambda: [m for m in coordinator.of("b", StepReport) if m.step >= 15])
+        await end(workers[1])
+        assert not together
+        for name in "ac":
+            coordinator.send(name, adopt(prepare, coordinator, 1, ("a", "c", "c"), 12))
+        await finish(coordinator, 1, "a", "c")
+        assert_same(coordinator, expected)
+    assert max(together, default=0) == widest
+    replayed = [times for m in coordinator.of("c", StepReport) if m.step == 13 for times in m.fragments]
+    assert all(times.forward > 0 and times.backward > 0 for times in replayed)
 
 
 async def test_what_a_new_backup_worker_stands_by_with_is_built_after_the_commit(

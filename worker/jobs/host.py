@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from compress import Places
+from executor.lanes import Lanes
 from executor.ordering import Task, TaskKind
 from executor.staging import Stager
 from fusion.errors import FusionError
@@ -29,6 +30,7 @@ from worker.jobs.assembly import Assembly, Piece
 from worker.jobs.events import Arrived, Event, PeerBack, Spoilt, Switch
 from worker.jobs.explain import explain
 from worker.jobs.rerun import Examine
+from worker.jobs.side_by_side import SideBySide
 from worker.jobs.spot_checks import SpotChecks, Testify
 from worker.jobs.task_runner import EMPTY, TaskRunner
 from worker.machine.memory import MemoryGuard
@@ -63,7 +65,8 @@ class JobHost:
 
     `pieces` are those of the fragments that it begins with: they are its own from now on.
     With a `stager` (for a device other than the CPU), values are copied to and from the device beside the computation.
-    `surroundings` say how slow the device is to be.
+    `surroundings` say how slow the device is to be. With more than one of `lanes`, that many micro-batches are replayed at
+    the same time, each with `threads`.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class JobHost:
         ship: Ship = _no_backup,
         stager: Stager | None = None,
         surroundings: Surroundings | None = None,
+        lanes: int = 1,
     ) -> None:
         self.assembly = assembly
         prepare = assembly.prepare
@@ -115,7 +119,12 @@ class JobHost:
         if prepare.verify:
             self._checks = SpotChecks(assembly, self._session, self._transmit, report)
         self._accounts = Accounts(self.job, prepare.train)
-        self._runner = TaskRunner(assembly, self._pieces, self._session, self._accounts, stager, self._encode, report)
+        self._beside: SideBySide | None = None
+        if lanes > 1 and stager is None and self._surroundings.slowdown <= 1:
+            self._beside = SideBySide(assembly, self._pieces, self._session, memory, Lanes(lanes, threads))
+        self._runner = TaskRunner(
+            assembly, self._pieces, self._session, self._accounts, stager, self._encode, report, self._beside
+        )
         self._trace = Trace(perf_counter() - time())
         self._patience = Patience(prepare.failure_timeout)
         self._refusals = Refusals()
@@ -193,6 +202,9 @@ class JobHost:
                         detail="" if isinstance(error, FusionError) else traceback.format_exc(),
                     )
                 )
+        finally:
+            if self._beside is not None:
+                self._beside.close()
 
     def _run(self) -> None:
         """Until stopped: a worker that has finished still answers from its log, and may get more to do."""
@@ -226,7 +238,8 @@ class JobHost:
         if rest:
             self._stopping.wait(rest)
         end = perf_counter()
-        self._accounts.spent(task, end - begin)
+        took = None if self._beside is None else self._beside.took(task)
+        self._accounts.spent(task, end - begin if took is None else took)
         self._trace.ran(task, begin, end)
         if done:
             self._session.completed(task)
@@ -362,6 +375,8 @@ class JobHost:
         for fragment in handed_over:
             del self._pieces[fragment]
         self._accounts.forget(handed_over)
+        if self._beside is not None:
+            self._beside.forget(handed_over)
         if handed_over:
             # Optimizers hold on to themselves: only the collector frees their parameters, and it may come late.
             gc.collect()

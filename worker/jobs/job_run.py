@@ -49,6 +49,7 @@ from worker.jobs.host import JobHost
 from worker.jobs.job_parts import Parts
 from worker.jobs.part_uploads import PartUploads
 from worker.jobs.standby import Standby
+from worker.machine import cores
 from worker.machine.memory import MemoryGuard
 from worker.transport.arrival import Received, tensor_of
 from worker.transport.mover import Mover
@@ -58,6 +59,8 @@ from worker.transport.surroundings import Surroundings
 _HANDSHAKE_PATIENCE = 30.0
 _READY_AGAIN = 5.0
 _CHECK = "spot check"
+_LANES = 8
+"""At most so many micro-batches are replayed at the same time: Python runs one at a time between operators."""
 _SNAPSHOTS = frozenset({FrameKind.SNAPSHOT, FrameKind.SNAPSHOT_WANT})
 
 log = logging.getLogger("fusion.worker")
@@ -204,6 +207,7 @@ class JobRun:
             ship=ship,
             stager=Stager(torch.device(self._device)) if self._device != "cpu" else None,
             surroundings=self._surroundings,
+            lanes=min(_LANES, cores.count() // self._threads),
         )
         fragments = assembly.partition.fragments
         backups = Backups(

@@ -12,9 +12,10 @@ from executor.ordering import Task, TaskKind
 from executor.staging import Stager
 from fusion.wire import FrameKind, Header
 from worker.jobs.assembly import Assembly, Piece
+from worker.jobs.side_by_side import SideBySide
 from worker.protocol.accounts import Accounts
 from worker.protocol.session import Session
-from worker.transport.arrival import on_device
+from worker.transport.arrival import Arrival, on_device, present
 from worker.transport.parcel import Parcel
 from worker.transport.sent_places import SentPlaces
 from worker.transport.ways import misfit, ways
@@ -25,7 +26,8 @@ EMPTY = Parcel(None)
 class TaskRunner:
     """Used by the compute thread alone. `pieces` are those of the fragments that are here: their owner changes them.
 
-    `encode` has a parcel encoded beside the computation; `report` is told of evaluations.
+    `encode` has a parcel encoded beside the computation; `report` is told of evaluations; `beside` computes what is replayed
+    several micro-batches at a time.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class TaskRunner:
         stager: Stager | None,
         encode: Callable[[Parcel], None],
         report: Callable[[BaseModel], None],
+        beside: SideBySide | None = None,
     ) -> None:
         self._job = assembly.prepare.job
         self._worker = assembly.worker
@@ -49,6 +52,7 @@ class TaskRunner:
         self._stager = stager
         self._encode = encode
         self._report = report
+        self._beside = beside
         self.sent = SentPlaces()
         """What gradients are still to come for."""
 
@@ -77,9 +81,15 @@ class TaskRunner:
 
     def _forward(self, task: Task) -> None:
         piece = self._pieces[task.fragment]
-        data = piece.feed.training(task.step, task.micro_batch, piece.placeholders)
-        postpone = self._session.board.postpones(task.fragment)
-        result = piece.program.forward(task.step, task.micro_batch, self._arrivals(task), data, postpone=postpone)
+        whole = None if self._beside is None else self._beside.forward(task)
+        arrivals = self._arrivals(task)
+        if whole is not None:
+            result = whole.forward
+        else:
+            data = piece.feed.training(task.step, task.micro_batch, piece.placeholders)
+            postpone = self._session.board.postpones(task.fragment)
+            values = present(arrivals)
+            result = piece.program.forward(task.step, task.micro_batch, values, data, postpone=postpone)
         for edge, value in result.outputs.items():
             self._pass_on(task.fragment, FrameKind.ACTIVATION, edge, task.step, task.micro_batch, value)
         if result.loss is not None:
@@ -87,11 +97,18 @@ class TaskRunner:
 
     def _backward(self, task: Task) -> None:
         inbox, board = self._session.inbox, self._session.board
-        gradients = {key[1]: on_device(inbox.take(key)) for key in board.needs(task)}
+        gradients = {key[1]: inbox.take(key) for key in board.needs(task)}
         for _, edge, step, micro_batch in board.needs(task):
             self.sent.drop(edge, step, micro_batch)
         program = self._pieces[task.fragment].program
-        for edge, gradient in program.backward(task.step, task.micro_batch, gradients).items():
+        whole = None if self._beside is None else self._beside.backward(task)
+        if whole is not None:
+            program.add_up(whole)
+            returned = whole.returned
+        else:
+            values = {edge: on_device(gradient) for edge, gradient in gradients.items()}
+            returned = program.backward(task.step, task.micro_batch, values)
+        for edge, gradient in returned.items():
             self._pass_on(task.fragment, FrameKind.GRADIENT, edge, task.step, task.micro_batch, gradient)
 
     def _tell_norms(self, task: Task) -> None:
@@ -117,7 +134,7 @@ class TaskRunner:
     def _evaluate(self, task: Task) -> None:
         piece = self._pieces[task.fragment]
         data = piece.feed.evaluation(task.micro_batch, piece.placeholders)
-        result = piece.program.evaluate(task.step, task.micro_batch, self._arrivals(task), data)
+        result = piece.program.evaluate(task.step, task.micro_batch, present(self._arrivals(task)), data)
         for edge, value in result.outputs.items():
             self._pass_on(task.fragment, FrameKind.EVALUATION, edge, task.step, task.micro_batch, value)
         if result.loss is not None:
@@ -125,15 +142,12 @@ class TaskRunner:
             if report is not None:
                 self._report(report)
 
-    def _arrivals(self, task: Task) -> dict[int, Tensor]:
-        """Edge -> value for a forward or evaluation; borrowed parameters stay for the micro-batches to come."""
+    def _arrivals(self, task: Task) -> dict[int, Arrival]:
+        """By edge, for a forward or evaluation; borrowed parameters stay for the micro-batches to come."""
         inbox, edges = self._session.inbox, self._edges
-        found: dict[int, Tensor] = {}
+        found: dict[int, Arrival] = {}
         for key in self._session.board.needs(task):
-            arrival = inbox.get(key) if edges[key[1]].kind == "parameter" else inbox.take(key)
-            value = on_device(arrival)
-            assert value is not None
-            found[key[1]] = value
+            arrival = found[key[1]] = inbox.get(key) if edges[key[1]].kind == "parameter" else inbox.take(key)
             if task.kind is TaskKind.FORWARD and self._ways[True, key[1]].reuses:
                 self._pieces[task.fragment].keep_places(key[1], task.step, task.micro_batch, arrival)
         return found

@@ -7,7 +7,7 @@ tests play thousands of failures with this very class.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -119,6 +119,11 @@ class Session(Generic[P]):
     def finished(self) -> bool:
         """Whether all fragments here have done all steps."""
         return self.board.finished
+
+    @property
+    def replaying(self) -> Set[int]:
+        """The fragments here that others wait for, or that have yet to get to where the others are."""
+        return self._replaying
 
     @property
     def step(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -77,6 +77,16 @@ def on_device(arrival: Arrival) -> Tensor | None:
         return arrival.received()
     value = arrival.value if isinstance(arrival, Thinned) else arrival
     return value.take() if isinstance(value, ToDevice) else value
+
+
+def present(arrivals: Mapping[int, Arrival]) -> dict[int, Tensor]:
+    """On the device, for the thread that computes, by edge: of arrivals that are never null, as activations are."""
+    found: dict[int, Tensor] = {}
+    for edge, arrival in arrivals.items():
+        value = on_device(arrival)
+        assert value is not None
+        found[edge] = value
+    return found
 
 
 def places_of(arrival: Arrival) -> Places | None:
