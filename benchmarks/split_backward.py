@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -21,26 +21,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import prediction, slow_jobs
-from benchmarks.common import Disturbance, Workload, machine, report, write_text
-from coordinator.submission import train_config
-from dag.cut import Fragment, cut
-from dag.operators import torch_dtype
+from benchmarks.common import Disturbance, machine, report, write_text
+from benchmarks.lone_fragment import FRAGMENTS, MODELS, LoneFragment, quarters
 from dag.workload import workload
-from executor.program import FragmentProgram
-from fusion.submit import CapturedJob, capture_job, read_job
+from fusion.submit import capture_job, read_job
 from scheduler import Costs, Device, Network, measured
 from worker.machine.profile import profile
 
-FRAGMENTS = 4
 WARM_UP = 3
-WIDE = Workload(layers=6, width=256, sequence_length=128, micro_batch=4)
-MODELS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    prediction.WORKLOAD.describe(): prediction.gpt,
-    slow_jobs.YARDSTICK.describe(): slow_jobs.YARDSTICK.job,
-    WIDE.describe(): WIDE.job,
-    "ResNet-18 of width 8, 8 micro-batches of 8": prediction.resnet,
-}
 
 
 @dataclass(frozen=True)
@@ -61,67 +49,36 @@ class Split:
         return [apart / whole for apart, whole in zip(self.apart, self.whole, strict=True)]
 
 
-class Piece:
-    """The fragment with what arrives for it, made up."""
-
-    def __init__(self, job: CapturedJob, fragment: Fragment) -> None:
-        train = train_config(job.spec, job.data.manifest)
-        self.fragment = fragment
-        self.micro_batches = train.micro_batches
-        self._program = FragmentProgram(
-            job.dag,
-            fragment,
-            seed=0,
-            micro_batches=train.micro_batches,
-            optimizer=train.optimizer,
-            lr_schedule=train.lr_schedule,
-            steps=train.steps,
-        )
-        self._program.load(job.tensors)
-        made = torch.Generator().manual_seed(0)
-        self._arrivals = {edge.index: torch.randn(edge.meta.shape, generator=made) for edge in fragment.inputs}
-        self._gradients = {
-            edge.index: 1e-3 * torch.randn(edge.meta.shape, generator=made)
-            for edge in fragment.outputs
-            if edge.gradient
-        }
-        self._data = {
-            op.target: torch.zeros(op.meta.shape, dtype=torch_dtype(op.meta.dtype))
-            for op in map(job.dag.ops.__getitem__, fragment.placeholders)
-        }
-
-    def step(self, number: int, postpone: bool) -> float:
-        """Median seconds of its micro-batches, forward and back."""
-        seconds = []
-        for micro_batch in range(self.micro_batches):
-            begin = thread_time()
-            self._program.forward(number, micro_batch, self._arrivals, self._data, postpone=postpone)
-            self._program.backward(number, micro_batch, self._gradients)
-            while self._program.weights(number, micro_batch):
-                pass
-            seconds.append(thread_time() - begin)
-        self._program.update(number, None)
-        return median(seconds)
+def step(lone: LoneFragment, number: int, postpone: bool) -> float:
+    """Median processor seconds of its micro-batches, forward and back."""
+    program, seconds = lone.program, []
+    for micro_batch in range(lone.micro_batches):
+        begin = thread_time()
+        program.forward(number, micro_batch, lone.arrivals, lone.data, postpone=postpone)
+        program.backward(number, micro_batch, lone.gradients)
+        while program.weights(number, micro_batch):
+            pass
+        seconds.append(thread_time() - begin)
+    program.update(number, None)
+    return median(seconds)
 
 
 def measure(name: str, spec: Mapping[str, Any], device: Device, rounds: int) -> Split:
     job = capture_job(*read_job({**spec, "train": {**spec["train"], "steps": rounds + WARM_UP}}))
-    work = workload(job.dag)
-    middle = [work.flops[-1] * part / FRAGMENTS for part in range(1, FRAGMENTS)]
-    cuts = [int(min(work.positions, key=lambda at: abs(work.flops[at] - wanted))) for wanted in middle]
-    index = FRAGMENTS // 2
-    piece = Piece(job, cut(job.dag, cuts).fragments[index])
+    cuts, index = quarters(job), FRAGMENTS // 2
+    lone = LoneFragment(job, cuts, index)
     taken: dict[bool, list[float]] = {True: [], False: []}
     for number in range(1, rounds + WARM_UP + 1):
         for postpone in (False, True):
-            taken[postpone].append(piece.step(number, postpone))
-    costs = Costs(work, (device,), Network(), "1f1b", piece.micro_batches, job.spec.train.optimizer)
+            taken[postpone].append(step(lone, number, postpone))
+    work = workload(job.dag)
+    costs = Costs(work, (device,), Network(), "1f1b", lone.micro_batches, job.spec.train.optimizer)
     span = cuts[index - 1], cuts[index]
     # Without what a task costs beside its operators, which here has no messages.
     both = costs.times(device).both
     return Split(
         name,
-        len(piece.fragment.postponed),
+        len(lone.fragment.postponed),
         *(tuple(taken[postpone][WARM_UP:]) for postpone in (False, True)),
         1 + costs.splitting_seconds(device, *span) / float(both[span[1]] - both[span[0]]),
     )
