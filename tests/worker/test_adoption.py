@@ -228,6 +228,24 @@ async def test_micro_batches_are_replayed_side_by_side_where_there_are_cores_and
     assert all(times.forward > 0 and times.backward > 0 for times in replayed)
 
 
+async def test_checkpoint_parts_of_replayed_steps_are_uploaded_after_the_replay(coordinator: FakeCoordinator) -> None:
+    """Everybody waits for the replay, nobody for them. None is lost."""
+    case = make_case(Stack(dropout=0.0), steps=STEPS, checkpoint_every=14)
+    async with pool(coordinator, "a", "b", "c") as workers:
+        prepare = await ready_job(coordinator, case, ("a", "b", "c"), log_bytes=LOG, backups=BACKUPS)
+        await snapshot(coordinator, prepare, BACKUPS, 12)
+        await coordinator.until(lambda: [m for m in coordinator.of("b", StepReport) if m.step >= 18])
+        await end(workers[1])
+        for name in "ac":
+            coordinator.send(name, adopt(prepare, coordinator, 1, ("a", "c", "c"), 12))
+        await finish(coordinator, 1, "a", "c")
+    told = coordinator.of("c", CheckpointPart, CaughtUp)
+    parts = {m.step: at for at, m in enumerate(told) if isinstance(m, CheckpointPart) and m.fragment == 1}
+    caught = next(at for at, m in enumerate(told) if isinstance(m, CaughtUp))
+    assert list(parts) == [14, 28, 42, 56, STEPS]
+    assert caught < parts[14]
+
+
 async def test_what_a_new_backup_worker_stands_by_with_is_built_after_the_commit(
     coordinator: FakeCoordinator, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,8 @@ class JobHost:
         self._patience = Patience(prepare.failure_timeout)
         self._refusals = Refusals()
         self._uploads: list[Future[None]] = []
+        self._held_parts: dict[int, tuple[int, dict[str, Tensor]]] = {}
+        """Fragment -> (step, state): a checkpoint part that is not being uploaded yet."""
         self._finished_epoch = -1
         self._quiet_since = 0.0
         """When a task last ended, something wanted last came, or we last asked: what else comes is no reason to wait longer."""
@@ -245,6 +247,8 @@ class JobHost:
             self._session.completed(task)
         if task.kind is TaskKind.UPDATE:
             self._checkpoint(task)
+        if self._held_parts:
+            self._upload_parts()
         self._carry_out()
         self._quiet_since = monotonic()
 
@@ -289,7 +293,19 @@ class JobHost:
         """After an update: the checkpoint part, when one is due."""
         step, train = task.step, self._train
         if step == train.steps or (train.checkpoint_every and step % train.checkpoint_every == 0):
-            upload = self._upload(step, task.fragment, self._pieces[task.fragment].state())
+            self._upload_part(task.fragment)
+            self._held_parts[task.fragment] = step, self._pieces[task.fragment].state()
+
+    def _upload_parts(self) -> None:
+        """Those that need not wait: hashing and sending take what a replay, for which everybody waits, could compute with."""
+        for fragment in set(self._held_parts) - self._session.replaying:
+            self._upload_part(fragment)
+
+    def _upload_part(self, fragment: int) -> None:
+        """What is held of the fragment, if anything is."""
+        if (held := self._held_parts.pop(fragment, None)) is not None:
+            step, state = held
+            upload = self._upload(step, fragment, state)
             upload.add_done_callback(lambda _: self._events.put(None))
             self._uploads = [*(upload for upload in self._uploads if not upload.done()), upload]
 
@@ -298,7 +314,7 @@ class JobHost:
         session = self._session
         if not session.finished or not session.hosted or self._finished_epoch == session.epoch:
             return
-        if all(upload.done() for upload in self._uploads):
+        if not self._held_parts and all(upload.done() for upload in self._uploads):
             self._finished_epoch = session.epoch
             self._report(Finished(job=self.job, epoch=session.epoch))
 
@@ -373,6 +389,7 @@ class JobHost:
             self._checks.switched()
         handed_over = set(self._pieces) - set(self._session.hosted)
         for fragment in handed_over:
+            self._upload_part(fragment)
             del self._pieces[fragment]
         self._accounts.forget(handed_over)
         if self._beside is not None:
