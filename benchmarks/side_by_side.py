@@ -25,6 +25,7 @@ from benchmarks.common import Disturbance, Sample, machine, report, write_text
 from benchmarks.lone_fragment import FRAGMENTS, MODELS, LoneFragment, quarters
 from executor.lanes import Lanes
 from fusion.submit import capture_job, read_job
+from worker.jobs.side_by_side import PER_LANE
 from worker.machine import cores
 
 WARM_UP = 5
@@ -54,13 +55,14 @@ def one_after_the_other(lone: LoneFragment, number: int) -> float:
 
 
 def side_by_side(lone: LoneFragment, number: int, lanes: Lanes) -> float:
-    begin = perf_counter()
-    calls = [
-        partial(lone.program.whole, number, micro_batch, lone.arrivals, lone.data, lone.gradients)
-        for micro_batch in range(lone.micro_batches)
-    ]
-    for whole in lanes.run(calls):
-        lone.program.add_up(whole)
+    begin, together = perf_counter(), PER_LANE * lanes.count
+    for first in range(0, lone.micro_batches, together):
+        calls = [
+            partial(lone.program.whole, number, micro_batch, lone.arrivals, lone.data, lone.gradients)
+            for micro_batch in range(first, min(first + together, lone.micro_batches))
+        ]
+        for whole in lanes.run(calls):
+            lone.program.add_up(whole)
     seconds = perf_counter() - begin
     lone.program.update(number, None)
     return seconds

@@ -20,6 +20,9 @@ from worker.protocol.session import Session
 from worker.transport.arrival import Arrival, on_device, present
 from worker.transport.parcel import Parcel
 
+PER_LANE = 2
+"""Micro-batches that a lane computes before the compute thread looks what others ask for."""
+
 
 class SideBySide:
     """Used by the compute thread alone, between the updates of the fragments in `pieces`, which belong to their owner."""
@@ -91,10 +94,12 @@ class SideBySide:
         return {key[1]: inbox.get(key) for key in keys} if all(key in inbox for key in keys) else None
 
     def _room(self, fragment: int) -> int:
-        """How many micro-batches there is memory for: as many as there are lanes at work, what they have made of all."""
+        """How many micro-batches to compute: as memory allows, in which as many as there are lanes are at work, and what has
+        been made of all is kept.
+        """
         ops, named = self._assembly.dag.ops, self._assembly.partition.fragments[fragment]
         saved = sum(ops[op].saved_bytes for op in named.ops)
         made = sum(ops[op].output_bytes for op in named.parameters)
         made += sum(ops[edge.value].output_bytes for edge in (*named.inputs, *named.outputs))
         free = self._memory.limit - self._memory.used()
-        return max(0, (free - self._lanes.count * saved) // max(1, made))
+        return min(PER_LANE * self._lanes.count, max(0, (free - self._lanes.count * saved) // max(1, made)))
