@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from coordinator.entry.tokens import Token
 from coordinator.life.jobs import Job, Metric
 from coordinator.life.pool import Member
+from coordinator.storage.blobs import is_disk_full
 from fusion.errors import ServiceError
 from fusion.plan import Plan
 
@@ -56,6 +58,8 @@ _MAY_PASS = frozenset(
 _LASTING = frozenset(
     {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
 )
+_LEAST_FREE = 2**20
+"""Bytes: opening a store writes less."""
 _OPENING_MILLISECONDS = 5000
 _LOCKED_MILLISECONDS = 100
 """How long another process may keep the file locked until we are behind: workers and people wait meanwhile."""
@@ -84,7 +88,7 @@ class Store:
             self._db.execute(f"PRAGMA busy_timeout={_LOCKED_MILLISECONDS}")
             self._numbers = {table: self._last_number(table) for table in ("events", "logs")}
         except (sqlite3.Error, OSError) as error:
-            raise ServiceError(f"can't open the coordinator's store {path}: {error}") from None
+            raise ServiceError(f"can't open the coordinator's store {path}: {error}{_advice(error, path)}") from None
         self._unwritten: list[tuple[str, tuple[Any, ...]]] = []
         """The statements since the last transaction that was committed."""
         self.behind: str | None = None
@@ -307,6 +311,17 @@ class Store:
 def _code(error: sqlite3.DatabaseError) -> int:
     """SQLite's primary result code."""
     return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+
+
+def _advice(error: sqlite3.Error | OSError, path: Path) -> str:
+    """What to do about a store that can't be opened, where that is known."""
+    code = _code(error) if isinstance(error, sqlite3.DatabaseError) else None
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return "; the file is damaged: put a copy of it in its place, or use another --state folder"
+    full = code == sqlite3.SQLITE_FULL or (isinstance(error, OSError) and is_disk_full(error))
+    if full or (code == sqlite3.SQLITE_IOERR and shutil.disk_usage(path.parent).free < _LEAST_FREE):
+        return "; make room on that disk and start it again: nothing that was recorded is lost"
+    return ""
 
 
 def _is_trouble_of_the_file(error: sqlite3.DatabaseError) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from coordinator_cases import job_record, job_spec, ref_of
@@ -79,8 +81,32 @@ def test_a_newer_store_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "db").write_bytes(b"no database at all" * 100)
-    with pytest.raises(ServiceError, match="can't open"):
+    with pytest.raises(ServiceError, match=r"can't open .*; the file is damaged: put a copy"):
         Store(tmp_path / "db")
+
+
+@pytest.mark.parametrize(
+    ("code", "free", "advised"),
+    [
+        (sqlite3.SQLITE_FULL, 2**30, True),
+        (sqlite3.SQLITE_IOERR, 2**10, True),
+        (sqlite3.SQLITE_IOERR, 2**30, False),
+        (sqlite3.SQLITE_BUSY, 2**10, False),
+    ],
+)
+def test_a_store_that_can_not_be_opened_for_lack_of_room_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, free: int, advised: bool
+) -> None:
+    def connect(*_: object, **__: object) -> sqlite3.Connection:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = code
+        raise error
+
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(ServiceError, match="disk I/O error") as refused:
+        Store(tmp_path / "db")
+    assert ("make room on that disk" in str(refused.value)) is advised
 
 
 def test_a_blob_is_needed_until_its_last_owner_lets_go(tmp_path: Path) -> None:
