@@ -36,6 +36,11 @@ class EngineCollector(Collector):
         yield GaugeMetricFamily(
             "fusion_coordinator_start_time_seconds", "Start, seconds since the epoch.", value=engine.started_at
         )
+        yield GaugeMetricFamily(
+            "fusion_coordinator_unwritten",
+            "1 while nothing can be recorded, on a full disk say.",
+            value=float(engine.store.behind is not None),
+        )
         members = list(engine.lifecycle.pool)
         workers = GaugeMetricFamily("fusion_coordinator_workers", "Workers by state.", labels=["state"])
         count = Counter(str(member.state) for member in members)

@@ -21,6 +21,7 @@ async def health(request: web.Request) -> web.Response:
         protocol_version=PROTOCOL_VERSION,
         workers=len(lifecycle.pool.live()),
         jobs=sum(not job.terminal for job in lifecycle.jobs.values()),
+        unwritten=request.app[ENGINE].store.behind,
     )
     return web.json_response(shown.model_dump())
 

@@ -64,9 +64,10 @@ class Observations:
             publisher.publish(Item("pulse", None, self.pulse(pool, now)))
 
     def pulse(self, pool: Pool, now: float) -> dict[str, Any]:
-        """What changes all the time: memory of the workers, bytes on the links."""
+        """What changes all the time: memory of the workers, bytes on the links, and why nothing can be recorded, if so."""
         return {
             "time": now,
+            "unwritten": self._store.behind,
             "memory": {member.name: member.memory_used_bytes for member in pool.live()},
             "traffic": [
                 {"from": sender, "to": receiver, "bytes_per_second": round(rate)}

@@ -179,6 +179,9 @@ class Health(BaseModel):
     protocol_version: int
     workers: int = Field(description="Live workers.")
     jobs: int = Field(description="Jobs that have not ended.")
+    unwritten: str | None = Field(
+        description="Why nothing can be recorded now, a full disk say; what happens waits in memory."
+    )
 
 
 class ResumeFromCheckpoint(BaseModel):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -281,6 +283,23 @@ async def test_a_connection_that_falls_silent_is_lost_too(server: Server, tab: T
     await tab.page.clock.fast_forward(1_000)
     await tab.shows("#connection", "live")
     await line.cut()
+
+
+async def test_that_nothing_can_be_recorded_is_shown_until_it_can(server: Server, tab: Tab) -> None:
+    """What is shown is old then, though the connection stands."""
+    await tab.page.goto(server.url)
+    await tab.shows("#connection", "live")
+    store = server.engine.store
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        store.pin("x", ["y"])
+        store.commit()
+        await tab.shows("#connection", "nothing can be recorded: database is locked")
+        await tab.until("() => document.body.classList.contains('stale')")
+        other.execute("COMMIT")
+    await tab.shows("#connection", "live")
+    await tab.until("() => !document.body.classList.contains('stale')")
+    assert tab.problems == []
 
 
 async def test_an_operator_cancels_a_job_with_the_token_and_nobody_else(server: Server, tab: Tab) -> None:

@@ -78,6 +78,8 @@ async def test_a_job_goes_on_and_loses_nothing(server: Server, tmp_path: Path, h
                 assert (status, "database is locked" in answer["error"]) == (503, True)
             status, _ = await server.call("POST", "/api/v1/workers", "join", json=a.join_body(name="c"))
             assert status == 503
+            assert (await server.call("GET", "/healthz"))[1]["unwritten"] == "database is locked"
+            assert server.engine.observations.pulse(server.engine.lifecycle.pool, 0.0)["unwritten"]
             # Both have finished; that the job is done would be said, if it could be recorded.
             async with asyncio.timeout(20):
                 while server.control.received.get("finished", 0) < 2:
@@ -92,6 +94,7 @@ async def test_a_job_goes_on_and_loses_nothing(server: Server, tmp_path: Path, h
         assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
         assert [event["event"] for event in events].count("written-late") == 1
         assert sum("can't write to" in line for line in heard.lines) == 1
+        assert (await server.call("GET", "/healthz"))[1]["unwritten"] is None
         await server.submit()
 
 

@@ -41,11 +41,26 @@ addEventListener("hashchange", () => {
 });
 route();
 
-new Live(hear, (text, good) => {
-  const connection = document.getElementById("connection");
-  setText(connection, text);
-  setClass(connection, `pill ${good ? "good" : "bad"}`);
+// How the connection does, and why the coordinator can't record what happens, if so: what is shown is old then.
+let connection = { text: "", good: true };
+let unwritten = null;
+
+function showConnection() {
+  const shown = document.getElementById("connection");
+  const good = connection.good && !unwritten;
+  setText(shown, connection.good && unwritten ? `nothing can be recorded: ${unwritten}` : connection.text);
+  setClass(shown, `pill ${good ? "good" : "bad"}`);
   document.body.classList.toggle("stale", !good);
+}
+
+new Live(hear, (text, good) => {
+  connection = { text, good };
+  showConnection();
+});
+listen((changes) => {
+  if (!changes.has("pulse")) return;
+  unwritten = changes.get("pulse").at(-1).unwritten;
+  showConnection();
 });
 
 fetch("/healthz").then((answer) => answer.json()).then((health) => {
