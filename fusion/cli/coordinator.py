@@ -89,7 +89,7 @@ def coordinator(
     ] = False,
     local: Annotated[bool, typer.Option("--local", envvar="FUSION_LOCAL", hidden=True)] = False,
 ) -> None:
-    """Start a coordinator; prints the dashboard's address and the command that joins a worker."""
+    """Start a coordinator. Prints the dashboard's address and the command that joins a worker."""
     from coordinator.config import CoordinatorConfig
     from coordinator.daemon import run_coordinator
 

@@ -58,7 +58,7 @@ def job(
     ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one job: its state, its plan and where its fragments are."""
+    """Show one job: state, plan, and where its fragments are."""
     with connect(coordinator, token, ca) as client:
         found = client.job(job_id)
         if timeline is not None:

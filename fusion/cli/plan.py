@@ -40,7 +40,7 @@ def plan(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict a job's plan and step time on a topology, without a pool."""
+    """Predict a job's plan and step time, without a pool."""
     from fusion.errors import UserError
     from fusion.spec_file import load_spec
     from fusion.topology import load_topology

@@ -55,7 +55,7 @@ def create(
     ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a token and print it, this once; for join with the command that adds a worker."""
+    """Make a token and print it, this once. One for join comes with the command that adds a worker."""
     lifetime = _lifetime(ttl)
     with connect(coordinator, token, ca) as client:
         made = client.create_token(role.value, lifetime, uses, remark)

@@ -30,7 +30,7 @@ def top(
     token: TokenOption = None,
     ca: CaOption = None,
 ) -> None:
-    """Watch a pool in the terminal: workers, jobs, rates and what happens. Ctrl-C ends it."""
+    """Watch a pool in the terminal. Workers, jobs, rates and what happens; Ctrl-C ends it."""
     from rich.console import Console
 
     from fusion.cli.output import show

@@ -72,7 +72,7 @@ def up(
         ),
     ] = None,
 ) -> None:
-    """Train on this machine: starts a coordinator, workers and a job, and shows progress until it has ended."""
+    """Train on this machine alone. Starts a coordinator, workers and a job, and shows progress until it has ended."""
     from fusion.chaos import Chaos
     from fusion.demo import write_demo
     from fusion.errors import UserError

@@ -126,6 +126,14 @@ def test_version_and_help(capsys):
         assert "Usage: fusion" in out
 
 
+@pytest.mark.parametrize("group", [[], ["checkpoint"], ["token"]])
+def test_summaries_of_commands_fit_a_terminal(capsys, monkeypatch, group):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run(capsys, *group, "--help")[1].splitlines()
+    assert "Commands:" in lines
+    assert not [line for line in lines if line.endswith("...") and not line.startswith("Usage:")]
+
+
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
 
 
