@@ -342,8 +342,9 @@ class FragmentProgram:
 
     def add_up(self, whole: Whole) -> None:
         """Add a micro-batch's gradients to those of the micro-batches before it, as autograd would have; micro-batches in
-        order, each once.
+        order, each once. What those before it left for `weights` is computed first.
         """
+        self._settle()
         for op, gradient in whole.gradients.items():
             parameter = self._parameters[op]
             if gradient is None:

@@ -155,6 +155,31 @@ def test_gradients_of_weights_come_later_with_the_same_bits(name: str, recompute
             assert same(value.grad, expected[key]), key
 
 
+@pytest.mark.parametrize("aside", [{0}, {1}, {0, 2}])
+def test_a_whole_micro_batch_adds_to_what_those_before_it_owe(aside: set[int]) -> None:
+    """In one step of a replay some micro-batches are computed whole, and others, `aside`, leave gradients for later."""
+    name, count = "gpt", 4
+    (first, expected), (_, mixed) = (programs(name, [len(captured(name).dag.body) // 2]) for _ in range(2))
+    batches = [CASES[name].batch_of(1, index) for index in range(count)]
+    arrivals = [first.forward(1, index, {}, batch).outputs for index, batch in enumerate(batches)]
+    for index, batch in enumerate(batches):
+        expected.forward(1, index, arrivals[index], batch)
+        expected.backward(1, index, {})
+    for index in range(count):
+        if index in aside:
+            mixed.forward(1, index, arrivals[index], batches[index], postpone=True)
+            mixed.backward(1, index, {})
+        else:
+            mixed.add_up(mixed.whole(1, index, arrivals[index], batches[index], {}))
+    for index in range(count):
+        while mixed.weights(1, index):
+            pass
+    for key, right, found in zip(
+        expected.parameter_names, expected._parameters.values(), mixed._parameters.values(), strict=True
+    ):
+        assert same(found.grad, right.grad), key
+
+
 class Product(nn.Module):
     """`x @ w`, with a bias inside (`addmm`) or without (`mm`)."""
 
