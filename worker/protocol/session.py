@@ -202,10 +202,7 @@ class Session(Generic[P]):
             to = self._orders.get(task.step, {}).get(fragment)
             if to is not None:
                 self._out.append(TakeSnapshot(fragment, task.step, to))
-            if all(step >= task.step for step in self._updated.values()):
-                ran = tuple(sorted(f for f, step in self._reported.items() if step < task.step))
-                self._reported.update(dict.fromkeys(ran, task.step))
-                self._out.append(ReportStep(task.step, ran))
+            self._report_steps()
         if task.kind in (TaskKind.UPDATE, TaskKind.EVALUATE):
             self._advance(fragment)
 
@@ -262,6 +259,7 @@ class Session(Generic[P]):
                 self.inbox.discard(key)
             del self._floor[fragment], self._updated[fragment], self._reported[fragment]
             self._replaying.discard(fragment)
+        self._report_steps()  # Of those that stay, which may have waited for one that has gone.
         self.board.weights_behind = plan.weights_behind
         added = tuple(sorted(now - before))
         for fragment in added:
@@ -313,6 +311,14 @@ class Session(Generic[P]):
         return held
 
     # Pieces --------------------------------------------------------------------------------------------------------
+
+    def _report_steps(self) -> None:
+        """The steps that every fragment here is past, one report for all that ran them."""
+        through = min(self._updated.values(), default=0)
+        while (step := min(self._reported.values(), default=through) + 1) <= through:
+            ran = tuple(sorted(fragment for fragment, told in self._reported.items() if told < step))
+            self._reported.update(dict.fromkeys(ran, step))
+            self._out.append(ReportStep(step, ran))
 
     def _accept(self, key: Key, value: Any) -> bool:
         if key[0] is FrameKind.DONE:
