@@ -103,6 +103,8 @@ class Service:
         self._patient = True
         self._exit_code = 0
         self._paused = False
+        self._patience: asyncio.TimerHandle | None = None
+        """Ends the coordinator's time to move our fragments, while we are paused."""
         self._quiet = asyncio.Event()
         self._was_lost = False
 
@@ -204,7 +206,7 @@ class Service:
                 share = f"other programs take {owner.others:.0%} of this machine"
                 self._say(f"{share}: leaving the pool until they are quiet")
                 self._control.send(Leaving(reason=share))
-                self._loop.call_later(_LEAVE_PATIENCE, self._rest_at_last)
+                self._patience = self._loop.call_later(_LEAVE_PATIENCE, self._rest_at_last)
             await asyncio.sleep(_LOOK_SECONDS)
 
     def _rest_at_last(self) -> None:
@@ -214,6 +216,8 @@ class Service:
 
     async def _rest(self) -> None:
         """Out of the pool until the machine is quiet."""
+        if self._patience is not None:
+            self._patience.cancel()
         await self._drop_job("the machine is needed")
         await self._control.close()
         self._control.forget()

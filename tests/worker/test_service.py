@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 import safetensors.torch
 from fake_coordinator import TOKEN, FakeCoordinator
-from pool_cases import end, pool, prepare_for, start_job, start_worker
+from pool_cases import addresses, end, pool, prepare_for, ready_job, start_job, start_worker
 from worker_cases import Stack, make_case
 
 from fusion.errors import CoordinatorError, UserError, VersionError
 from fusion.messages import (
     CheckpointPart,
+    Connect,
     Failure,
     Finished,
     Heartbeat,
     Leaving,
+    PeerAddress,
     Ready,
     Shutdown,
     Start,
@@ -34,6 +37,8 @@ from worker.jobs import part_uploads
 from worker.jobs.fetch import Fetcher
 from worker.machine.owner import Owner, Reading
 from worker.service import default_name
+from worker.transport.mover import Mover
+from worker.transport.route import Route
 
 
 @pytest.fixture
@@ -267,6 +272,73 @@ async def test_what_can_not_be_built_is_a_failure_in_one_line(coordinator: FakeC
         assert "no such blob (404)" in failure.message
 
 
+async def test_who_is_told_to_go_while_it_downloads_goes_at_once(
+    coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloading = asyncio.Event()
+
+    async def never(*_: Any) -> bytes:
+        downloading.set()
+        await asyncio.Event().wait()
+        return b""
+
+    monkeypatch.setattr(Fetcher, "whole", never)
+    async with pool(coordinator, "a") as (a,):
+        prepare_for(coordinator, CASE, ("a",))
+        await downloading.wait()
+        coordinator.send("a", Shutdown(reason="drained"))
+        async with asyncio.timeout(10):
+            assert await a.task == 0
+        assert not coordinator.of("a", Failure)
+
+
+async def test_an_order_that_can_not_be_followed_is_a_failure(
+    coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pool(coordinator, "a", "b"):
+        await ready_job(coordinator, CASE, ("a",))
+
+        def broken(*_: Any, **__: Any) -> None:
+            raise OSError("too many open files")
+
+        monkeypatch.setattr(Mover, "connect", broken)
+        coordinator.send("a", Connect(job="job-1", peers=addresses(coordinator, "b")))
+        failure = await coordinator.message("a", Failure)
+        assert failure.message == "OSError: too many open files"
+        assert "in broken" in failure.detail
+
+
+async def test_a_job_that_is_dropped_while_it_connects_leaves_no_connection(
+    coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, close_route = Mover.connect, Mover.close_route
+    done: list[str] = []
+    connecting = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def noted(mover: Mover, route: Route, peers: Sequence[PeerAddress], **options: Any) -> None:
+        if peers:
+            loop.call_soon_threadsafe(connecting.set)
+        connect(mover, route, peers, **options)
+        if peers:
+            done.append("connect")
+
+    def closed(mover: Mover, route: Route) -> None:
+        done.append("close")
+        close_route(mover, route)
+
+    monkeypatch.setattr(Mover, "connect", noted)
+    monkeypatch.setattr(Mover, "close_route", closed)
+    async with pool(coordinator, "a", "b"):
+        await ready_job(coordinator, CASE, ("a",))
+        # Of a job that `b` knows nothing of: it refuses.
+        coordinator.send("a", Connect(job="job-1", peers=addresses(coordinator, "b")))
+        await connecting.wait()
+        coordinator.send("a", Stop(job="job-1", reason="cancelled"))
+        await coordinator.until(lambda: bool(done) and done[-1] == "close")
+        assert done == ["connect", "close"]
+
+
 async def test_leaving_is_said_and_waits_for_the_word(coordinator: FakeCoordinator) -> None:
     async with pool(coordinator, "a") as (a,):
         a.service.leave("SIGTERM")
@@ -389,5 +461,9 @@ async def test_a_worker_gives_a_busy_machine_back_and_joins_again(
         others, looks = 0.0, looks + 1000
         await coordinator.until(lambda: len(coordinator.joined) == 2)
         await worker.said.until("the machine is quiet again")
+        # The patience of the first time is none of the next.
+        await coordinator.until(lambda: len(coordinator.of("a", Heartbeat)) > 1)
+        assert worker.service._patience is not None
+        assert worker.service._patience.cancelled()
     finally:
         await end(worker)

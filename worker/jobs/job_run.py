@@ -40,7 +40,7 @@ from fusion.messages import (
 )
 from fusion.units import format_bytes, format_seconds, plural
 from fusion.wire import FrameKind, Header
-from worker.jobs.assembly import assemble
+from worker.jobs.assembly import Assembly, Piece, assemble
 from worker.jobs.backups import Backups
 from worker.jobs.events import Switch
 from worker.jobs.explain import explain
@@ -108,6 +108,7 @@ class JobRun:
         self._backup_workers: Mapping[int, str] = prepare.backups
         """Fragment -> its backup worker, as ordered last."""
         self._parts: Parts | None = None
+        self._assembling: asyncio.Task[tuple[Assembly, dict[int, Piece]]] | None = None
         self._tasks = [asyncio.create_task(self._make_ready(), name=f"prepare {self.job}")]
 
     @property
@@ -128,6 +129,8 @@ class JobRun:
     async def drop(self, why: str) -> None:
         """Stop computing, close the job's connections, free its memory."""
         self._abandoned.set()
+        if self._assembling is not None:
+            self._assembling.cancel()  # It may be in the middle of a long download.
         # A thread that waits for handshakes sees the event; cancelling would leave its connections behind.
         preparing, *others = self._tasks
         for task in others:
@@ -152,10 +155,7 @@ class JobRun:
         try:
             parts = self._parts = await self._build(peers)
         except Exception as error:
-            detail = "" if isinstance(error, FusionError) else traceback.format_exc()
-            failure = Failure(job=prepare.job, epoch=prepare.plan.epoch, message=explain(error), detail=detail)
-            self._say(f"job {prepare.job}: {failure.message}")
-            self._send(failure)
+            self._fail(error, prepare.plan.epoch)
             return
         if self._abandoned.is_set():
             return
@@ -181,7 +181,11 @@ class JobRun:
 
     async def _build(self, peers: list[PeerAddress]) -> Parts:
         prepare = self._prepare
-        assembly, pieces = await assemble(prepare, self._worker, self._device, self._fetcher, self._memory)
+        self._assembling = asyncio.create_task(
+            assemble(prepare, self._worker, self._device, self._fetcher, self._memory), name=f"assemble {self.job}"
+        )
+        assembly, pieces = await self._assembling
+        self._assembling = None  # It would keep the pieces, which may move away.
         open_route: Route | None = None
 
         def transmit(to: str, header: Header, payload: memoryview | None) -> None:
@@ -237,6 +241,13 @@ class JobRun:
         )
         return Parts(host, open_route, backups, standby)
 
+    def _fail(self, error: Exception, epoch: int) -> None:
+        """The job can't go on here."""
+        detail = "" if isinstance(error, FusionError) else "".join(traceback.format_exception(error))
+        failure = Failure(job=self.job, epoch=epoch, message=explain(error), detail=detail)
+        self._say(f"job {self.job}: {failure.message}")
+        self._send(failure)
+
     def _others(self, peers: list[PeerAddress]) -> list[PeerAddress]:
         return [peer for peer in peers if peer.worker != self._worker]
 
@@ -245,31 +256,38 @@ class JobRun:
     async def _follow(self, parts: Parts) -> None:
         while True:
             order = await self._orders.get()
-            match order:
-                case Start():
-                    # It comes again when it may have been lost.
-                    if order.epoch == parts.host.epoch and not self._started:
-                        self._started = True
-                        self._say(f"job {self.job}: training starts")
-                        parts.host.start(parts.route)
-                        parts.stand_by(self._backup_workers)
-                case Backup():
-                    parts.backups.spread(order.seconds)
-                    parts.host.post(order)
-                    self._backup_workers = order.backups
-                case Commit():
-                    parts.host.post(order)
-                    if parts.backups.commit(order.step):
-                        # Not as soon as backup workers are named: that is right after a loss, when others catch up.
-                        parts.stand_by(self._backup_workers)
-                case Check():
-                    # Beside the orders to come: a snapshot takes a while to read, a fragment to build.
-                    self._tasks = [task for task in self._tasks if task.get_name() != _CHECK or not task.done()]
-                    self._tasks.append(asyncio.create_task(self._check(parts, order), name=_CHECK))
-                case Connect():
-                    await self._connect(parts.route, order.peers)
-                case Adopt():
-                    await self._adopt(parts, order)
+            try:
+                await self._carry_out(parts, order)
+            except Exception as error:
+                # Without its orders the job would go on here as if all were well.
+                self._fail(error, parts.host.epoch)
+
+    async def _carry_out(self, parts: Parts, order: Order) -> None:
+        match order:
+            case Start():
+                # It comes again when it may have been lost.
+                if order.epoch == parts.host.epoch and not self._started:
+                    self._started = True
+                    self._say(f"job {self.job}: training starts")
+                    parts.host.start(parts.route)
+                    parts.stand_by(self._backup_workers)
+            case Backup():
+                parts.backups.spread(order.seconds)
+                parts.host.post(order)
+                self._backup_workers = order.backups
+            case Commit():
+                parts.host.post(order)
+                if parts.backups.commit(order.step):
+                    # Not as soon as backup workers are named: that is right after a loss, when others catch up.
+                    parts.stand_by(self._backup_workers)
+            case Check():
+                # Beside the orders to come: a snapshot takes a while to read, a fragment to build.
+                self._tasks = [task for task in self._tasks if task.get_name() != _CHECK or not task.done()]
+                self._tasks.append(asyncio.create_task(self._check(parts, order), name=_CHECK))
+            case Connect():
+                await self._connect(parts.route, order.peers)
+            case Adopt():
+                await self._adopt(parts, order)
 
     async def _connect(self, route: Route, peers: list[PeerAddress], epoch: int | None = None) -> None:
         """Admit and connect to workers that have fragments, or may get some soon.
@@ -289,8 +307,15 @@ class JobRun:
         def cancelled() -> bool:
             return self._abandoned.is_set() or (epoch is not None and self._newest > epoch)
 
+        connecting = asyncio.create_task(
+            asyncio.to_thread(self._mover.connect, route, new, patience=_HANDSHAKE_PATIENCE, cancelled=cancelled)
+        )
         try:
-            await asyncio.to_thread(self._mover.connect, route, new, patience=_HANDSHAKE_PATIENCE, cancelled=cancelled)
+            await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            # The thread is about to see that we are: before the route is closed, or connections would be left behind.
+            await asyncio.gather(connecting, return_exceptions=True)
+            raise
         except FusionError as error:
             self._send(Warned(job=self.job, message=explain(error)))
             return
