@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from time import perf_counter
+from time import thread_time
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ class Whole:
     returned: dict[int, Tensor | None]
     gradients: dict[int, Tensor | None]
     forward_seconds: float
+    """Of its thread's own time: what it waited for others beside it is none of the fragment's slowness."""
     backward_seconds: float
 
 
@@ -317,13 +318,13 @@ class FragmentProgram:
         """`forward` and `backward` of one micro-batch, with nothing of this object changed: several threads may do this at
         the same time, between two updates. `add_up` is to follow in place of the backward.
         """
-        begin = perf_counter()
+        begin = thread_time()
         # Leaves that share the parameters' memory: what autograd adds up in them is this micro-batch's alone.
         parameters = {op: value.detach().requires_grad_() for op, value in self._parameters.items()}
         values, kept = self._differentiable(step, micro_batch, _Inputs(arrivals, data, self._buffers), parameters)
         result = self._result(self._training, values)
         del values
-        middle = perf_counter()
+        middle = thread_time()
         roots, root_gradients = self._begin_of_backward(kept, gradients)
         leaves = kept.leaves
         del kept
@@ -337,7 +338,7 @@ class FragmentProgram:
             {edge: None if gradient is None else alone(gradient) for edge, gradient in returned.items()},
             {op: leaf.grad for op, leaf in parameters.items()},
             middle - begin,
-            perf_counter() - middle,
+            thread_time() - middle,
         )
 
     def add_up(self, whole: Whole) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from executor_models import CASES, captured, random_cuts
 from executor_pipeline import Outcome, Pipeline, Settings, same
 from torch import Tensor
 
+from executor.interpreter import Interpreter
 from executor.lanes import Lanes
 from executor.program import FragmentProgram, Whole
 from fusion.wire import FrameKind
@@ -133,6 +136,20 @@ def test_fragments_with_running_statistics_are_not_apart_and_the_others_of_the_m
     apart = [program.apart for program in run.programs]
     assert apart == [not program.fragment.written_buffers for program in run.programs]
     assert False in apart
+
+
+def test_the_time_that_a_thread_waits_for_others_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, run = captured("gpt"), Interpreter.run
+
+    def late(*arguments: Any) -> None:
+        time.sleep(0.5)
+        run(*arguments)
+
+    program = Pipeline(made.dag, made.tensors, [], Settings()).programs[0]
+    data = CASES["gpt"].batch_of(1, 0)
+    program.whole(1, 0, {}, data, {})
+    monkeypatch.setattr(Interpreter, "run", late)
+    assert program.whole(1, 0, {}, data, {}).forward_seconds < 0.25
 
 
 def test_what_fails_is_told_when_all_have_ended(lanes: Lanes) -> None:
