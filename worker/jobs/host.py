@@ -247,9 +247,9 @@ class JobHost:
             self._session.completed(task)
         if task.kind is TaskKind.UPDATE:
             self._checkpoint(task)
+        self._carry_out()
         if self._held_parts:
             self._upload_parts()
-        self._carry_out()
         self._quiet_since = monotonic()
 
     # What the session wants ---------------------------------------------------------------------------------------
