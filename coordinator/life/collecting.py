@@ -24,7 +24,8 @@ class Collecting:
         assert job.plan is not None
         parts = job.parts.get(part.step, {})
         late = job.checkpoint is not None and part.step <= job.checkpoint
-        if late or part.step in job.writing or part.fragment >= len(job.plan.placement):
+        known = _due(job, part.step) and 0 <= part.fragment < len(job.plan.placement)
+        if late or not known or part.step in job.writing:
             if part.blob not in parts.values():
                 self._books.do(ev.DropBlobs((part.blob.digest,)))
             return
@@ -78,3 +79,9 @@ class Collecting:
                 step=event.step,
             )
         self._books.save(job)
+
+
+def _due(job: Job, step: int) -> bool:
+    """Whether there is to be a checkpoint after this step."""
+    every, last = job.train.checkpoint_every, job.train.steps
+    return step == last or bool(every and 0 < step < last and step % every == 0)

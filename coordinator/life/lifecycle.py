@@ -274,7 +274,7 @@ class Lifecycle:
                 if any(early):
                     claims.check(self._books, job)
                 self._course.publish(job, progress.add_step(job, member.name, message, now))
-            case EvaluationReport() if job.state == "running":
+            case EvaluationReport() if job.state == "running" and progress.evaluation_due(job, message.step):
                 self._course.publish(job, progress.add_evaluation(job, message, now))
             case CheckpointPart() if job.state == "running":
                 self._collecting.part(job, message)

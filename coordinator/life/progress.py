@@ -93,8 +93,9 @@ def flush(job: Job, through: int | None = None) -> list[Metric]:
 
 
 def evaluation_due(job: Job, step: int) -> bool:
+    """Whether the held-out data is evaluated after this step of the job."""
     every = job.train.eval_every
-    return bool(every and job.train.eval_batches and step % every == 0)
+    return bool(every and job.train.eval_batches and step % every == 0 and 0 < step <= job.train.steps)
 
 
 def _complete(job: Job, now: float | None, through: int | None = None) -> list[Metric]:

@@ -194,3 +194,23 @@ def test_the_last_checkpoint_is_kept_even_if_its_evaluation_is_lost() -> None:
     play.post(ev.CheckpointWritten(play.now, "job", 2, 1))
     assert play.job.state == "done"
     assert play.job.checkpoint == 2
+
+
+def test_what_belongs_to_no_step_of_the_job_changes_nothing() -> None:
+    play = Play("ab", steps=4, every=2, eval_every=2)
+    for step in (3, 6, 2**40):
+        evaluate(play, step)
+    for step, fragment in ((3, 0), (6, 0), (2, -1), (2, 2)):
+        blob = ref_of(b"no part")
+        play.say("a", CheckpointPart(job="job", epoch=0, step=step, fragment=fragment, blob=blob))
+        assert ev.DropBlobs((blob.digest,)) in play.out
+    assert not play.job.partial
+    assert not play.job.parts
+    for step in range(1, 5):
+        say(play, "a", step)
+        say(play, "b", step)
+        if step % 2 == 0:
+            evaluate(play, step)
+    play.finish()
+    assert play.job.state == "done"
+    assert list(told(play)) == [1, 2, 3, 4]
