@@ -182,10 +182,6 @@ class OpDag:
         return tuple(op for op in self.ops if op.kind == "placeholder")
 
     @cached_property
-    def parameter_of(self) -> dict[int, Parameter]:
-        return {parameter.op: parameter for parameter in self.parameters}
-
-    @cached_property
     def written(self) -> frozenset[int]:
         """Ops whose storage some call writes in place."""
         return frozenset(target for op in self.ops for target in op.mutates)

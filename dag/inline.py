@@ -20,8 +20,6 @@ from dag.graph import DTYPE_BYTES
 from dag.operators import dtype_name, named
 from fusion.errors import CaptureError
 
-_HOP = torch.ops.higher_order
-
 _ASSERTIONS = frozenset(
     {
         "aten._assert_tensor_metadata.default",

@@ -174,11 +174,6 @@ class FragmentProgram:
         """State-dict keys of the parameters at home here, in the order of `model.parameters()`."""
         return tuple(self._named(self._parameters))
 
-    @property
-    def buffer_names(self) -> tuple[str, ...]:
-        """Keys of the buffers that this fragment writes."""
-        return tuple(self._dag.ops[op].target for op in self.fragment.written_buffers)
-
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take copies of the tensors that `state_names` names, and start the optimizer anew.
 

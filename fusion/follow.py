@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
-from fusion.client import Client, Json, StreamItem
+from fusion.client import Client, StreamItem
 from fusion.errors import UnreachableError
 
 ENDED = frozenset({"done", "failed", "cancelled"})
@@ -90,9 +90,3 @@ def _rest(client: Client, job: str, cursor: Cursor, logs: bool) -> Iterator[Stre
 
 def _is_end(item: StreamItem) -> bool:
     return item.kind == "job" and item.data.get("state") in ENDED
-
-
-def last_line(job: Json) -> str:
-    """How a job ended, in one line."""
-    reason = f": {job['reason']}" if job.get("reason") else ""
-    return f"job {job.get('id')} {job.get('state')}{reason}"

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from types import TracebackType
@@ -47,14 +47,6 @@ class LocalWorker:
     """FLOP/s as declared; default: measured."""
 
 
-@dataclass(frozen=True)
-class Exited:
-    """A child process has ended."""
-
-    name: str
-    code: int
-
-
 @dataclass
 class _Child:
     name: str
@@ -62,7 +54,6 @@ class _Child:
     log: Path
     started_at: float
     """Seconds since the epoch."""
-    stopping: bool = field(default=False)
 
 
 class LocalPool:
@@ -99,7 +90,6 @@ class LocalPool:
         self._start_seconds = start_seconds
         self._worker_module = worker_module
         self._children: list[_Child] = []
-        self._exits: Queue[Exited] = Queue()
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -158,14 +148,12 @@ class LocalPool:
         child = next((child for child in self._children if child.name == name), None)
         if child is None:
             raise KeyError(name)
-        child.stopping = True
         child.process.kill()
         self.forget(name)
 
     def forget(self, name: str) -> int:
         """A child has ended, or is about to, and that is as it should be: wait for it. Returns its exit code."""
         child = next(child for child in self._children if child.name == name)
-        child.stopping = True
         code = child.process.wait()
         if child.process.stdin is not None:
             with suppress(OSError):
@@ -241,8 +229,6 @@ class LocalPool:
         with self._lock:
             children, self._children = self._children, []
         for child in children:
-            child.stopping = True
-        for child in children:
             if child.process.stdin is not None:
                 with suppress(OSError):  # it is gone already
                     child.process.stdin.close()
@@ -296,13 +282,7 @@ class LocalPool:
             )
         child = _Child(name, process, log, started_at)
         self._children.append(child)
-        threading.Thread(target=self._await_exit, args=(child,), daemon=True).start()
         return child
-
-    def _await_exit(self, child: _Child) -> None:
-        code = child.process.wait()
-        if not child.stopping:
-            self._exits.put(Exited(child.name, code))
 
     def _ready_line(self, child: _Child) -> dict[str, Any]:
         """The JSON line that the coordinator prints when it answers."""

@@ -68,9 +68,8 @@ class Rerun:
         self._used: dict[str, dict[Key, str]] = defaultdict(dict)
         self._states: dict[int, str] = {}
         self._losses: dict[int, list[float]] = defaultdict(list)
-        # Without exactness: what was computed and what the host shows, until both are there.
+        # Without exactness: what was computed, until what the host shows is there.
         self._own: dict[Key, Tensor | None] = {}
-        self._theirs: dict[Key, Tensor | None] = {}
         self._unseen: set[Key] = set()
         self._deviation = 0.0
         self._lend(order.after + 1)
@@ -105,9 +104,6 @@ class Rerun:
                 self._forward(task)
             case TaskKind.BACKWARD:
                 self._backward(task)
-            case TaskKind.WEIGHTS:
-                while self._piece.program.weights(task.step, task.micro_batch):
-                    pass
             case _:
                 self._update(task)
         if self._train.clip_grad_norm is not None and self._board.completes_gradients(task):
