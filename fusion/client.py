@@ -30,6 +30,8 @@ __all__ = ["Client", "Json", "StreamItem"]
 Json = dict[str, Any]
 MAX_ANSWER_BYTES = 256 * 2**20
 _CHUNK = 1 << 20
+_PAGE = 10_000
+"""Coordinators give so many items of a list at once."""
 _LAST_BYTES_SECONDS = 300.0
 
 
@@ -88,17 +90,17 @@ class Client:
 
     def metrics(self, job: str, after: int = 0) -> list[Json]:
         """One entry per step after `after`, ascending."""
-        return self._list(f"/api/v1/jobs/{quote(job, safe='')}/metrics?after={after}", "metrics")
+        return self._pages(f"/api/v1/jobs/{quote(job, safe='')}/metrics", "metrics", "step", after)
 
     def events(self, job: str, after: int = 0) -> list[Json]:
-        return self._list(f"/api/v1/jobs/{quote(job, safe='')}/events?after={after}", "events")
+        return self._pages(f"/api/v1/jobs/{quote(job, safe='')}/events", "events", "seq", after)
 
     def timeline(self, job: str) -> Json:
         """Tasks and transfers of the last steps that were traced."""
         return self._object("GET", f"/api/v1/jobs/{quote(job, safe='')}/timeline")
 
     def logs(self, job: str, after: int = 0) -> list[Json]:
-        return self._list(f"/api/v1/jobs/{quote(job, safe='')}/logs?after={after}", "logs")
+        return self._pages(f"/api/v1/jobs/{quote(job, safe='')}/logs", "logs", "seq", after)
 
     def stream(
         self,
@@ -243,6 +245,16 @@ class Client:
         if not isinstance(answer, list):
             raise CoordinatorError(f"{self.url}{path}: expected a list of {key}")
         return answer
+
+    def _pages(self, path: str, key: str, number: str, after: int) -> list[Json]:
+        """All of a list whose items are numbered, from after this number on."""
+        found: list[Json] = []
+        while True:
+            page = self._list(f"{path}?after={after}", key)
+            found += page
+            if len(page) < _PAGE:
+                return found
+            after = int(page[-1][number])
 
     def _json(self, method: str, path: str, body: Json | None = None) -> Any:
         headers = {"Accept": "application/json"}

@@ -28,6 +28,7 @@ class FragmentSummary(BaseModel):
     ops: int
     first_module: str
     last_module: str
+    parameters: int = Field(0, description="How many numbers they are.")
     parameter_bytes: int
     flops: int = Field(description="Forward operations for one micro-batch.")
     backward_flops: int = Field(0, description="Backward operations for one micro-batch.")

@@ -218,6 +218,7 @@ def summarize(dag: OpDag, plan: Plan) -> tuple[FragmentSummary, ...]:
                 ops=last - first,
                 first_module=next((name for name in modules if name), ""),
                 last_module=next((name for name in reversed(modules) if name), ""),
+                parameters=sum(dag.ops[op].meta.elements for op in fragment.parameters),
                 parameter_bytes=_parameter_bytes(dag, fragment),
                 flops=sum(dag.ops[op].flops for op in fragment.ops),
                 backward_flops=sum(dag.ops[op].backward_flops for op in fragment.ops),

@@ -109,7 +109,7 @@ def plan_table(job: dict[str, Any]) -> Any:
                 str(fragment["worker"]),
                 modules,
                 str(fragment["ops"]),
-                f"{fragment['parameter_bytes'] // 4:,}",
+                f"{fragment['parameters']:,}",
                 format_bytes(fragment["parameter_bytes"]),
                 f"{(fragment['flops'] + fragment.get('backward_flops', 0)) / 1e6:,.1f}",
             )

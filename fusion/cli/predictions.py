@@ -54,6 +54,7 @@ def fragments(dag: OpDag, plan: Plan) -> list[dict[str, Any]]:
                 "ops": len(body),
                 "first_module": modules[0],
                 "last_module": modules[-1],
+                "parameters": sum(dag.ops[op].meta.elements for op in fragment.parameters),
                 "parameter_bytes": sum(dag.ops[op].output_bytes for op in fragment.parameters),
                 "flops": sum(dag.ops[op].flops for op in fragment.ops),
                 "backward_flops": sum(dag.ops[op].backward_flops for op in fragment.ops),

@@ -161,7 +161,7 @@ def _summary(spec: JobSpec, run: Run, view: RunView, metrics: Path | None) -> No
     from fusion.units import format_bytes, format_seconds, plural
 
     history, fragments = view.history, run.job["fragments"]
-    parameters = sum(fragment["parameter_bytes"] for fragment in fragments) // 4
+    parameters = sum(fragment["parameters"] for fragment in fragments)
     out("")
     steps = f"{run.job['step']} {plural('step', run.job['step'])}"
     out(f"{spec.name} is trained: {steps} in {format_seconds(run.seconds)}, {history.rate}")

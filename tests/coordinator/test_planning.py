@@ -182,6 +182,12 @@ def test_a_summary_says_what_each_pair_of_fragments_exchanges() -> None:
         assert set(traffic[1]) == {0, 2}
 
 
+def test_a_summary_counts_parameters() -> None:
+    dag = tiny_dag()
+    (summary,) = summarize(dag, plan("a"))
+    assert summary.parameters == sum(dag.ops[parameter.op].meta.elements for parameter in dag.parameters)
+
+
 def on(processor: str, **more: Any) -> Device:
     return Device(flops_per_second=1e3, processor=processor, cores=1, threads=1, **more)
 

@@ -42,6 +42,7 @@ JOB = {
             "ops": 5,
             "first_module": "stem",
             "last_module": "head",
+            "parameters": 200,
             "parameter_bytes": 400,
             "flops": 2_000_000,
             "backward_flops": 4_000_000,
@@ -205,7 +206,7 @@ def test_job_shows_its_plan(capsys, pool):
     assert re.search(r"loss +1\.2500 \(first 2\.0000\)", out)
     assert re.search(r"speed +1,000 tokens/s", out)
     assert "MFLOP forward + backward" in out
-    assert re.search(r"0 +a +stem \.\. head +5 +100 +400 B +6\.0", out)
+    assert re.search(r"0 +a +stem \.\. head +5 +200 +400 B +6\.0", out)
 
 
 def test_logs_and_events_in_order(capsys, pool):

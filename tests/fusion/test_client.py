@@ -100,6 +100,19 @@ def test_blobs_travel_once(tmp_path):
     assert sum(counted) == len(data)
 
 
+def test_a_list_longer_than_an_answer_is_read_to_its_end():
+    steps, asked = 25_000, []
+
+    def routes(method, path, body, headers):
+        after = int(path.partition("?after=")[2])
+        asked.append(after)
+        return as_json({"metrics": [{"step": step} for step in range(after + 1, min(after + 10_000, steps) + 1)]})
+
+    with serving(routes) as url, Client(url) as client:
+        assert [metric["step"] for metric in client.metrics("a", after=3)] == list(range(4, steps + 1))
+    assert asked == [3, 10_003, 20_003]
+
+
 def test_stream_of_events():
     lines = b': hello\n\nevent: metrics\ndata: {"step": 1}\n\nevent: job\ndata: {"state":\ndata:  "done"}\n\n'
     with serving(lambda *_: (200, lines, {})) as url, Client(url) as client:
