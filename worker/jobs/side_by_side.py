@@ -22,6 +22,8 @@ from worker.transport.parcel import Parcel
 
 PER_LANE = 2
 """Micro-batches that a lane computes before the compute thread looks what others ask for."""
+_SPARED = 0.1
+"""Share of the memory limit that is left alone: figures of memory are estimates, and who goes over the limit fails the job."""
 
 
 class SideBySide:
@@ -101,5 +103,5 @@ class SideBySide:
         saved = sum(ops[op].saved_bytes for op in named.ops)
         made = sum(ops[op].output_bytes for op in named.parameters)
         made += sum(ops[edge.value].output_bytes for edge in (*named.inputs, *named.outputs))
-        free = self._memory.limit - self._memory.used()
-        return min(PER_LANE * self._lanes.count, max(0, (free - self._lanes.count * saved) // max(1, made)))
+        free = (1 - _SPARED) * self._memory.limit - self._memory.used()
+        return min(PER_LANE * self._lanes.count, max(0, int(free - self._lanes.count * saved) // max(1, made)))
