@@ -170,6 +170,13 @@ class OptimizerSpec(_Section):
             raise ValueError("nesterov needs a momentum above 0; give one, e.g. momentum: 0.9")
         return self
 
+    @property
+    def slots(self) -> int:
+        """Tensors of a parameter's size that the optimiser keeps for it; with `muon`, for a matrix."""
+        if self.name == "sgd":
+            return 1 if self.momentum else 0
+        return {"adam": 2, "adamw": 2, "adagrad": 1, "muon": 1}[self.name]
+
 
 class LrScheduleSpec(_Section):
     """Factor on the learning rate at step s (from 0) of S; see `executor.learning_rate` for the formulas."""

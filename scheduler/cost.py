@@ -32,13 +32,6 @@ UPDATE_CALLS_PER_SLOT = 4
 """Operator calls that an update makes for each parameter and tensor of the optimiser's; without any it is one."""
 
 
-def optimizer_slots(optimizer: OptimizerSpec) -> int:
-    """Tensors of a parameter's size that the optimiser keeps for it."""
-    if optimizer.name == "sgd":
-        return 1 if optimizer.momentum else 0
-    return {"adam": 2, "adamw": 2, "adagrad": 1, "muon": 1}[optimizer.name]
-
-
 @dataclass(frozen=True, eq=False)
 class DeviceTimes:
     """Cumulative seconds over the body's ranks on one device (`size + 1` entries, the first 0)."""
@@ -129,7 +122,7 @@ class Costs:
         """The optimiser's update: it reads value, gradient and slots, and writes value and slots, in several calls for each."""
         held = float(self.workload.parameter_bytes[last] - self.workload.parameter_bytes[first])
         count = float(self.workload.parameters[last] - self.workload.parameters[first])
-        slots = optimizer_slots(self.optimizer)
+        slots = self.optimizer.slots
         calls = count * max(1, UPDATE_CALLS_PER_SLOT * slots)
         return held * (3 + 2 * slots) / device.traffic_rate + calls * device.seconds_per_call
 
@@ -154,7 +147,7 @@ class Costs:
     def cumulative_state(self) -> Floats:
         """Cumulative bytes that don't depend on micro-batches: parameters, gradients, optimiser slots, buffers."""
         work = self.workload
-        return work.parameter_bytes * (2 + optimizer_slots(self.optimizer)) + work.stored
+        return work.parameter_bytes * (2 + self.optimizer.slots) + work.stored
 
     def state_bytes(self, first: int, last: int, borrowed: float = 0.0) -> float:
         """That of `body[first:last]`, with the value and gradient of `borrowed` bytes of parameters."""

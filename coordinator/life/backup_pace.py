@@ -11,7 +11,6 @@ from coordinator.life.jobs import Job
 from coordinator.life.links import Links
 from coordinator.life.run import Run
 from fusion.plan import Plan
-from scheduler.cost import optimizer_slots
 
 MOST_STEPS = 3
 """Steps between rounds where these cost little ..."""
@@ -88,7 +87,7 @@ def _work(job: Job, plan: Plan) -> float:
 
 def _state_bytes(job: Job) -> dict[int, int]:
     """Fragment -> the size of a snapshot of it."""
-    copies = 1 + optimizer_slots(job.train.optimizer)
+    copies = 1 + job.train.optimizer.slots
     return {summary.index: summary.parameter_bytes * copies for summary in job.fragments}
 
 

@@ -12,7 +12,6 @@ from coordinator.life.links import Links
 from coordinator.life.pool import Member
 from fusion.plan import Plan
 from fusion.units import format_bytes, plural
-from scheduler.cost import optimizer_slots
 
 _PROBE_BYTES = 2**20
 """Links are compared by the time of a message of so many bytes,"""
@@ -44,7 +43,7 @@ def choose(
     ring = [name for name in there if name in live]
     if len(there) < 2:
         return {}, "one worker only"
-    slots = optimizer_slots(job.train.optimizer)
+    slots = job.train.optimizer.slots
     sizes = {summary.index: summary.parameter_bytes for summary in job.fragments}
     room = {name: float(member.room_bytes or math.inf) for name, member in live.items()}
     for fragment, host in enumerate(plan.placement):

@@ -22,7 +22,6 @@ from fusion.messages import (
     LinkMeasured,
 )
 from fusion.units import format_bytes
-from scheduler.cost import optimizer_slots
 
 
 def test_each_fragment_is_backed_up_by_the_next_worker() -> None:
@@ -336,7 +335,7 @@ def test_the_busiest_link_of_a_round_is_what_counts() -> None:
     play = Play("abc")
     job, plan = play.job, play.plan
     assert plan.placement == ("a", "b", "c")
-    bytes_of = [summary.parameter_bytes * (1 + optimizer_slots(job.train.optimizer)) for summary in job.fragments]
+    bytes_of = [summary.parameter_bytes * (1 + job.train.optimizer.slots) for summary in job.fragments]
     rates = {("a", "b"): 1e6, ("c", "b"): 1e6, ("b", "c"): 1e3}
 
     class Known:

@@ -35,6 +35,18 @@ def test_left_out_options_are_torchs_defaults(name: str) -> None:
     assert found.defaults == cls(matrices, lr=0.5).defaults
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "adagrad", "muon"])
+@pytest.mark.parametrize("momentum", [None, 0.0, 0.9])
+def test_a_spec_knows_what_is_kept_for_a_parameter(name: Any, momentum: float | None) -> None:
+    if momentum is not None and name not in ("sgd", "muon"):
+        return
+    spec, tensors = OptimizerSpec(name=name, momentum=momentum), parameters()
+    optimizer = FragmentOptimizer(spec, tensors)
+    train(optimizer, tensors, [1])
+    kept = [slot for slot, of, value in optimizer.state() if of == "matrix" and value.shape == tensors[of].shape]
+    assert len(kept) == spec.slots
+
+
 def test_muon_leaves_vectors_to_adamw() -> None:
     muon, adamw = build(OptimizerSpec(name="muon", lr=0.5, weight_decay=0.3, momentum=0.8), parameters())
     assert isinstance(muon, torch.optim.Muon)

@@ -28,9 +28,6 @@ from worker.protocol.admission import Admission
 from worker.transport.arrival import Arrival, places_of
 from worker.transport.ways import ways
 
-# Tensors that the optimizer keeps per parameter, beside the parameter and its gradient.
-_SLOTS = {"sgd": 0, "adam": 2, "adamw": 2, "adagrad": 1, "muon": 1}
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -179,6 +176,6 @@ def _require_memory(prepare: Prepare, dag: OpDag, fragments: list[Fragment], mem
         fixed = sum(dag.ops[op].output_bytes for op in (*fragment.constants, *fragment.written_buffers))
         saved = 0 if prepare.train.recompute else sum(dag.ops[op].saved_bytes for op in fragment.ops)
         in_flight = min(prepare.plan.in_flight[fragment.index], prepare.train.micro_batches)
-        total += held * (2 + _SLOTS[prepare.train.optimizer.name]) + fixed + saved * max(1, in_flight)
+        total += held * (2 + prepare.train.optimizer.slots) + fixed + saved * max(1, in_flight)
     names = ", ".join(str(fragment.index) for fragment in fragments)
     memory.require(total, f"fragment {names}" if len(fragments) == 1 else f"fragments {names}")
