@@ -30,7 +30,7 @@ from dag.operators import meta_of, torch_dtype
 from executor import clipping, snapshot
 from executor.gradients import add_in_order, own_gradients
 from executor.interpreter import Interpreter, Values
-from executor.layout import alone, arranged, arranged_like, transposed
+from executor.layout import Layouts, alone, arranged, arranged_like, layouts
 from executor.learning_rate import factor
 from executor.optimizers import FragmentOptimizer
 from executor.postponed import PostponedWeights
@@ -136,7 +136,8 @@ class FragmentProgram:
             buffer for buffer in fragment.written_buffers if recompute or storage.needed_backward(buffer)
         )
 
-        self._strides = transposed(dag) if fragment.inputs else {}
+        crossing = [edge for edge in (*fragment.inputs, *fragment.outputs) if edge.kind == "activation"]
+        self._layouts = layouts(dag) if crossing else Layouts({}, {})
         self._loss = dag.loss.id if fragment.has_loss else None
         ones = torch.ones(dag.loss.meta.shape, dtype=torch_dtype(dag.loss.meta.dtype), device=self._device)
         self._loss_gradient = ones / micro_batches  # what `(loss / micro_batches).backward()` hands to the loss
@@ -434,11 +435,12 @@ class FragmentProgram:
         if kept.loss is not None and kept.loss.requires_grad:
             roots.append(kept.loss)
             root_gradients.append(self._loss_gradient)
-        for root, (_, edges) in zip(kept.roots, self._returning, strict=True):
+        for root, (value, edges) in zip(kept.roots, self._returning, strict=True):
             gradient = add_in_order([self._here(g) for edge in edges if (g := gradients[edge]) is not None])
             if gradient is not None and root.requires_grad:
                 roots.append(root)
-                root_gradients.append(arranged_like(gradient, root))
+                layout = self._layouts.gradients.get(value)
+                root_gradients.append(arranged_like(gradient, root) if layout is None else arranged(gradient, layout))
         return roots, root_gradients
 
     def _feed(self, interpreter: Interpreter, values: Values, inputs: _Inputs) -> None:
@@ -449,7 +451,8 @@ class FragmentProgram:
             value = self._here(inputs.data[self._dag.ops[op].target])
             values[slot[op]] = value.clone() if op in self._written_data else value
         for edge in self.fragment.inputs:
-            values[slot[edge.value]] = arranged(self._here(inputs.arrivals[edge.index]), self._strides.get(edge.value))
+            arrival = self._here(inputs.arrivals[edge.index])
+            values[slot[edge.value]] = arranged(arrival, self._layouts.values.get(edge.value))
 
     def _result(self, interpreter: Interpreter, values: Values) -> ForwardResult:
         outputs: dict[int, Tensor] = {}
