@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
+from torch.distributions import Distribution
 from torch.export import ExportedProgram
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -24,6 +25,10 @@ _NEEDS_A_VALUE = (
     r"bool\(\)|Tensor-likes are not|cannot be converted to a Python|__bool__|is_nonzero"
 )
 _ADVICE: tuple[tuple[str, str], ...] = (
+    (
+        r"ctc_loss",
+        "CTC loss takes lengths and labels by their values, and workers don't run it; use another loss",
+    ),
     (
         r"nonzero|masked_select|unique|dynamic_output_shape|DynamicOutputShape|boolean index",
         "an operation's output shape depends on values (nonzero, masked_select, x[mask], unique); "
@@ -70,7 +75,7 @@ def export(
         return finish
 
     objective.watch = watch
-    with quiet(), refused(), casting(autocast), torch.random.fork_rng(devices=[]):
+    with quiet(), refused(), _unchecked(), casting(autocast), torch.random.fork_rng(devices=[]):
         try:
             return torch.export.export(objective, (), values, strict=False), changed
         except CaptureError as error:
@@ -90,6 +95,17 @@ def export(
             raise _explained(failure, objective.model) from failure
         finally:
             held.put_back()
+
+
+@contextlib.contextmanager
+def _unchecked() -> Iterator[None]:
+    """Within it, distributions don't look at their arguments' values, which tracing has not; all else is the same."""
+    checking = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(checking)
 
 
 def casting(autocast: str | None) -> contextlib.AbstractContextManager[object]:

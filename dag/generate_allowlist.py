@@ -94,7 +94,23 @@ REFUSED_PARTS: dict[str, str] = {
     "storage": "reaches into storage",
 }
 
-ALLOWED_PRIVATE = frozenset({"_weight_norm", "__and__", "__or__", "__xor__", "__lshift__", "__rshift__"})
+NOT_QUANTISED = frozenset({"quantile", "nanquantile"})
+
+ALLOWED_PRIVATE = frozenset(
+    {
+        "_weight_norm",
+        "_upsample_nearest_exact1d",
+        "_upsample_nearest_exact2d",
+        "_upsample_nearest_exact3d",
+        "_upsample_bilinear2d_aa",
+        "_upsample_bicubic2d_aa",
+        "__and__",
+        "__or__",
+        "__xor__",
+        "__lshift__",
+        "__rshift__",
+    }
+)
 """Private operators that public functions call at the composite level."""
 
 ALLOWED_TYPES = frozenset(
@@ -123,6 +139,7 @@ the other uses."""
 INERT_STRINGS = frozenset(
     {
         "approximate",
+        "driver",
         "equation",
         "indexing",
         "interpolation",
@@ -154,6 +171,8 @@ def refusal(name: str, schema: Any, tags: list[str]) -> str | None:
     if base.startswith("_") and base not in ALLOWED_PRIVATE:
         return "it is private"
     for part, reason in REFUSED_PARTS.items():
+        if base in NOT_QUANTISED and part == "quant":
+            continue
         if part in base if not part.endswith("_") else base.startswith(part):
             return reason
     if base.endswith("_copy") and base != "index_copy":
@@ -196,6 +215,12 @@ def overloads() -> Iterator[tuple[str, Any, list[str]]]:
             continue
         operator = getattr(packet, overload or "default")
         yield f"{base}.{overload or 'default'}", operator._schema, [tag.name for tag in operator.tags]
+
+
+def rule(name: str) -> str:
+    """Why the overload `name` (`add.Tensor`) is refused, in a few words."""
+    found = next((refusal(other, schema, tags) for other, schema, tags in overloads() if other == name), None)
+    return found or "torch does not know it"
 
 
 def generate() -> str:

@@ -16,6 +16,7 @@ from dag.allowlist import ALLOWED, GETITEM
 from dag.autocast import Region
 from dag.blame import line_of_stack, module_words
 from dag.draft import Draft, Value
+from dag.generate_allowlist import rule
 from dag.graph import DTYPE_BYTES
 from dag.operators import dtype_name, named
 from fusion.errors import CaptureError
@@ -49,6 +50,20 @@ _RENAMED = {
     "aten.new_empty_strided.default": "aten.new_zeros.default",
 }
 _PASS_THROUGH = frozenset({"aten.alias.default", "aten.lift_fresh.default", "aten.lift.default"})
+# What stays of torch.vmap, torch.func.grad and torch.func.jvp.
+_TRANSFORMS = (
+    "add_batch_dim",
+    "remove_batch_dim",
+    "vmap_",
+    "unwrap_for_grad",
+    "wrap_for_grad",
+    "grad_",
+    "jvp_",
+    "make_dual",
+    "unpack_dual",
+    "enter_dual",
+    "exit_dual",
+)
 _DROPPED_KEYWORDS = frozenset({"pin_memory"})
 
 
@@ -136,7 +151,9 @@ class _Flattener:
             return args[0][args[1]]
         if isinstance(target, torch._ops.HigherOrderOperator):
             return self._wrapped(node, target, list(args), context)
-        name = GETITEM if target is operator.getitem else _overload_name(target)
+        functional = _without_out(target)
+        out = kwargs.get("out") if functional is not None else None
+        name = GETITEM if target is operator.getitem else _overload_name(functional or target)
         if name in _ASSERTIONS or not _gives_tensors(node, name):
             return None
         if name in _PASS_THROUGH:
@@ -146,7 +163,11 @@ class _Flattener:
             kind="call",
             target=name,
             args=tuple(_plain(arg, node) for arg in args),
-            kwargs={key: _plain(arg, node) for key, arg in kwargs.items() if key not in _DROPPED_KEYWORDS},
+            kwargs={
+                key: _plain(arg, node)
+                for key, arg in kwargs.items()
+                if key not in _DROPPED_KEYWORDS and not (key == "out" and functional is not None)
+            },
             module=_module_path(node),
             no_grad=context.no_grad,
             autocast=context.autocast,
@@ -156,6 +177,10 @@ class _Flattener:
         if draft.target not in ALLOWED:
             raise _error(node, f"operator {draft.target} can't be captured: {_why_refused(draft.target)}")
         self.drafts.append(draft)
+        if isinstance(out, Draft):
+            # What `out=` says is written with the result.
+            draft = replace(draft, name=f"{node.name}_out", target="aten.copy_.default", args=(out, draft), kwargs={})
+            self.drafts.append(draft)
         return draft
 
     def _wrapped(self, node: Node, target: Any, args: list[Any], context: _Context) -> tuple[Any, ...]:
@@ -218,6 +243,21 @@ def _check_dtypes(node: Node, value: Any) -> None:
             raise _error(node, f"tensors of dtype {tensor.dtype} are not supported")
 
 
+def _without_out(target: Any) -> torch._ops.OpOverload | None:
+    """The overload that gives what `target` writes to its one `out=`; None for any other target."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return None
+    given = [argument for argument in target._schema.arguments if not argument.is_out]
+    if len(given) != len(target._schema.arguments) - 1:
+        return None
+    wanted = [(argument.name, str(argument.type)) for argument in given]
+    for overload in target.overloadpacket.overloads():
+        found = getattr(target.overloadpacket, overload)
+        if [(argument.name, str(argument.type)) for argument in found._schema.arguments] == wanted:
+            return found  # type: ignore[no-any-return]
+    return None
+
+
 def _overload_name(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload):
         namespace, _, packet = target._schema.name.partition("::")
@@ -273,9 +313,11 @@ def _class_name(kind: object) -> str:
 
 
 def _why_refused(target: str) -> str:
+    if target.removeprefix("_").startswith(_TRANSFORMS):
+        return "it is of torch.func (vmap, grad, jvp); write the computation over the batch, without it"
     if not target.startswith("aten."):
         return "it is not one of torch's own; write it with torch functions"
-    return "workers don't run it (see dag/generate_allowlist.py for the rules); write it with other torch functions"
+    return f"workers don't run it ({rule(target.removeprefix('aten.'))}); write it with other torch functions"
 
 
 def _error(node: Node, message: str) -> CaptureError:

@@ -110,6 +110,12 @@ class Objective(nn.Module):
         targets = example.pop(TARGETS)
         output = _output_of(self._call(example))
         assert callable(self.loss)
+        name = next((name for name, function in BUILT_IN.items() if function is self.loss), None)
+        if name is not None and not isinstance(output, torch.Tensor):
+            raise CaptureError(
+                f"loss {name}: the model's output is of type {type(output).__name__}, and this loss takes one tensor; "
+                "give a function of (output, targets), or return the tensor alone"
+            )
         return self.loss(output, targets)
 
     def _call(self, example: dict[str, torch.Tensor]) -> Any:

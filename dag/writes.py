@@ -16,6 +16,9 @@ from dag.propagate import Observation, OpError, observe
 from dag.randomness import arguments, draws
 from fusion.errors import CaptureError
 
+_DERIVED_FROM_RESULTS = frozenset({"elu_", "selu_", "celu_"})
+"""Calls whose derivative is computed from the result, and that of their functional twin from the argument: it rounds otherwise."""
+
 _RUNNING_STATISTICS = {"aten.batch_norm.default": "training", "aten.instance_norm.default": "use_input_stats"}
 
 
@@ -147,7 +150,7 @@ def _turn_functional(
     if len(written) != 1 or not packet.endswith("_") or functional not in ALLOWED or draft.args[:1] != written:
         return False
     value = written[0]
-    if draws(draft) and "dropout" not in packet:
+    if (draws(draft) and "dropout" not in packet) or packet in _DERIVED_FROM_RESULTS:
         return False
     if any(member.kind != "call" for member in sharing.members(value, position)):
         return False

@@ -119,6 +119,52 @@ def test_a_write_without_gradient_to_a_value_with_gradient_stays_in_place() -> N
     assert writers(check(body)) == ["aten.mul_.Tensor"]
 
 
+def test_a_write_whose_derivative_rounds_otherwise_stays_in_place() -> None:
+    found = check(lambda model, x: F.elu(model.linear(x), inplace=True))
+    assert writers(found) == ["aten.elu_.default"]
+
+
+def test_what_is_given_as_out_is_written() -> None:
+    found = check(lambda model, x: F.normalize(x, out=torch.empty(2, 4)) * model.linear(x))
+    assert "aten.div.Tensor" in targets_of(found)
+    assert "aten.div.out" not in targets_of(found)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_spectral_norm_writes_its_vectors(norm: Callable[[nn.Module], nn.Module]) -> None:
+    def run(model: Model, x: Tensor) -> Tensor:
+        return model.linear(x)
+
+    model = Model(run)
+    model.linear = norm(nn.Linear(4, 4))
+    found = capture(model, {"inputs": torch.randn(2, 4), "targets": torch.zeros(2, 4)}, "mse")
+    written = {op.target for op in found.dag.ops if op.id in found.dag.written and op.kind == "buffer"}
+    assert len(written) == 2
+
+
+def test_distributions_are_captured_without_their_checks() -> None:
+    def run(model: Model, x: Tensor) -> Tensor:
+        mean = model.linear(x)
+        return torch.distributions.Normal(mean, mean.exp()).log_prob(x)
+
+    check(run)
+    with pytest.raises(ValueError, match="scale"):
+        torch.distributions.Normal(torch.zeros(1), torch.full((1,), -1.0))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda model, x: F.interpolate(model.linear(x)[:, None, :], scale_factor=2, mode="nearest-exact"),
+        lambda model, x: F.interpolate(model.linear(x)[None, None], (2, 2), mode="bilinear", antialias=True),
+        lambda model, x: model.linear(x).quantile(0.3, 1),
+        lambda model, x: torch.linalg.svdvals(model.linear(x)),
+    ],
+)
+def test_operators_that_look_like_others_that_are_refused(body: Callable[[Model, Tensor], Tensor]) -> None:
+    check(body)
+
+
 def test_input_data_that_is_written_is_copied_first() -> None:
     def body(model: Model, x: Tensor) -> Tensor:
         x = x.clone() if not torch.compiler.is_exporting() else x

@@ -156,6 +156,16 @@ def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
+class Mapped(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(lambda row: row * row.norm())(self.linear(x))  # here
+
+
+class Renormalised(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.embedding(x.long() * 0, self.linear.weight, max_norm=1.0)  # here
+
+
 class CustomOperator(Base):
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x) + twice(x)  # here
@@ -193,6 +203,8 @@ def attempt(model: nn.Module, loss: object = lambda output, targets: output.mean
         (Reentrant, "use_reentrant=False"),
         (InferenceMode, "torch.no_grad"),
         (CustomOperator, "fusion_test.twice.default"),
+        (Mapped, "it is of torch.func"),
+        (Renormalised, "renormalises a parameter in place"),
     ],
 )
 def test_error_names_the_line_and_what_to_change(model: type[nn.Module], says: str) -> None:
@@ -221,8 +233,8 @@ def within(module: nn.Module) -> nn.Module:
         (lambda: nn.BatchNorm2d(4, momentum=None), r"module 1\.1 \(BatchNorm2d\): .*expected 4D input"),
         (lambda: nn.Linear(3, 4), r"module 1\.1 \(Linear\): "),
         (
-            lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
-            r"module 1\.1\.parametrizations\.weight\.0 \(_SpectralNorm\): operator aten\.div\.out ",
+            lambda: nn.Sequential(nn.Unflatten(1, (4, 1, 1)), nn.FractionalMaxPool2d(1, output_size=1), nn.Flatten()),
+            r"module 1\.1\.1 \(FractionalMaxPool2d\): operator aten\.fractional_max_pool2d\.default ",
         ),
     ],
 )
@@ -276,6 +288,14 @@ def test_unknown_loss() -> None:
 
 def test_mse_refuses_to_broadcast() -> None:
     assert "[2, 3]" in attempt(nn.Linear(4, 3), "mse")
+
+
+def test_losses_by_name_take_one_tensor() -> None:
+    class Pair(Base):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.linear(x), x
+
+    assert "loss mse: the model's output is of type tuple" in attempt(Pair(), "mse")
 
 
 def test_model_loss_without_a_loss() -> None:
