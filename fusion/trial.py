@@ -86,7 +86,7 @@ def compare_evaluation(
 
     dag = captured.dag
     forms = [form for op in dag.ops if (form := evaluation_form(op, dag)) is not None]
-    with _left_alone(objective), _evaluating(objective):
+    with _left_alone(objective), _evaluating(objective), _moved_on(model, captured, forms):
         try:
             expected = eager(0)
         except Exception as error:
@@ -105,6 +105,29 @@ def compare_evaluation(
         "taken once, at capture: use torch's layers and F.dropout(..., training=self.training) for what training alone "
         "does, or leave out train.eval_every"
     )
+
+
+@contextlib.contextmanager
+def _moved_on(model: nn.Module, captured: Captured, forms: list[Op]) -> Iterator[None]:
+    """Within it, what evaluation would write is not as it was made: a write that does little at first shows in the loss."""
+    ops = captured.dag.ops
+    names = {ops[op].target for form in forms for op in form.mutates if ops[op].kind == "buffer"}
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    moved = [(buffers[name], captured.tensors[name]) for name in names if name in buffers]
+    kept = [(held, held.clone()) for _, held in moved if held.is_floating_point()]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for buffer, held in moved:
+            if held.is_floating_point():
+                value = held * (1 + torch.rand(held.shape, generator=generator).to(held))
+                buffer.copy_(value)
+                held.copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for held, value in kept:
+                held.copy_(value)
 
 
 def _loss_of(objective: Objective, example: Mapping[str, Tensor], autocast: str | None) -> Tensor:

@@ -108,6 +108,17 @@ def test_an_evaluation_that_would_be_another_one(model: type[nn.Module]) -> None
         assert source.read().splitlines()[int(place[2]) - 1].endswith("# here")
 
 
+def test_an_evaluation_that_is_nearly_right_at_first() -> None:
+    """Spectral norm's vectors fit its weights when it is made; training writes them, and evaluation does not."""
+    made = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 6)), nn.Linear(6, 3))
+    found = capture(made, EXAMPLE, "cross_entropy")
+    state = {name: value.clone() for name, value in made.state_dict().items()}
+    with pytest.raises(CaptureError, match="evaluation would be wrong"):
+        compare_evaluation(made, "cross_entropy", EXAMPLE, found)
+    assert all(torch.equal(value, state[name]) for name, value in made.state_dict().items())
+    assert all(torch.equal(value, state[name]) for name, value in found.tensors.items() if name in state)
+
+
 def test_a_model_that_fails_in_evaluation() -> None:
     model = TwoHeads()
     found = capture(model, EXAMPLE, both_losses)
