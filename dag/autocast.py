@@ -201,11 +201,18 @@ def _watched(draft: Draft, values: Mapping[Draft, Any], region: Region | None) -
 
 
 def _casts_of(draft: Draft, values: Mapping[Draft, Any], region: Region) -> dict[Draft, str]:
-    """Which arguments autocast casts before the operator itself runs, and to what."""
+    """Which arguments autocast casts before the operator itself runs, and to what.
+
+    All to one dtype: what is cast to another one, or also without autocast, the operator casts itself, and back at its end.
+    """
+    if _calls(draft, values, region) == _calls(draft, values, None):
+        return {}
     sources = {id(values[source]): source for source in draft.inputs() if isinstance(values[source], torch.Tensor)}
     casts: dict[Draft, str] = {}
     for name, argument, dtype in _watched(draft, values, region):
         if name != "aten._to_copy.default" or id(argument) not in sources or dtype is None:
+            break
+        if casts and dtype_name(dtype) not in casts.values():
             break
         casts[sources[id(argument)]] = dtype_name(dtype)
     return casts

@@ -364,6 +364,20 @@ def test_autocast_regions_of_the_models_own() -> None:
     assert len(casts) == 1, "the cast of a weight is made once in a region, as autocast's cache does"
 
 
+@pytest.mark.parametrize("lowered", [False, True])
+def test_autocast_of_an_operator_that_casts_its_arguments_itself(lowered: bool) -> None:
+    """Attention with a bias that is trained computes in float32 what it gets in bfloat16."""
+
+    def body(model: Model, x: Tensor) -> Tensor:
+        h = model.linear(x).view(2, 1, 2, 2)
+        bias = model.other.weight.view(4, 2, 2)[:1] * 2.0
+        return F.scaled_dot_product_attention(h, h, h, attn_mask=bias.to(h.dtype) if lowered else bias)
+
+    found = check(body, autocast="bfloat16")
+    attention = next(op for op in found.dag.ops if op.target == "aten.scaled_dot_product_attention.default")
+    assert attention.meta.dtype == "bfloat16"
+
+
 def test_autocast_switched_off_inside() -> None:
     def body(model: Model, x: Tensor) -> Tensor:
         h = model.linear(x)
