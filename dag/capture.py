@@ -15,6 +15,7 @@ from dag.carried import notes_on, refuse_carried, unchanged_random_state
 from dag.custom_gradients import check_hooks
 from dag.cut import differentiated
 from dag.draft import Draft, number
+from dag.experts import dense_experts
 from dag.export import casting, export
 from dag.graph import Op, OpDag, TensorMeta
 from dag.inline import inline
@@ -101,7 +102,7 @@ def capture(
 
 @contextlib.contextmanager
 def ready_for_training(model: nn.Module) -> Iterator[None]:
-    """In training mode, and, for transformers, without the key-value cache that only generation needs."""
+    """In training mode, and, for transformers, with dense experts and without the cache that only generation needs."""
     was_training = model.training
     config: Any = getattr(model, "config", None)
     caching = getattr(config, "use_cache", None) is True
@@ -110,7 +111,8 @@ def ready_for_training(model: nn.Module) -> Iterator[None]:
     if caching:
         config.use_cache = False
     try:
-        yield
+        with dense_experts(model):
+            yield
     finally:
         if not was_training:
             model.eval()
