@@ -61,12 +61,15 @@ def _from_transformers(spec: ModelFromTransformers) -> nn.Module:
     settings = dict(spec.config)
     try:
         config = transformers.AutoConfig.for_model(spec.hf, **settings)
-        unknown = [key for key in settings if not hasattr(config, key)]
+        # `attn_implementation` and `experts_implementation` are kept under names with an underscore.
+        unknown = [key for key in settings if not hasattr(config, key) and not hasattr(config, f"_{key}")]
         if unknown:
             raise UserError(f"model.config: {spec.hf} has no setting {unknown[0]!r}")
         # A cache of keys and values is of use in generation only; in training it would be one more output.
         if hasattr(config, "use_cache") and "use_cache" not in settings:
             config.use_cache = False
+        # Without a name where a type has several classes of one kind, transformers would fail on None; so it takes the first.
+        config.architectures = config.architectures or []
         model: nn.Module = _class_for(config, settings.get("architectures")).from_config(config)
     except UserError:
         raise
@@ -79,7 +82,6 @@ def _from_transformers(spec: ModelFromTransformers) -> nn.Module:
 def _class_for(config: Any, architectures: list[str] | None) -> Any:
     """The class with a head that the type was made for; `config.architectures` decides otherwise."""
     import transformers
-    from transformers.models.auto import modeling_auto as auto
 
     if architectures:
         named: Any = getattr(transformers, architectures[0], None)
@@ -90,13 +92,18 @@ def _class_for(config: Any, architectures: list[str] | None) -> Any:
             from_config = staticmethod(named._from_config)
 
         return _Named
-    kind = type(config)
-    if kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
-        return transformers.AutoModelForSeq2SeqLM
-    if kind in auto.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-        return transformers.AutoModelForMaskedLM
-    if kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING:
-        return transformers.AutoModelForCausalLM
-    if kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        return transformers.AutoModelForImageClassification
+    for heads in (
+        transformers.AutoModelForSeq2SeqLM,
+        # Before the causal ones: a causal model of a type with an encoder is its decoder alone.
+        transformers.AutoModelForSpeechSeq2Seq,
+        None if getattr(config, "is_decoder", False) else transformers.AutoModelForMaskedLM,
+        transformers.AutoModelForCausalLM,
+        transformers.AutoModelForImageTextToText,
+        transformers.AutoModelForImageClassification,
+        transformers.AutoModelForAudioClassification,
+        transformers.AutoModelForVideoClassification,
+        transformers.AutoModelForSemanticSegmentation,
+    ):
+        if heads is not None and type(config) in heads._model_mapping:
+            return heads
     return transformers.AutoModel

@@ -46,6 +46,8 @@ def test_transformers(tmp_path):
     assert type(model).__name__ == "GPT2LMHeadModel"
     assert model.training
     assert not model.config.use_cache
+    eager = build_model(spec({"hf": "gpt2", "config": {**SMALL, "attn_implementation": "eager"}}), tmp_path)
+    assert eager.config._attn_implementation == "eager"
     bert = {
         "num_hidden_layers": 1,
         "hidden_size": 8,
@@ -58,6 +60,17 @@ def test_transformers(tmp_path):
     assert (
         type(build_model(spec({"hf": "bert", "config": named}), tmp_path)).__name__ == "BertForSequenceClassification"
     )
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sides = ("layers", "ffn_dim", "attention_heads")
+    speech = {"d_model": 8, **{f"{side}_{key}": 2 for side in ("encoder", "decoder") for key in sides}}
+    speech |= {"vocab_size": 32, "pad_token_id": 0, "max_source_positions": 8, "max_target_positions": 8}
+    for kind, config, expected in (
+        ("deit", tower, "DeiTForImageClassification"),
+        ("whisper", speech, "WhisperForConditionalGeneration"),
+        ("audio-spectrogram-transformer", tower, "ASTForAudioClassification"),
+        ("videomae", {**tower, "image_size": 16, "decoder_num_hidden_layers": 1}, "VideoMAEForVideoClassification"),
+    ):
+        assert type(build_model(spec({"hf": kind, "config": config}), tmp_path)).__name__ == expected
     for model_spec, message in (
         ({"hf": "gtp2"}, "has no model type 'gtp2'; did you mean 'gpt2'"),
         ({"hf": "gpt2", "config": {**SMALL, "n_head": 3}}, "can't be made from this config"),
