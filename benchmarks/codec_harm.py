@@ -278,7 +278,8 @@ def main() -> None:
         folder = Path(name)
         text = options.text or write_text(folder)
         stamp = hashlib.sha256(text.read_bytes()).hexdigest()[:12]
-        rows = RowsFile(options.results, {"steps": options.steps, "text": stamp, "torch": torch.__version__})
+        made_with = {"steps": options.steps, "text": stamp, "torch": torch.__version__}
+        rows = RowsFile(options.results, {} if options.table else made_with)
         bench = Bench(options.steps, text, folder, options.checkpoints, stamp)
         for case in [] if options.table else cases(options.models, options.starts, options.boundaries, options.only):
             if case.name not in rows:

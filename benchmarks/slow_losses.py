@@ -25,20 +25,25 @@ from fusion.plan import Plan
 STEPS = 300
 _COMPARED = 100
 """First losses that are kept as they were, for comparison."""
+_FILE = RESULTS / "slow_network_losses.json"
 
 
-def losses_file() -> RowsFile:
+def recorded_losses() -> RowsFile:
+    """What is there, to be shown: whatever the text and the torch of the interpreter that shows it."""
+    return RowsFile(_FILE, {"steps": STEPS})
+
+
+def _losses_file() -> RowsFile:
+    """To add to, so with all that the losses depend on. The text is the interpreter's, and differs between Pythons."""
     with tempfile.TemporaryDirectory() as folder:
         text = hashlib.sha256(write_text(Path(folder)).read_bytes()).hexdigest()[:12]
-    return RowsFile(
-        RESULTS / "slow_network_losses.json", {"steps": STEPS, "text": text, "torch": str(torch.__version__)}
-    )
+    return RowsFile(_FILE, {"steps": STEPS, "text": text, "torch": str(torch.__version__)})
 
 
 def train_all(settings: Iterable[str], models: Iterable[str], only: Iterable[str] = ("",)) -> None:
     """Run every plan that the rows have and that has not been run yet; only of rows with one of these texts in their name."""
     texts = tuple(only)
-    rows = losses_file()
+    rows = _losses_file()
     with tempfile.TemporaryDirectory() as name:
         for model in models:
             job = slow_jobs.captured(model, slow_jobs.data_of(model, Path(name)), STEPS)

@@ -12,7 +12,7 @@ from benchmarks import loss_curves, slow_jobs
 from benchmarks.common import RESULTS
 from benchmarks.rows_file import RowsFile
 from benchmarks.slow_goals import Goal, goals
-from benchmarks.slow_losses import STEPS, agrees, key_of, losses_file
+from benchmarks.slow_losses import STEPS, agrees, key_of, recorded_losses
 from benchmarks.slow_rows import Row, measured
 from benchmarks.slow_settings import HEADLINE, SETTINGS
 
@@ -33,7 +33,7 @@ _HEAD = (
 
 def report(settings: Sequence[str], models: Sequence[str]) -> str:
     """Everything that is there of these settings and models; also written, merged, to `slow_network.json`."""
-    curves = losses_file()
+    curves = recorded_losses()
     rows = measured(settings, models)
     judged = list(goals(rows, lambda row: curves[key_of(row)]["loss"] if key_of(row) in curves else None))
     lines: list[str] = []

@@ -12,7 +12,7 @@ from benchmarks.common import RESULTS
 from benchmarks.page.blocks import table
 from benchmarks.rows_file import RowsFile
 from benchmarks.slow_goals import Goal, goals
-from benchmarks.slow_losses import key_of, losses_file
+from benchmarks.slow_losses import key_of, recorded_losses
 from benchmarks.slow_rows import Row, measured
 from benchmarks.slow_settings import ALL_TAKE_PART, HEADLINE, SETTINGS
 
@@ -64,7 +64,7 @@ def sent(row: Row) -> str:
 
 def slow_goals(model: str) -> str:
     """What was asked of the measured rows and what came of it, side by side for the two plans that are judged."""
-    curves = losses_file()
+    curves = recorded_losses()
     judged: dict[tuple[str, str], dict[str, Goal]] = {}
     for goal in goals(
         measured(SETTINGS, [model]), lambda row: curves[key_of(row)]["loss"] if key_of(row) in curves else None
@@ -90,7 +90,7 @@ def _verdict(goal: Goal | None) -> str:
 
 def losses(model: str) -> str:
     """Losses after 300 steps of the measured plans that have been trained so far."""
-    curves, lines = losses_file(), []
+    curves, lines = recorded_losses(), []
     dense = curves[f"{model}, dense"]["loss"] if f"{model}, dense" in curves else None
     for name, of in slow_rows(model).items():
         for setting, row in of.items():
