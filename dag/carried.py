@@ -161,6 +161,24 @@ def unchanged_random_state(objective: Objective, example: Mapping[str, Tensor]) 
     )
 
 
+@contextlib.contextmanager
+def refused_seeding() -> Iterator[None]:
+    """Within it, seeding torch's random numbers raises `CaptureError`: the numbers would not be the seeded ones."""
+    seed = torch.manual_seed
+
+    def checked(*_: Any, **__: Any) -> Any:
+        raise CaptureError(
+            "forward seeds torch's random numbers, but a job seeds each random operator anew in every step; make numbers that "
+            "stay the same in __init__ and keep them with register_buffer, or leave torch.manual_seed out"
+        )
+
+    torch.manual_seed = torch.random.manual_seed = checked
+    try:
+        yield
+    finally:
+        torch.manual_seed = torch.random.manual_seed = seed
+
+
 def _global_generators() -> Iterator[tuple[str, Callable[[], Any], Callable[[Any], None]]]:
     yield "Python's random", random.getstate, random.setstate
     numpy = sys.modules.get("numpy")

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.nn.modules.batchnorm import _NormBase
 
 from dag.blame import causes, line_of_exception, module_of_exception, module_words
+from dag.carried import refused_seeding
 from dag.custom_gradients import refused
 from dag.objective import Objective
 from dag.operators import torch_dtype
@@ -75,7 +76,7 @@ def export(
         return finish
 
     objective.watch = watch
-    with quiet(), refused(), _unchecked(), casting(autocast), torch.random.fork_rng(devices=[]):
+    with quiet(), refused(), refused_seeding(), _unchecked(), casting(autocast), torch.random.fork_rng(devices=[]):
         try:
             return torch.export.export(objective, (), values, strict=False), changed
         except CaptureError as error:

@@ -110,6 +110,14 @@ class Noise(Base):
         return self.linear(x) * scale  # type: ignore[no-any-return]
 
 
+class FixedNoise(Base):
+    """The same numbers in each call, by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.manual_seed(0)  # here
+        return self.linear(x + torch.randn(6))  # type: ignore[no-any-return]
+
+
 class OwnGenerator(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -176,6 +184,7 @@ def taken(model: nn.Module, loss: Any = "cross_entropy") -> Captured:
         (Late, None, "buffer late of Late, which is None"),
         (LayerDrop, None, "draws from Python's random"),
         (Noise, None, "draws from numpy.random"),
+        (FixedNoise, None, "forward seeds torch's random numbers"),
         (OwnGenerator, None, "forward changes random,"),
         (OwnNumpyGenerator, None, "forward changes random,"),
         (Base, Centered, "the loss assigns its buffer center; .*into the model"),
