@@ -1,4 +1,4 @@
-"""Refuses what changes gradients behind the graph's back: custom autograd functions and hooks.
+"""Refuses what changes or takes gradients behind the graph's back: custom autograd functions, hooks, `torch.autograd.grad`.
 
 Tracing goes straight through them and would give a model that trains differently without a word.
 """
@@ -6,6 +6,7 @@ Tracing goes straight through them and would give a model that trains differentl
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from fusion.errors import CaptureError
 
 _ADVICE = "gradients come from torch's own operators only"
+_TAKEN = "forward takes a gradient (torch.autograd.grad or backward), which can't be captured; write the derivative in torch functions"
 
 
 def check_hooks(model: nn.Module) -> None:
@@ -29,12 +31,13 @@ def check_hooks(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def refused() -> Iterator[None]:
-    """Within it, applying a custom `torch.autograd.Function` or hooking a tensor's gradient raises `CaptureError`.
+    """Within it, applying a custom `torch.autograd.Function`, hooking a tensor's gradient and taking one raise `CaptureError`.
 
     Reentrant checkpointing is one of them: traced, it would cut the gradient. Those that torch's control flow operators
     use pass here; `dag.inline` refuses these operators.
     """
     apply, hook = torch.autograd.Function.__dict__["apply"], torch.Tensor.register_hook
+    grad, backward = torch.autograd.grad, torch.Tensor.backward
 
     def checked_apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         if cls.__module__.startswith("torch._"):
@@ -48,10 +51,21 @@ def refused() -> Iterator[None]:
     def checked_hook(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         raise CaptureError(f"forward hooks the gradient of a tensor, which can't be captured; {_ADVICE}")
 
+    def checked_grad(*args: Any, **kwargs: Any) -> Any:
+        # torch.func takes gradients that way; `dag.inline` refuses what it leaves.
+        if str(sys._getframe(1).f_globals.get("__name__", "")).startswith("torch."):
+            return grad(*args, **kwargs)
+        raise CaptureError(_TAKEN)
+
+    def checked_backward(*_: Any, **__: Any) -> None:
+        raise CaptureError(_TAKEN)
+
+    torch.autograd.grad, torch.Tensor.backward = checked_grad, checked_backward  # type: ignore[method-assign]
     torch.autograd.Function.apply = classmethod(checked_apply)  # type: ignore[assignment]
     torch.Tensor.register_hook = checked_hook  # type: ignore[assignment,method-assign]
     try:
         yield
     finally:
+        torch.autograd.grad, torch.Tensor.backward = grad, backward  # type: ignore[method-assign]
         torch.autograd.Function.apply = apply  # type: ignore[method-assign]
         torch.Tensor.register_hook = hook  # type: ignore[method-assign]

@@ -27,6 +27,10 @@ _NEEDS_A_VALUE = (
 )
 _ADVICE: tuple[tuple[str, str], ...] = (
     (
+        r"functorch tensor",
+        "it is of torch.func (vmap, grad, jvp); write the computation over the batch, without it",
+    ),
+    (
         r"ctc_loss",
         "CTC loss takes lengths and labels by their values, and workers don't run it; use another loss",
     ),

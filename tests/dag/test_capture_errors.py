@@ -161,6 +161,24 @@ class Mapped(Base):
         return torch.vmap(lambda row: row * row.norm())(self.linear(x))  # here
 
 
+class TakesGradient(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.requires_grad_()
+        return torch.autograd.grad(self.linear(x).sin().sum(), x)[0]  # here
+
+
+class GoesBack(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        y.sum().backward()  # here
+        return y  # type: ignore[no-any-return]
+
+
+class FunctionalGradient(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.grad(lambda x: self.linear(x).sin().sum())(x)
+
+
 class Renormalised(Base):
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.embedding(x.long() * 0, self.linear.weight, max_norm=1.0)  # here
@@ -200,6 +218,8 @@ def attempt(model: nn.Module, loss: object = lambda output, targets: output.mean
         (CustomFunction, "Twice is a custom torch.autograd.Function"),
         (NoDerivative, "no derivative of aten.heaviside.default"),
         (TensorHook, "hooks the gradient"),
+        (TakesGradient, "takes a gradient"),
+        (GoesBack, "takes a gradient"),
         (Reentrant, "use_reentrant=False"),
         (InferenceMode, "torch.no_grad"),
         (CustomOperator, "fusion_test.twice.default"),
@@ -216,6 +236,10 @@ def test_error_names_the_line_and_what_to_change(model: type[nn.Module], says: s
     with open(__file__) as source:
         line = source.read().splitlines()[int(place[2]) - 1]
     assert line.endswith("# here"), f"{message}\npoints at: {line}"
+
+
+def test_gradients_of_functions_are_named_though_torch_tells_no_line() -> None:
+    assert "it is of torch.func" in attempt(FunctionalGradient())
 
 
 def within(module: nn.Module) -> nn.Module:
