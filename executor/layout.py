@@ -8,7 +8,7 @@ worker go through the same steps, so placement changes nothing.
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dag.graph import OpDag
 from dag.operators import run, torch_dtype
 from dag.propagate import check_shapes
+
+log = logging.getLogger(__name__)
 
 _ALIGNMENT = 64
 """Bytes: kernels may round by how an address lies to this, and torch's memory begins at multiples of it."""
@@ -85,9 +87,15 @@ def layouts(dag: OpDag) -> Layouts:
 
 
 def _backward(loss: Tensor) -> None:
-    # A kernel that knows no tensors without data leaves the gradients before it as their values lie.
-    with contextlib.suppress(Exception):
+    try:
         loss.backward()  # type: ignore[no-untyped-call]
+    except Exception as error:  # Kernels that know no tensors without data raise what they like.
+        log.warning(
+            "how gradients lie is not known before an operator that fails without data (%s: %s); there they are laid out as "
+            "their values, and the last bits may depend on the cuts",
+            type(error).__name__,
+            " ".join(str(error).split()),
+        )
 
 
 def _layout(tensor: Tensor) -> Layout:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dag.cut import Partition, cut
+from dag.cut import Fragment, Partition, cut
 from dag.graph import OpDag
 from dag.serialize import dumps, loads
 from executor.board import Key, TaskBoard
@@ -73,24 +73,10 @@ class Pipeline:
         count = len(self.partition.fragments)
         placement = list(range(count)) if placement is None else placement
         self.first_step = first_step
-        self.programs = [
-            FragmentProgram(
-                dag,
-                fragment,
-                seed=settings.seed,
-                micro_batches=settings.micro_batches,
-                optimizer=settings.optimizer,
-                lr_schedule=settings.lr_schedule,
-                steps=settings.steps,
-                clip_grad_norm=settings.clip_grad_norm,
-                recompute=settings.recompute,
-                device=settings.device,
-            )
-            for fragment in self.partition.fragments
-        ]
-        for program in self.programs:
-            program.load({name: tensors[name] for name in program.state_names})
-            if resume is not None:
+        self._dag, self._tensors = dag, tensors
+        self.programs = [self.fresh(fragment) for fragment in self.partition.fragments]
+        if resume is not None:
+            for program in self.programs:
                 program.load_state(resume)
         in_flight = [self.random.randint(1, settings.in_flight) for _ in range(count)]
         behind = [self.random.randint(0, settings.in_flight) for _ in range(count)]
@@ -113,6 +99,24 @@ class Pipeline:
         self.values: dict[Key, Tensor | None] = {}
         self.copies: dict[Key, Tensor | None] = {}
         self.travelling: list[tuple[TaskBoard, Key]] = []
+
+    def fresh(self, fragment: Fragment) -> FragmentProgram:
+        """The fragment in the state in which the run begins."""
+        settings = self.settings
+        program = FragmentProgram(
+            self._dag,
+            fragment,
+            seed=settings.seed,
+            micro_batches=settings.micro_batches,
+            optimizer=settings.optimizer,
+            lr_schedule=settings.lr_schedule,
+            steps=settings.steps,
+            clip_grad_norm=settings.clip_grad_norm,
+            recompute=settings.recompute,
+            device=settings.device,
+        )
+        program.load({name: self._tensors[name] for name in program.state_names})
+        return program
 
     def run(self, batch_of: BatchOf, snapshot_at: Sequence[int] = ()) -> Outcome:
         """Train from the first step to the last. Fails when nothing can move any more."""

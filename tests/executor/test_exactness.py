@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,14 +16,6 @@ from executor.learning_rate import factor
 from fusion.spec import LrScheduleSpec, OptimizerSpec
 
 EXACT = [name for name in CASES if "dropout" not in name]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def adamw(model: nn.Module) -> list[torch.optim.Optimizer]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from executor_models import CASES, captured, random_cuts
 from executor_pipeline import Outcome, Pipeline, Settings, same
 from torch import Tensor
 
-from executor.interpreter import Interpreter
 from executor.lanes import Lanes
 from executor.program import FragmentProgram, Whole
 from fusion.wire import FrameKind
@@ -28,14 +25,6 @@ def lanes() -> Iterator[Lanes]:
     made = Lanes(LANES, 1)
     yield made
     made.close()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Replay:
@@ -100,20 +89,10 @@ def replay(name: str, fragments: int, seed: int, lanes: Lanes) -> int:
     outcome: Outcome = run.run(CASES[name].batch_of)
     found = 0
     for fragment in run.partition.fragments:
-        program = FragmentProgram(
-            made.dag,
-            fragment,
-            seed=settings.seed,
-            micro_batches=settings.micro_batches,
-            optimizer=settings.optimizer,
-            lr_schedule=settings.lr_schedule,
-            steps=settings.steps,
-            clip_grad_norm=settings.clip_grad_norm,
-        )
+        program = run.fresh(fragment)
         if not program.apart:
             continue
         found += 1
-        program.load({key: made.tensors[key] for key in program.state_names})
         again = Replay(name, run, program, lanes)
         for step in range(1, settings.steps + 1):
             again.step(step, begin=step % 3)
@@ -139,17 +118,12 @@ def test_fragments_with_running_statistics_are_not_apart_and_the_others_of_the_m
 
 
 def test_the_time_that_a_thread_waits_for_others_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, run = captured("gpt"), Interpreter.run
-
-    def late(*arguments: Any) -> None:
-        time.sleep(0.5)
-        run(*arguments)
-
+    """Only its own counts: at the begin, between forward and backward, and at the end."""
+    made = captured("gpt")
     program = Pipeline(made.dag, made.tensors, [], Settings()).programs[0]
-    data = CASES["gpt"].batch_of(1, 0)
-    program.whole(1, 0, {}, data, {})
-    monkeypatch.setattr(Interpreter, "run", late)
-    assert program.whole(1, 0, {}, data, {}).forward_seconds < 0.25
+    monkeypatch.setattr("executor.program.thread_time", iter([1.0, 3.0, 8.0]).__next__)
+    whole = program.whole(1, 0, {}, CASES["gpt"].batch_of(1, 0), {})
+    assert (whole.forward_seconds, whole.backward_seconds) == (2.0, 5.0)
 
 
 def test_what_fails_is_told_when_all_have_ended(lanes: Lanes) -> None:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
-from executor_models import Case, plain_loop
+from executor_models import Case, captured, plain_loop
 from executor_pipeline import Pipeline, Settings, differing
 from torch import Tensor, nn
 
 from dag.cut import cut_points
 from executor.layout import Layout, arranged, layouts
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Scaled(nn.Module):
@@ -104,3 +96,20 @@ def test_a_layout_with_gaps_and_a_beginning() -> None:
     assert arranged(values, None) is values
     assert arranged(values, Layout((3, 1), 0)) is values
     assert arranged(torch.empty(0, 3), Layout((1, 9), 0)).shape == (0, 3)
+
+
+def test_a_backward_that_fails_without_data_is_told_and_leaves_what_is_known_of_values(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise NotImplementedError("no such kernel")
+
+    dag = captured("gpt").dag
+    known = layouts(dag).values
+    layouts.cache_clear()
+    monkeypatch.setattr(Tensor, "backward", fail)
+    found = layouts(dag)
+    layouts.cache_clear()
+    assert found.values == known
+    assert not found.gradients
+    assert "NotImplementedError: no such kernel" in caplog.text
