@@ -13,14 +13,15 @@ from executor.board import TaskBoard
 from executor.ordering import Task, TaskKind, TaskOrder
 
 if TYPE_CHECKING:
-    from executor.program import ForwardResult, FragmentProgram
+    from executor.passes import ForwardResult
+    from executor.program import FragmentProgram
 
 __all__ = ["ForwardResult", "FragmentProgram", "Task", "TaskBoard", "TaskKind", "TaskOrder"]
 
-_LAZY = {"ForwardResult", "FragmentProgram"}
+_LAZY = {"ForwardResult": "executor.passes", "FragmentProgram": "executor.program"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module("executor.program"), name)
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

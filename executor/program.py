@@ -16,35 +16,26 @@ several at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from time import thread_time
 
 import torch
 from torch import Tensor
 
-from dag.cut import Edge, Fragment
-from dag.evaluation import evaluation_form
+from dag.cut import Fragment
 from dag.graph import OpDag
-from dag.operators import meta_of, torch_dtype
+from dag.operators import meta_of
 from executor import clipping, snapshot
-from executor.gradients import add_in_order, own_gradients
-from executor.interpreter import Interpreter, Values
-from executor.layout import Layouts, alone, arranged, arranged_like, layouts
+from executor.gradients import own_gradients
+from executor.layout import alone
 from executor.learning_rate import factor
 from executor.optimizers import FragmentOptimizer
+from executor.passes import ForwardResult, Inputs, Pass, Passes
 from executor.postponed import PostponedWeights
 from executor.storage import StorageGroups
 from fusion.errors import BlobError
 from fusion.spec import LrScheduleSpec, OptimizerSpec
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardResult:
-    """What a forward gives: detached, contiguous values for the outgoing activation edges, and the loss where it is."""
-
-    outputs: dict[int, Tensor]
-    loss: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +48,6 @@ class Whole:
     forward_seconds: float
     """Of its thread's own time: what it waited for others beside it is none of the fragment's slowness."""
     backward_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    """What one micro-batch is computed from: arrivals by edge, data by key, written buffers by op."""
-
-    arrivals: Mapping[int, Tensor]
-    data: Mapping[str, Tensor]
-    buffers: Mapping[int, Tensor]
-    postpone: bool = False
-    """Whether the backward leaves the gradients of weights that can wait."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """What a forward keeps for its backward: roots in the order of `_returning`, and (edge, leaf) pairs."""
-
-    roots: list[Tensor]
-    leaves: list[tuple[int, Tensor]]
-    loss: Tensor | None
-    postponed: PostponedWeights | None
 
 
 class FragmentProgram:
@@ -122,48 +92,15 @@ class FragmentProgram:
         self._buffers: dict[int, Tensor] = {}
         self._optimizer = FragmentOptimizer(optimizer, {})
 
-        # Values that go out, each with the edges that carry it, higher target first.
-        self._outgoing = _by_value(edge for edge in fragment.outputs if edge.kind == "activation")
-        self._lent = _by_value(edge for edge in fragment.outputs if edge.kind == "parameter")
-        back = ((value, [e.index for e in edges if e.gradient]) for value, edges in (*self._outgoing, *self._lent))
-        self._returning = [(value, edges) for value, edges in back if edges]
-        lent = {value for value, _ in self._lent}
-        self._aliased = tuple(value for value, _ in self._returning if value in lent)
-        # The memory of these changes after the micro-batch, so what goes out is a copy.
-        self._lasting = frozenset(value for value, _ in self._outgoing if storage.lasting(value))
-        self._written_data = frozenset(op for op in fragment.placeholders if storage.written(op))
         self._renewed = frozenset(
             buffer for buffer in fragment.written_buffers if recompute or storage.needed_backward(buffer)
         )
 
-        crossing = [edge for edge in (*fragment.inputs, *fragment.outputs) if edge.kind == "activation"]
-        self._layouts = layouts(dag) if crossing else Layouts({}, {})
-        self._loss = dag.loss.id if fragment.has_loss else None
-        ones = torch.ones(dag.loss.meta.shape, dtype=torch_dtype(dag.loss.meta.dtype), device=self._device)
-        self._loss_gradient = ones / micro_batches  # what `(loss / micro_batches).backward()` hands to the loss
-
-        self._cached = tuple(op for op in fragment.ops if op in dag.constant and not storage.written(op))
-        cached = frozenset(self._cached)
-        body = [dag.ops[op] for op in fragment.ops if op not in cached]
-        evaluated = [form for op in body if (form := evaluation_form(op, dag)) is not None]
-        arriving = (edge.value for edge in fragment.inputs)
-        given = (*self._stored, *fragment.placeholders, *arriving, *self._cached)
-        kept = [value for value, _ in self._outgoing] + ([] if self._loss is None else [self._loss])
-        self._constants = Interpreter(
-            [dag.ops[op] for op in self._cached], fragment.constants, self._cached, device=self._device
-        )
-        watched = [op for op, _ in fragment.postponed]
-        self._training = Interpreter(body, given, kept, device=self._device, job_seed=seed, watched=watched)
-        self._evaluating = Interpreter(evaluated, given, kept, device=self._device, job_seed=seed, evaluation=True)
-        evaluation_writes = {target for op in evaluated for target in op.mutates}
-        self._scratch = frozenset(
-            buffer for buffer in fragment.written_buffers if not evaluation_writes.isdisjoint(storage.members(buffer))
-        )
-
+        self._graph = Passes(dag, fragment, storage, seed=seed, micro_batches=micro_batches, device=self._device)
         waiting = {parameter for _, parameters in fragment.postponed for parameter in parameters}
         self._prompt = tuple(op for op in self._names if op in fragment.parameters and op not in waiting)
-        self._passes: dict[tuple[int, int], _Pass] = {}
-        self._inputs: dict[tuple[int, int], _Inputs] = {}
+        self._passes: dict[tuple[int, int], Pass] = {}
+        self._inputs: dict[tuple[int, int], Inputs] = {}
         self._owed: dict[tuple[int, int], PostponedWeights] = {}
         """(step, micro-batch) -> the second half of a backward, oldest first."""
         self._first_backward = True
@@ -194,15 +131,7 @@ class FragmentProgram:
             for parameter in clipping.home_order(self._dag, self.fragment)
         }
         self._buffers = {op_id: values[op_id] for op_id in self.fragment.written_buffers}
-        for op_id in self.fragment.constants:
-            self._constants.bind(op_id, values[op_id])
-        computed = self._constants.fresh()
-        with torch.no_grad():
-            self._constants.run(computed, 0, 0)
-        values.update((op_id, computed[self._constants.slot[op_id]]) for op_id in self._cached)
-        for op_id, value in values.items():
-            self._training.bind(op_id, value)
-            self._evaluating.bind(op_id, value)
+        self._graph.bind(values)
         self._optimizer = FragmentOptimizer(self._optimizer_spec, self._named(self._parameters))
         self._passes.clear()
         self._inputs.clear()
@@ -225,7 +154,7 @@ class FragmentProgram:
 
     def parameter_values(self) -> dict[int, Tensor]:
         """Outgoing parameter edge -> a copy of its value now; due at the start and after each update."""
-        values = ((self._parameters[value].detach().clone(), edges) for value, edges in self._lent)
+        values = ((self._parameters[value].detach().clone(), edges) for value, edges in self._graph.lent)
         return {edge.index: value for value, edges in values for edge in edges}
 
     # Tasks
@@ -248,12 +177,12 @@ class FragmentProgram:
         before = self._buffers
         if self._renewed:
             self._buffers = {op: value.clone() if op in self._renewed else value for op, value in before.items()}
-        inputs = _Inputs(arrivals, data, self._buffers, postpone)
-        values, kept = self._differentiable(step, micro_batch, inputs, self._parameters)
-        result = self._result(self._training, values)
+        inputs = Inputs(arrivals, data, self._buffers, postpone)
+        values, kept = self._graph.differentiable(step, micro_batch, inputs, self._parameters)
+        result = self._graph.result(values)
         if self._recompute:
             edges = {edge.index: arrivals[edge.index] for edge in self.fragment.inputs}
-            self._inputs[step, micro_batch] = _Inputs(edges, dict(data), before, postpone)
+            self._inputs[step, micro_batch] = Inputs(edges, dict(data), before, postpone)
         else:
             self._passes[step, micro_batch] = kept
         return result
@@ -268,10 +197,10 @@ class FragmentProgram:
         if self._recompute:
             inputs = self._inputs.pop((step, micro_batch))
             scratch = {op: value.clone() for op, value in inputs.buffers.items()}
-            kept = self._differentiable(step, micro_batch, replace(inputs, buffers=scratch), self._parameters)[1]
+            kept = self._graph.differentiable(step, micro_batch, replace(inputs, buffers=scratch), self._parameters)[1]
         else:
             kept = self._passes.pop((step, micro_batch))
-        roots, root_gradients = self._begin_of_backward(kept, gradients)
+        roots, root_gradients = self._graph.begin_of_backward(kept, gradients)
         leaves, postponed = kept.leaves, kept.postponed
         del kept
         if roots and postponed is None:
@@ -317,11 +246,11 @@ class FragmentProgram:
         begin = thread_time()
         # Leaves that share the parameters' memory: what autograd adds up in them is this micro-batch's alone.
         parameters = {op: value.detach().requires_grad_() for op, value in self._parameters.items()}
-        values, kept = self._differentiable(step, micro_batch, _Inputs(arrivals, data, self._buffers), parameters)
-        result = self._result(self._training, values)
+        values, kept = self._graph.differentiable(step, micro_batch, Inputs(arrivals, data, self._buffers), parameters)
+        result = self._graph.result(values)
         del values
         middle = thread_time()
-        roots, root_gradients = self._begin_of_backward(kept, gradients)
+        roots, root_gradients = self._graph.begin_of_backward(kept, gradients)
         leaves = kept.leaves
         del kept
         if roots:
@@ -381,12 +310,7 @@ class FragmentProgram:
         self, step: int, batch: int, arrivals: Mapping[int, Tensor], data: Mapping[str, Tensor]
     ) -> ForwardResult:
         """Run one evaluation batch: like `forward`, but in evaluation form and without gradients; changes no state."""
-        buffers = {op: value.clone() if op in self._scratch else value for op, value in self._buffers.items()}
-        with torch.no_grad():
-            values = self._evaluating.fresh()
-            self._feed(self._evaluating, values, _Inputs(arrivals, data, buffers))
-            self._evaluating.run(values, step, batch)
-            return self._result(self._evaluating, values)
+        return self._graph.evaluate(step, batch, Inputs(arrivals, data, self._buffers))
 
     # Pieces
 
@@ -396,89 +320,8 @@ class FragmentProgram:
             while self.weights(step, micro_batch):
                 pass
 
-    def _differentiable(
-        self, step: int, micro_batch: int, inputs: _Inputs, parameters: Mapping[int, Tensor]
-    ) -> tuple[Values, _Pass]:
-        """Run the training ops under autograd, for the gradients of `parameters`."""
-        training = self._training
-        values = training.fresh()
-        if parameters is not self._parameters:
-            for op, parameter in parameters.items():
-                if op in training.slot:
-                    values[training.slot[op]] = parameter
-        leaves: list[tuple[int, Tensor]] = []
-        with torch.enable_grad():
-            self._feed(training, values, inputs)
-            for edge in self.fragment.inputs:
-                if edge.gradient:
-                    slot = training.slot[edge.value]
-                    leaf = values[slot] = values[slot].detach().requires_grad_()
-                    leaves.append((edge.index, leaf))
-            for op in self._aliased:
-                values[training.slot[op]] = parameters[op].view_as(parameters[op])
-            postponed = None
-            if inputs.postpone and self.fragment.postponed:
-                postponed = PostponedWeights(
-                    {op: tuple(parameters[p] for p in waiting) for op, waiting in self.fragment.postponed}
-                )
-            training.run(values, step, micro_batch, None if postponed is None else postponed.watch)
-        roots = [values[training.slot[value]] for value, _ in self._returning]
-        loss = None if self._loss is None else values[training.slot[self._loss]]
-        return values, _Pass(roots, leaves, loss, postponed)
-
-    def _begin_of_backward(
-        self, kept: _Pass, gradients: Mapping[int, Tensor | None]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """What autograd starts from, and the gradients of these."""
-        roots: list[Tensor] = []
-        root_gradients: list[Tensor] = []
-        if kept.loss is not None and kept.loss.requires_grad:
-            roots.append(kept.loss)
-            root_gradients.append(self._loss_gradient)
-        for root, (value, edges) in zip(kept.roots, self._returning, strict=True):
-            gradient = add_in_order([self._here(g) for edge in edges if (g := gradients[edge]) is not None])
-            if gradient is not None and root.requires_grad:
-                roots.append(root)
-                layout = self._layouts.gradients.get(value)
-                root_gradients.append(arranged_like(gradient, root) if layout is None else arranged(gradient, layout))
-        return roots, root_gradients
-
-    def _feed(self, interpreter: Interpreter, values: Values, inputs: _Inputs) -> None:
-        slot = interpreter.slot
-        for op, buffer in inputs.buffers.items():
-            values[slot[op]] = buffer
-        for op in self.fragment.placeholders:
-            value = self._here(inputs.data[self._dag.ops[op].target])
-            values[slot[op]] = value.clone() if op in self._written_data else value
-        for edge in self.fragment.inputs:
-            arrival = self._here(inputs.arrivals[edge.index])
-            values[slot[edge.value]] = arranged(arrival, self._layouts.values.get(edge.value))
-
-    def _result(self, interpreter: Interpreter, values: Values) -> ForwardResult:
-        outputs: dict[int, Tensor] = {}
-        for op, edges in self._outgoing:
-            value = values[interpreter.slot[op]]
-            value = value.detach().clone(memory_format=torch.contiguous_format) if op in self._lasting else alone(value)
-            outputs.update((edge.index, value) for edge in edges)
-        loss = None if self._loss is None else float(values[interpreter.slot[self._loss]].item())
-        return ForwardResult(outputs, loss)
-
     def _named(self, tensors: Mapping[int, Tensor]) -> dict[str, Tensor]:
         return {self._names[op]: tensor for op, tensor in tensors.items()}
-
-    def _here(self, tensor: Tensor) -> Tensor:
-        """The tensor on this fragment's device."""
-        if tensor.device == self._device:
-            return tensor
-        return tensor.to(self._device, non_blocking=True)
-
-
-def _by_value(edges: Iterable[Edge]) -> list[tuple[int, list[Edge]]]:
-    """Edges grouped by the value they carry, values ascending, higher target first."""
-    groups: dict[int, list[Edge]] = {}
-    for edge in sorted(edges, key=lambda edge: (edge.value, -edge.target)):
-        groups.setdefault(edge.value, []).append(edge)
-    return list(groups.items())
 
 
 def _indexed(device: torch.device) -> torch.device:
