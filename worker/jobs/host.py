@@ -11,7 +11,6 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from time import monotonic, perf_counter, thread_time, time
 
 import torch
@@ -27,6 +26,7 @@ from fusion.messages import Adopted, Backup, BackupFailed, CaughtUp, Commit, Fai
 from fusion.units import format_seconds
 from fusion.wire import FrameKind, Header
 from worker.jobs.assembly import Assembly, Piece
+from worker.jobs.checkpoint_parts import CheckpointParts, Upload
 from worker.jobs.events import Arrived, Event, PeerBack, Spoilt, Switch
 from worker.jobs.explain import explain
 from worker.jobs.rerun import Examine
@@ -46,8 +46,6 @@ from worker.transport.route import Route
 from worker.transport.surroundings import Surroundings
 
 Report = Callable[[BaseModel], None]
-Upload = Callable[[int, int, dict[str, Tensor]], "Future[None]"]
-"""(step, fragment, state) -> done when the part is at the coordinator, or was given up with a warning."""
 Ship = Callable[[int, int, str, dict[str, Tensor]], None]
 """(fragment, step, backup worker, state): send a snapshot there, in the background."""
 _TO_DEVICE = frozenset({FrameKind.ACTIVATION, FrameKind.GRADIENT, FrameKind.EVALUATION})
@@ -88,13 +86,11 @@ class JobHost:
         self.job = prepare.job
         self.hosted = prepare.plan.fragments_of(assembly.worker)
         """The fragments that are here, or are about to be: kept by whoever posts a `Switch`."""
-        self._train = prepare.train
         self._worker = assembly.worker
         self._pieces = dict(pieces)
         self._threads = threads
         self._memory = memory
         self._report = report
-        self._upload = upload
         self._ship = ship
         self._stager = stager
         self._surroundings = surroundings or Surroundings()
@@ -128,9 +124,7 @@ class JobHost:
         self._trace = Trace(perf_counter() - time())
         self._patience = Patience(prepare.failure_timeout)
         self._refusals = Refusals()
-        self._uploads: list[Future[None]] = []
-        self._held_parts: dict[int, tuple[int, dict[str, Tensor]]] = {}
-        """Fragment -> (step, state): a checkpoint part that is not being uploaded yet."""
+        self._parts = CheckpointParts(prepare.train, upload, lambda: self._events.put(None))
         self._finished_epoch = -1
         self._quiet_since = 0.0
         """When a task last ended, something wanted last came, or we last asked: what else comes is no reason to wait longer."""
@@ -245,11 +239,10 @@ class JobHost:
         self._trace.ran(task, begin, end)
         if done:
             self._session.completed(task)
-        if task.kind is TaskKind.UPDATE:
-            self._checkpoint(task)
+        if task.kind is TaskKind.UPDATE and self._parts.due(task.step):
+            self._parts.take(task.fragment, task.step, self._pieces[task.fragment].state())
         self._carry_out()
-        if self._held_parts:
-            self._upload_parts()
+        self._parts.upload_but(self._session.replaying)
         self._quiet_since = monotonic()
 
     # What the session wants ---------------------------------------------------------------------------------------
@@ -289,32 +282,12 @@ class JobHost:
         self._report(report.model_copy(update={"trace": self._trace.take(step, perf_counter())}))
         self._memory.check(used)
 
-    def _checkpoint(self, task: Task) -> None:
-        """After an update: the checkpoint part, when one is due."""
-        step, train = task.step, self._train
-        if step == train.steps or (train.checkpoint_every and step % train.checkpoint_every == 0):
-            self._upload_part(task.fragment)
-            self._held_parts[task.fragment] = step, self._pieces[task.fragment].state()
-
-    def _upload_parts(self) -> None:
-        """Those that need not wait: hashing and sending take what a replay, for which everybody waits, could compute with."""
-        for fragment in set(self._held_parts) - self._session.replaying:
-            self._upload_part(fragment)
-
-    def _upload_part(self, fragment: int) -> None:
-        """What is held of the fragment, if anything is."""
-        if (held := self._held_parts.pop(fragment, None)) is not None:
-            step, state = held
-            upload = self._upload(step, fragment, state)
-            upload.add_done_callback(lambda _: self._events.put(None))
-            self._uploads = [*(upload for upload in self._uploads if not upload.done()), upload]
-
     def _maybe_finished(self) -> None:
         """Say, once for each plan, that all is done here and the last state is uploaded."""
         session = self._session
         if not session.finished or not session.hosted or self._finished_epoch == session.epoch:
             return
-        if not self._held_parts and all(upload.done() for upload in self._uploads):
+        if self._parts.settled:
             self._finished_epoch = session.epoch
             self._report(Finished(job=self.job, epoch=session.epoch))
 
@@ -388,8 +361,8 @@ class JobHost:
             self._checks.forget(event.step)
             self._checks.switched()
         handed_over = set(self._pieces) - set(self._session.hosted)
+        self._parts.upload(handed_over)
         for fragment in handed_over:
-            self._upload_part(fragment)
             del self._pieces[fragment]
         self._accounts.forget(handed_over)
         if self._beside is not None:
