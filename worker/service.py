@@ -45,14 +45,13 @@ from fusion.messages import (
     Warned,
 )
 from fusion.sockets import new_keys
-from fusion.units import format_bytes, plural
 from fusion.wire import PROTOCOL_VERSION
 from worker.config import WorkerConfig
 from worker.control import Control
 from worker.jobs.fetch import Fetcher
 from worker.jobs.job_run import JobRun
 from worker.joining import connector, join
-from worker.machine.device import measure
+from worker.machine.device import device_in_words, measure
 from worker.machine.memory import MemoryGuard
 from worker.machine.owner import Owner
 from worker.machine.processor import reading
@@ -258,12 +257,7 @@ class Service:
         answer = joined.answer
         await self._neighbours.joined(answer)
         self._control.open(answer)
-        device = self._request.device
-        self._say(
-            f"worker {answer.worker} joined {self._url} ({device.kind}, {device.threads} "
-            f"{plural('thread', device.threads)}, {format_bytes(device.memory_bytes)}, "
-            f"{device.flops_per_second / 1e9:.0f} GFLOP/s)"
-        )
+        self._say(f"worker {answer.worker} joined {self._url} ({device_in_words(self._request.device)})")
         self._say(in_words(self._request.data_endpoint, self._why, answer))
         skew = clock_in_words(answer, joined.asked_at, joined.answered_at)
         if skew is not None:

@@ -13,7 +13,7 @@ import torch
 
 from fusion.errors import UserError
 from fusion.messages import Device
-from worker.machine.device import measure
+from worker.machine.device import device_in_words, measure
 from worker.machine.profile import Profile, profile
 from worker.machine.profile_line import fit
 
@@ -53,6 +53,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def test_a_device_in_words_says_how_much_of_the_machine_it_computes_on() -> None:
+    part = Device(kind="cpu", cores=8, threads=1, memory_bytes=2**33, flops_per_second=9.6e10)
+    assert device_in_words(part) == "cpu, 1 thread on 8 cores, 8.0 GiB, 96 GFLOP/s"
+    whole = part.model_copy(update={"threads": 8})
+    assert device_in_words(whole) == "cpu, 8 threads, 8.0 GiB, 96 GFLOP/s"
+    gpu = part.model_copy(update={"kind": "cuda"})
+    assert device_in_words(gpu) == "cuda, 1 thread, 8.0 GiB, 96 GFLOP/s"
 
 
 @pytest.mark.usefixtures("one_thread")

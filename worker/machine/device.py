@@ -11,6 +11,7 @@ import torch
 
 from fusion.errors import UserError
 from fusion.messages import Device
+from fusion.units import format_bytes, plural
 from worker.machine import cores
 from worker.machine.profile import profile
 
@@ -60,6 +61,15 @@ def measure(
     if speed is not None:
         return described.model_copy(update={"flops_per_second": speed, "declared": True})
     return described.model_copy(update=asdict(profile(target, threads, seconds, rests=rests)))
+
+
+def device_in_words(device: Device) -> str:
+    """The device in a few words: `cpu, 1 thread on 8 cores, 15.5 GiB, 96 GFLOP/s`."""
+    threads = f"{device.threads} {plural('thread', device.threads)}"
+    # Whoever lends a large machine should see at once that it computes on a part of it.
+    on = f" on {device.cores} cores" if device.kind == "cpu" and device.cores > device.threads else ""
+    rate = device.flops_per_second / 1e9
+    return f"{device.kind}, {threads}{on}, {format_bytes(device.memory_bytes)}, {rate:.0f} GFLOP/s"
 
 
 def _which(device: torch.device) -> str:
