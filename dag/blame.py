@@ -50,6 +50,19 @@ def module_of_exception(error: BaseException, model: nn.Module) -> tuple[str, nn
     return None
 
 
+def torch_functions(error: BaseException) -> set[str]:
+    """Names of the functions of torch's own, written in Python, in which `error` or what caused it was raised."""
+    found: set[str] = set()
+    for each in causes(error):
+        traceback = each.__traceback__
+        while traceback is not None:
+            code = traceback.tb_frame.f_code
+            if code.co_filename.startswith(_TORCH):
+                found.add(code.co_name)
+            traceback = traceback.tb_next
+    return found
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """`error`, what caused it, what caused that."""
     seen: set[int] = set()

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from torch.export import ExportedProgram
 from torch.nn.modules.batchnorm import _NormBase
 
-from dag.blame import causes, line_of_exception, module_of_exception, module_words
+from dag.blame import causes, line_of_exception, module_of_exception, module_words, torch_functions
 from dag.carried import refused_seeding
 from dag.custom_gradients import refused
 from dag.objective import Objective
@@ -55,6 +55,12 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         "tensors made under torch.inference_mode() can't be trained; use torch.no_grad()",
     ),
 )
+
+_FUNCTIONS = {
+    "gaussian_nll_loss": "it looks whether a variance is negative; write the loss out: "
+    "(0.5 * (var.log() + (input - target) ** 2 / var)).mean(), with var clamped",
+}
+"""Functions of torch that look at values, and what to write in their place."""
 
 
 def export(
@@ -128,9 +134,13 @@ def _explained(error: Exception, model: nn.Module) -> CaptureError:
         path, module = found
         name, why = module_words(path, _kind(module)), _why_of_module(module, whole)
         if why:
-            return CaptureError(f"{name} can't be captured: {why}")
+            return CaptureError(
+                f"{place}: {name} can't be captured: {why}" if place else f"{name} can't be captured: {why}"
+            )
         place = place or (name if path else "")
     prefix = f"{place}: " if place else ""
+    for function in sorted(torch_functions(error) & _FUNCTIONS.keys()):
+        return CaptureError(f"{prefix}{function} can't be captured: {_FUNCTIONS[function]}")
     for pattern, advice in _ADVICE:
         if re.search(pattern, whole):
             return CaptureError(f"{prefix}this model can't be captured: {advice} ({text})")
@@ -148,6 +158,11 @@ def _why_of_module(module: nn.Module, error: str) -> str:
         return "it is one of TorchScript, without its Python; use the module that it was made from"
     if isinstance(module, _NormBase) and module.momentum is None and re.search(_NEEDS_A_VALUE, error):
         return "with momentum=None it counts the batches in Python; give a momentum, for example 0.1"
+    if isinstance(module, nn.RNNBase) and "must be tuple of ints,but got FakeTensor" in error:
+        return (
+            "it is given a packed sequence, whose shape depends on the lengths' values; give it the padded batch, and take what "
+            "belongs to each sequence's last place with torch.gather or by a mask"
+        )
     return ""
 
 

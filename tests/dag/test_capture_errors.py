@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 from dag import blame
@@ -72,6 +74,23 @@ class ControlFlow(Base):
 class WrongShape(Base):
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x) @ torch.ones(3, 3)  # here
+
+
+class Variance(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gaussian_nll_loss(self.linear(x), x, x.abs())  # here
+
+
+class Packed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.LSTM(1, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = torch.tensor([4, 2])
+        packed = pack_padded_sequence(x.unsqueeze(2), lengths, batch_first=True, enforce_sorted=False)
+        out, _ = self.recurrent(packed)  # here
+        return pad_packed_sequence(out, batch_first=True)[0]
 
 
 class Raises(Base):
@@ -210,6 +229,8 @@ def attempt(model: nn.Module, loss: object = lambda output, targets: output.mean
         (Strided, "as_strided"),
         (ControlFlow, "torch.cond"),
         (WrongShape, "reduction dim"),
+        (Variance, "gaussian_nll_loss can't be captured: .*write the loss out"),
+        (Packed, r"module recurrent \(LSTM\) can't be captured: .*padded batch"),
         (Raises, "my own complaint"),
         (WritesParameter, "parameter linear.weight in place"),
         (WritesData, "register_buffer"),
