@@ -303,6 +303,7 @@ async def test_an_heir_that_dies_before_anybody_has_reached_it_holds_nobody_up(
         async with asyncio.timeout(20):
             await coordinator.until(lambda: [m for m in coordinator.of("a", Adopted) if m.epoch == 2])
             await coordinator.until(lambda: [m for m in coordinator.of("b", Adopted) if m.epoch == 2])
+        assert not [m for name in ("a", "b") for m in coordinator.of(name, Connected) if "d" in m.peers]
         await finish(coordinator, 2, "a", "b")
         assert_same(coordinator, expected)
 

@@ -326,6 +326,18 @@ def test_a_peer_that_is_not_there_is_named(ends: tuple[End, End]) -> None:
         a.mover.open(rules, [nobody], lambda *_: None, patience=0.3)
 
 
+def test_who_has_not_let_us_in_when_nobody_waits_any_more_is_connected_to_anew(ends: tuple[End, End]) -> None:
+    """ZeroMQ never tries again after a refusal: a connection that was left like that would be none for good."""
+    a, b = ends
+    route = a.open()
+    assert a.mover.connect(route, [b.address], cancelled=lambda: b.mover.refused.total() > 0) == ["b"]
+    assert not route.connections
+    b.open(a)
+    assert a.mover.connect(route, [b.address]) == []
+    route.send("b", ACTIVATION, Parcel(torch.ones(2, 6)))
+    assert b.next()[0] == ACTIVATION
+
+
 class Fuzzed:
     """A mover whose receiver is driven by hand."""
 

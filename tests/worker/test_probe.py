@@ -254,6 +254,14 @@ def test_a_peer_that_was_probed_stays_a_peer(ends: tuple[End, End]) -> None:
     assert not b.mover._gate.admits("data", c.public)
 
 
+def test_who_has_no_time_to_find_out_does_not_say_that_a_peer_is_reached(ends: tuple[End, End]) -> None:
+    a, b = ends
+    assert probe_socket.why_out_of_reach(a.keys, b.address, lambda: True)
+    found = measure_link(a.keys, b.address, MAX_BYTES, SECONDS, lambda: True)
+    # Nor that it is not: no relay is to be looked for.
+    assert (found.reached, found.there) == (True, None)
+
+
 @pytest.mark.timeout(20)
 def test_a_peer_that_is_gone_keeps_no_probe_waiting() -> None:
     """ZeroMQ lets go of a peer that has come back and refuses us: there is nothing to send to, and sending would block."""

@@ -311,7 +311,7 @@ class JobRun:
             asyncio.to_thread(self._mover.connect, route, new, patience=_HANDSHAKE_PATIENCE, cancelled=cancelled)
         )
         try:
-            await asyncio.shield(connecting)
+            missing = await asyncio.shield(connecting)
         except asyncio.CancelledError:
             # The thread is about to see that we are: before the route is closed, or connections would be left behind.
             await asyncio.gather(connecting, return_exceptions=True)
@@ -319,7 +319,7 @@ class JobRun:
         except FusionError as error:
             self._send(Warned(job=self.job, message=explain(error)))
             return
-        self._send(Connected(job=self.job, peers=[peer.worker for peer in peers]))
+        self._send(Connected(job=self.job, peers=[peer.worker for peer in peers if peer.worker not in missing]))
 
     async def _adopt(self, parts: Parts, order: Adopt) -> None:
         """Follow another plan; what is new here is put in place first."""

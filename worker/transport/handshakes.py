@@ -40,8 +40,10 @@ def await_handshakes(
     patience: float,
     cancelled: Callable[[], bool],
     unreached: Callable[[str], None] = lambda _: None,
-) -> None:
+) -> list[str]:
     """Return when every peer has let us in; `unreached` hears, again and again, of those who don't even refuse us.
+
+    When it is `cancelled` before that, it returns who has not: nobody tries again to get in there.
 
     A peer that has not heard of the job yet refuses our key, and ZeroMQ never tries again after a refusal, so we do.
     """
@@ -76,3 +78,4 @@ def await_handshakes(
                 unreached(name)
         while refused and refused[0][0] <= monotonic():
             connections[refused.popleft()[1]].connect_again()
+    return list(names.values())

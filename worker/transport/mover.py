@@ -182,8 +182,11 @@ class Mover:
         *,
         patience: float = 30.0,
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Admit these workers and connect to them too; waits for the handshakes as `open` does."""
+    ) -> list[str]:
+        """Admit these workers and connect to them too; waits for the handshakes as `open` does.
+
+        Returns those that had not let us in when it was `cancelled`; they are as unknown as before.
+        """
         self.admit(peers)
         connections: dict[str, Peer] = {}
         monitors: dict[str, zmq.Socket[bytes]] = {}
@@ -200,17 +203,25 @@ class Mover:
             # Before the handshakes are through, so that a peer whose own went faster is no stranger.
             route.add(connections)
             self._move_along(connections)
-            await_handshakes(monitors, connections, patience, cancelled, self._unreached)
-            for name in connections:
-                self._back(route, name)
+            missing = await_handshakes(monitors, connections, patience, cancelled, self._unreached)
         except BaseException:
-            for name in connections:
-                route.remove(name)
-            close_monitors(connections, monitors)
-            for peer in connections.values():
-                peer.close()
+            self._let_go(route, connections, monitors)
             raise
+        self._let_go(
+            route, {name: connections.pop(name) for name in missing}, {name: monitors.pop(name) for name in missing}
+        )
+        for name in connections:
+            self._back(route, name)
         self._watch.add(monitors)
+        return missing
+
+    def _let_go(self, route: Route, connections: dict[str, Peer], monitors: dict[str, zmq.Socket[bytes]]) -> None:
+        """Of connections on which there was no handshake."""
+        for name in connections:
+            route.remove(name)
+        close_monitors(connections, monitors)
+        for peer in connections.values():
+            peer.close()
 
     def use(self, order: UseRelay) -> None:
         """Reach a peer as the coordinator says from now on; a connection that is there moves."""

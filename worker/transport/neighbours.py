@@ -121,7 +121,7 @@ class Neighbours:
         """Whether we can reach whoever measures the link to us: that it reaches us says nothing of the way back."""
         if self._mover.passages.relayed(peer.public_key):
             return
-        if await asyncio.to_thread(why_out_of_reach, self._keys, peer, self._over):
+        if await asyncio.to_thread(why_out_of_reach, self._keys, peer, self._over) and not self._over():
             self._send(Unreached(peer=peer.worker))
 
     async def _try_directly(self, peer: PeerAddress) -> None:

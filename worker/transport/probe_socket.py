@@ -57,7 +57,7 @@ def why_out_of_reach(keys: KeyPair, peer: PeerAddress, cancelled: Callable[[], b
 def _connected(
     keys: KeyPair, peer: PeerAddress, endpoint: str | None, cancelled: Callable[[], bool]
 ) -> Iterator[zmq.Socket[bytes]]:
-    """A connection of its own to `peer`, which has let us in. Raises `UnreachableError`."""
+    """A connection of its own to `peer`, which has let us in. Raises `UnreachableError`, or `FusionError` when cancelled."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
@@ -66,7 +66,8 @@ def _connected(
     monitors = {peer.worker: socket.get_monitor_socket(HANDSHAKE_EVENTS)}
     try:
         socket.connect(connection[peer.worker].endpoint)
-        await_handshakes(monitors, connection, HANDSHAKE_SECONDS, cancelled)
+        if await_handshakes(monitors, connection, HANDSHAKE_SECONDS, cancelled):
+            raise FusionError(f"nobody waits any more for {peer.worker} to answer")
         yield socket
     finally:
         close_monitors(connection, monitors)
