@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 DOMAIN = "control"
 _MAX_WAITING = 64
+_GONE = 1000
+"""Incarnations that are no part of the pool any more and can still say something, and be told so. Who went before them is
+refused at the door, and joins anew."""
 _TURN_SECONDS = 0.005
 """Messages of workers that come back after a restart are many: people's requests are answered in between."""
 
@@ -52,11 +55,15 @@ class Control:
         self._gatekeeper = Gatekeeper(self._context, on_refused=self._refused_handshake)
         self._socket = self._context.socket(zmq.ROUTER)
         self._incarnations: dict[str, str] = {}
+        self._keys: dict[str, str] = {}
+        self._gone: dict[str, None] = {}
         self._routes: dict[str, bytes] = {}
         self._waiting: dict[str, deque[bytes]] = {}
         self._task: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._monitor: zmq.asyncio.Socket | None = None
+        self.on_failure: Callable[[BaseException], None] = lambda _: None
+        """Hears of what ended the channel without having been asked to: no worker is heard any more."""
         self.port = 0
         self.received: dict[str, int] = {}
         """Messages by type, for the metrics page."""
@@ -90,22 +97,41 @@ class Control:
         """Take messages in from now on."""
         if self._task is None:
             self._task = asyncio.create_task(self._receive(), name="control channel")
+            self._task.add_done_callback(self._ended)
         if self._watching is None and self._on_closed is not None:
             self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
             self._watching = asyncio.create_task(self._watch(self._monitor, self._on_closed), name="control monitor")
+            self._watching.add_done_callback(self._ended)
 
     def admit(self, public_key: str, incarnation: str) -> None:
         """Messages of this key are from `incarnation` from now on."""
-        self._incarnations[public_key] = incarnation
+        former = self._incarnations.get(public_key)
+        if former is not None and former != incarnation:
+            self._drop(former)
+        self._incarnations[public_key], self._keys[incarnation] = incarnation, public_key
         self._gatekeeper.allow(DOMAIN, public_key)
 
     def forget(self, incarnation: str) -> None:
-        """Nothing more is to be sent to this incarnation, unless it is heard again."""
+        """It is no part of the pool any more. Nothing more is to be sent to it, unless it is heard again."""
         self._waiting.pop(incarnation, None)
+        if incarnation in self._keys:
+            self._gone.pop(incarnation, None)
+            self._gone[incarnation] = None
+        while len(self._gone) > _GONE:
+            key = self._drop(next(iter(self._gone)))
+            del self._incarnations[key]
+            self._gatekeeper.forbid(DOMAIN, key)
+
+    def _drop(self, incarnation: str) -> str:
+        """Keep nothing for it; returns its key."""
+        self._gone.pop(incarnation, None)
+        self._routes.pop(incarnation, None)
+        self._waiting.pop(incarnation, None)
+        return self._keys.pop(incarnation)
 
     def send(self, incarnation: str, message: ToWorker) -> None:
         """Send, or keep until the incarnation is heard for the first time (after a restart, say); after `close`, neither."""
-        if self._socket.closed:
+        if self._socket.closed or incarnation not in self._keys:
             return
         data = encode(message)
         route = self._routes.get(incarnation)
@@ -129,6 +155,10 @@ class Control:
         self._socket.close()
         await asyncio.to_thread(self._gatekeeper.close)
         await asyncio.to_thread(self._context.term)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.on_failure(error)
 
     async def _receive(self) -> None:
         """Whatever has come is taken in without a future for each message, and others have their turn all along."""

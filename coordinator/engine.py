@@ -108,10 +108,12 @@ class Engine:
         """Let the workers of an earlier process in. Before the channel is bound: whoever is refused waits to try again."""
         for member in self.store.workers():
             control.admit(member.public_key, member.incarnation)
+            if not member.live:
+                control.forget(member.incarnation)
 
     def start(self, control: Control) -> None:
         """Take up what is in the store, and begin to tick and to listen to workers."""
-        self._control = control
+        self._control, control.on_failure = control, self._deaf
         self.admit_known(control)
         self._carry_out(self.lifecycle.restore(self.store.jobs(), self.store.workers(), self.clock()))
         for job, why in self.store.unreadable.items():
@@ -180,6 +182,11 @@ class Engine:
     def _fail(self, why: str) -> None:
         self._failure = why
         self.failing.set()
+
+    def _deaf(self, error: BaseException) -> None:
+        logger.error("the control channel failed", exc_info=error)
+        said = " ".join(str(error).split())
+        self._fail(f"the coordinator can't hear its workers any more: {type(error).__name__}: {said}; start it again")
 
     # While nothing can be written ---------------------------------------------------------------------------------
 
@@ -421,7 +428,7 @@ class Engine:
         member = self.lifecycle.pool.get(name)
         assert member is not None
         self.store.save_worker(member)
-        if member.state == "lost":
+        if not member.live:
             self.control.forget(member.incarnation)
         job = self.lifecycle.jobs.get(member.job) if member.job else None
         self.publisher.publish(Item("worker", None, worker_view(member, job)))

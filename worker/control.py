@@ -61,6 +61,7 @@ class Control:
         self._socket: zmq.asyncio.Socket | None = None
         self._monitor: zmq.asyncio.Socket | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._kept: deque[bytes] = deque()
         self._recent: deque[tuple[float, bytes]] = deque()
         self._answer: JoinResponse | None = None
@@ -94,6 +95,16 @@ class Control:
             asyncio.create_task(self._receive(socket), name="control channel"),
             asyncio.create_task(self._beat(answer), name="heartbeat"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(self._task_ended)
+
+    async def ended(self) -> None:
+        """Wait for what ends the channel without having been asked to, and raise it: nothing is heard, or said, any more."""
+        await asyncio.shield(self._failed)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and not self._failed.done():
+            self._failed.set_exception(error)
 
     def send(self, message: BaseModel) -> None:
         """Send a report, or keep it until the coordinator is back."""
@@ -186,10 +197,9 @@ class Control:
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
         while True:
             frames = await socket.recv_multipart()
-            with contextlib.suppress(IndexError):
-                try:
-                    message = decode_to_worker(frames[-1])
-                except FrameError as error:
-                    log.warning("ignored a message of the coordinator: %s", error)
-                    continue
-                self._on_message(message)
+            try:
+                message = decode_to_worker(frames[-1])
+            except FrameError as error:
+                log.warning("ignored a message of the coordinator: %s", error)
+                continue
+            self._on_message(message)

@@ -132,6 +132,7 @@ class Service:
                     asyncio.create_task(self._serve()),
                     asyncio.create_task(self._mind_the_coordinator()),
                     asyncio.create_task(self._neighbours.report_arrivals()),
+                    asyncio.create_task(self._control.ended()),
                 ]
                 if config.pause_when_busy:
                     tasks.append(asyncio.create_task(self._mind_the_owner()))

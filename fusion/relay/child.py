@@ -7,6 +7,7 @@ standard input. It ends with its parent; when it dies it is started again.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -19,6 +20,8 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _LOOK_SECONDS = 1.0
 _END_SECONDS = 2.0
+
+log = logging.getLogger(__name__)
 
 
 class RelayProcess:
@@ -72,7 +75,11 @@ class RelayProcess:
                     tickets, self._told = self._tickets, True
                 if anew:
                     self._end()
-                    self._child = self._start()
+                    try:
+                        self._child = self._start()
+                    except OSError as error:
+                        log.warning("can't start the relay: %s; it is tried again", error)
+                        continue
                 self._tell({"tickets": tickets})
         finally:
             self._end()

@@ -6,13 +6,15 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion.relay import handshake, server
+from fusion.relay import child, handshake, server
 from fusion.relay.child import RelayProcess
 from fusion.relay.desk import Desk, Limits
 from fusion.relay.handshake import ANSWER_BYTES, RefusedError, Role, enter
@@ -276,3 +278,21 @@ async def until_joined(port: int) -> tuple[Stream, Stream]:
             return await joined(port)
         except ConnectionError:
             continue
+
+
+async def test_a_process_that_can_not_be_started_is_tried_again(
+    process: RelayProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, refused = subprocess.Popen, threading.Event()
+
+    def no_room(*_: object, **__: object) -> None:
+        monkeypatch.setattr(child.subprocess, "Popen", started)
+        refused.set()
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(child.subprocess, "Popen", no_room)
+    process.allow({OTHER.hex(): SECRET.hex()})
+    assert await asyncio.to_thread(refused.wait, 20)
+    process.allow({TICKET.hex(): SECRET.hex()})
+    async with asyncio.timeout(60):
+        await until_joined(process.port)

@@ -28,6 +28,7 @@ class Pair:
         self.reports: queue.Queue[Any] = queue.Queue()
         self.waits: queue.Queue[tuple[float, Callable[[], None]]] = queue.Queue()
         """What the backup worker is to do later."""
+        self.errors: queue.Queue[Exception] = queue.Queue()
         self.host = self._make("host", "backup")
         self.backup = self._make("backup", "host")
 
@@ -36,7 +37,17 @@ class Pair:
             value = None if payload is None else torch.frombuffer(bytearray(payload), dtype=torch.uint8)
             getattr(self, to).handle(header, name, value)
 
-        return Backups("job", None, (FRAGMENT,), MEMORY, transmit, self.reports.put, lambda: 0, self._later)  # type: ignore[arg-type]
+        return Backups(
+            "job",
+            None,  # type: ignore[arg-type]
+            (FRAGMENT,),  # type: ignore[arg-type]
+            MEMORY,  # type: ignore[arg-type]
+            transmit,
+            self.reports.put,
+            lambda: 0,
+            self._later,
+            self.errors.put,
+        )
 
     def _later(self, seconds: float, call: Callable[[], None]) -> None:
         self.waits.put((seconds, call))
@@ -159,3 +170,38 @@ def test_an_announcement_with_no_proper_time_is_refused(seconds: object) -> None
     assert isinstance(report, BackupFailed)
     assert report.cause == "corrupt"
     pair.close()
+
+
+def test_a_snapshot_that_can_not_be_announced_is_told() -> None:
+    pair = Pair()
+    pair.host.offer(0, 3, "backup", {"parameter/weight": torch.zeros(1, dtype=torch.complex64)})
+    assert isinstance(pair.errors.get(timeout=30), KeyError)
+    pair.snapshot(4)
+    pair.close()
+
+
+def test_a_last_piece_that_comes_while_the_job_is_dropped_is_let_go() -> None:
+    pair = Pair()
+    held_back: list[tuple[Header, memoryview]] = []
+    transmit, shutdown = pair.host._transmit, pair.backup._hasher.shutdown
+
+    def keep_pieces(to: str, header: Header, payload: memoryview | None) -> None:
+        if header.micro_batch == 0 or payload is None:
+            transmit(to, header, payload)
+        else:
+            held_back.append((header, payload))
+
+    def meanwhile(**options: Any) -> None:
+        shutdown(wait=False)
+        for header, payload in held_back:
+            transmit("backup", header, payload)
+        shutdown(**options)
+
+    pair.host._transmit = keep_pieces
+    pair.backup._hasher.shutdown = meanwhile  # type: ignore[method-assign]
+    pair.host.offer(0, 3, "backup", {"parameter/weight": torch.zeros(4)})
+    pair.host._hasher.submit(lambda: None).result(timeout=30)
+    assert len(held_back) == 1
+    pair.close()
+    assert pair.reports.empty()
+    assert pair.errors.empty()

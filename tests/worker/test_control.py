@@ -13,6 +13,20 @@ from fusion.sockets import new_keys
 from worker.control import Control
 
 
+def answer(coordinator: FakeCoordinator) -> JoinResponse:
+    assert coordinator.control is not None
+    return JoinResponse(
+        worker="p",
+        incarnation="i",
+        control_endpoint=f"tcp://127.0.0.1:{coordinator.control.port}",
+        control_public_key=coordinator.keys.public,
+        heartbeat_seconds=0.1,
+        time=time(),
+        seen_as="127.0.0.1",
+        reachable=True,
+    )
+
+
 @pytest.mark.timeout(60)
 async def test_who_hears_of_the_connection_may_fail() -> None:
     coordinator, keys = FakeCoordinator(), new_keys()
@@ -31,18 +45,7 @@ async def test_who_hears_of_the_connection_may_fail() -> None:
     await start()
     assert coordinator.control is not None
     control = Control(keys, lambda _: None, on_connection)
-    control.open(
-        JoinResponse(
-            worker="p",
-            incarnation="i",
-            control_endpoint=f"tcp://127.0.0.1:{coordinator.control.port}",
-            control_public_key=coordinator.keys.public,
-            heartbeat_seconds=0.1,
-            time=time(),
-            seen_as="127.0.0.1",
-            reachable=True,
-        )
-    )
+    control.open(answer(coordinator))
     async with asyncio.timeout(20):
         assert await heard.get()
         await coordinator.stop()
@@ -52,5 +55,26 @@ async def test_who_hears_of_the_connection_may_fail() -> None:
     coordinator.messages.clear()
     await coordinator.message("p", Heartbeat)
     # libzmq would block, and the event loop with it, if it had nobody to tell that the monitor ends.
+    await control.destroy()
+    await coordinator.stop()
+
+
+@pytest.mark.timeout(60)
+async def test_what_ends_the_channel_is_told() -> None:
+    """Or a worker would be deaf, or silent, and not know it."""
+    coordinator, keys = FakeCoordinator(), new_keys()
+    await coordinator.start()
+    assert coordinator.control is not None
+    coordinator.control.admit(keys.public, "i")
+    control = Control(keys, lambda _: None, lambda _: None)
+
+    def no_such_process() -> int:
+        raise OSError("no such process")
+
+    control.memory_used = no_such_process
+    control.open(answer(coordinator))
+    with pytest.raises(OSError, match="no such process"):
+        async with asyncio.timeout(20):
+            await control.ended()
     await control.destroy()
     await coordinator.stop()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import queue
 import threading
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
@@ -23,6 +25,7 @@ from fusion.messages import (
     Heartbeat,
     Leaving,
     PeerAddress,
+    ProbeLink,
     Ready,
     Shutdown,
     Start,
@@ -34,9 +37,11 @@ from fusion.sockets import key_to_hex, new_keys
 from worker import service, whereabouts
 from worker.config import WorkerConfig
 from worker.jobs import part_uploads
+from worker.jobs.backups import Backups
 from worker.jobs.fetch import Fetcher
 from worker.machine.owner import Owner, Reading
 from worker.service import default_name
+from worker.transport import neighbours
 from worker.transport.mover import Mover
 from worker.transport.route import Route
 
@@ -306,6 +311,36 @@ async def test_an_order_that_can_not_be_followed_is_a_failure(
         failure = await coordinator.message("a", Failure)
         assert failure.message == "OSError: too many open files"
         assert "in broken" in failure.detail
+
+
+async def test_what_fails_beside_the_orders_is_a_failure_too(
+    coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Backups) -> None:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(Backups, "poke", broken)
+    async with pool(coordinator, "a"):
+        await ready_job(coordinator, CASE, ("a",))
+        failure = await coordinator.message("a", Failure)
+        assert (failure.job, failure.message) == ("job-1", "OSError: too many open files")
+
+
+async def test_a_probe_that_fails_for_a_defect_is_told_in_the_log(
+    coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a defect")
+
+    logged: queue.SimpleQueue[str] = queue.SimpleQueue()
+    monkeypatch.setattr(
+        logging.getLogger("fusion.worker"), "error", lambda *words, **_: logged.put(words[0] % words[1:])
+    )
+    monkeypatch.setattr(neighbours, "measure_link", broken)
+    async with pool(coordinator, "a"):
+        stranger = PeerAddress(worker="b", endpoint="tcp://127.0.0.1:1", public_key=new_keys().public)
+        coordinator.send("a", ProbeLink(peer=stranger, max_bytes=1, seconds=1.0))
+        assert "probe of the link to b failed" in await asyncio.to_thread(logged.get, timeout=20)
 
 
 async def test_a_job_that_is_dropped_while_it_connects_leaves_no_connection(

@@ -72,7 +72,8 @@ class Backups:
     """The snapshots of one worker in one job.
 
     `transmit(to, header, payload)` sends a message; `report` tells the coordinator; `epoch` is the plan epoch of the moment;
-    `later(seconds, call)` calls on some thread after so long, unless all is over by then.
+    `later(seconds, call)` calls on some thread after so long, unless all is over by then. `on_error` hears of what fails on the
+    thread that reads snapshots.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Backups:
         report: Callable[[BaseModel], None],
         epoch: Callable[[], int],
         later: Callable[[float, Callable[[], None]], None],
+        on_error: Callable[[Exception], None],
     ) -> None:
         self._job = job
         self._limits = [_state_limit(dag, fragment) for fragment in fragments]
@@ -93,6 +95,7 @@ class Backups:
         self._report = report
         self._epoch = epoch
         self._later = later
+        self._on_error = on_error
         self._seconds = 0.0
         self._lock = threading.RLock()
         self._offers: dict[int, tuple[int, _Offer]] = {}
@@ -100,6 +103,7 @@ class Backups:
         self._kept: dict[tuple[int, int], StateBlob] = {}
         self._common = -1
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="snapshots")
+        self._closed = False
 
     def spread(self, seconds: float) -> None:
         """Snapshots that are announced from now on are to take so long; 0: as fast as they go."""
@@ -107,7 +111,7 @@ class Backups:
 
     def offer(self, fragment: int, step: int, to: str, state: Mapping[str, Tensor]) -> None:
         """Send this state to a backup worker, in the background; it takes the place of an older one under way."""
-        self._hasher.submit(self._announce, fragment, step, to, state)
+        self._beside(partial(self._announce, fragment, step, to, state))
 
     def handle(self, header: Header, sender: str, value: Tensor | None) -> None:
         """A SNAPSHOT or SNAPSHOT_WANT that was admitted."""
@@ -175,11 +179,25 @@ class Backups:
 
     def close(self) -> None:
         """Let go of everything."""
+        with self._lock:
+            self._closed = True  # Pieces come in until the route is closed.
         self._hasher.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             self._offers.clear()
             self._held.clear()
             self._kept.clear()
+
+    def _beside(self, work: Callable[[], None]) -> None:
+        """Have it done on the thread that reads snapshots, unless all is over."""
+        with self._lock:
+            if not self._closed:
+                self._hasher.submit(self._or_report, work)
+
+    def _or_report(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            self._on_error(error)
 
     # Ours, on their way out ----------------------------------------------------------------------------------------
 
@@ -253,7 +271,7 @@ class Backups:
         held.pieces.came(number, monotonic())
         self._ask(fragment, step, held)
         if held.pieces.complete:
-            self._hasher.submit(self._verify, fragment, step, held)
+            self._beside(partial(self._verify, fragment, step, held))
 
     def _ask(self, fragment: int, step: int, held: _Held) -> None:
         """Ask for the pieces that are due, now and when more are."""

@@ -10,9 +10,10 @@ import gc
 import logging
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from time import monotonic
+from typing import Any
 
 import torch
 from pydantic import BaseModel
@@ -109,7 +110,8 @@ class JobRun:
         """Fragment -> its backup worker, as ordered last."""
         self._parts: Parts | None = None
         self._assembling: asyncio.Task[tuple[Assembly, dict[int, Piece]]] | None = None
-        self._tasks = [asyncio.create_task(self._make_ready(), name=f"prepare {self.job}")]
+        self._tasks: list[asyncio.Task[None]] = []
+        self._begin(self._make_ready(), f"prepare {self.job}")
 
     @property
     def training(self) -> bool:
@@ -144,6 +146,17 @@ class JobRun:
             del parts
             gc.collect()  # The next job needs the memory; optimizers hold on to themselves.
 
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """A task that `drop` ends and waits for."""
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            assert isinstance(error, Exception)
+            self._fail(error, self._prepare.plan.epoch if self._parts is None else self._parts.host.epoch)
+
     # Getting ready -------------------------------------------------------------------------------------------------
 
     async def _make_ready(self) -> None:
@@ -166,8 +179,8 @@ class JobRun:
         fetched = self._fetcher.fetched_bytes - before
         ready = Ready(job=prepare.job, epoch=prepare.plan.epoch, fetched_bytes=fetched)
         self._send(ready)
-        self._tasks.append(asyncio.create_task(self._follow(parts), name=f"orders {self.job}"))
-        self._tasks.append(asyncio.create_task(self._poke(parts.backups, ready), name=f"poke {self.job}"))
+        self._begin(self._follow(parts), f"orders {self.job}")
+        self._begin(self._poke(parts.backups, ready), f"poke {self.job}")
         hosted = prepare.plan.fragments_of(self._worker)
         self._say(
             f"job {prepare.job}: "
@@ -223,6 +236,7 @@ class JobRun:
             self._report_from_thread,
             lambda: host.epoch,
             self._later,
+            host.fail,
         )
         standby = Standby(assembly, self._device, self._fetcher, self._memory, self._not_standing_by)
         open_route = await asyncio.to_thread(
@@ -283,7 +297,7 @@ class JobRun:
             case Check():
                 # Beside the orders to come: a snapshot takes a while to read, a fragment to build.
                 self._tasks = [task for task in self._tasks if task.get_name() != _CHECK or not task.done()]
-                self._tasks.append(asyncio.create_task(self._check(parts, order), name=_CHECK))
+                self._begin(self._check(parts, order), _CHECK)
             case Connect():
                 await self._connect(parts.route, order.peers)
             case Adopt():

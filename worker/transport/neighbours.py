@@ -6,6 +6,7 @@ Belongs to the event loop; sockets have threads of their own, and an offered rel
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,6 +37,8 @@ _BOTH_SECONDS = 2.0
 """Two that try to reach each other may hear of it so far apart."""
 
 Order = ExpectProbe | ProbeLink | UseRelay | TryDirect | ServeRelay
+
+log = logging.getLogger("fusion.worker")
 
 
 class Neighbours:
@@ -69,16 +72,16 @@ class Neighbours:
         match order:
             case ExpectProbe():
                 self._expect(order)
-                self._begin(self._look_back(order.peer))
+                self._begin(self._look_back(order.peer), f"a look back at {order.peer.worker}")
             case ProbeLink():
                 # The other end looks whether it can reach us too.
                 self._expect(order)
-                self._begin(self._probe(order))
+                self._begin(self._probe(order), f"a probe of the link to {order.peer.worker}")
             case UseRelay():
                 await asyncio.to_thread(self._mover.use, self._with_host(order))
             case TryDirect():
                 self._let_in(order.peer, 1, HANDSHAKE_SECONDS + _BOTH_SECONDS)
-                self._begin(self._try_directly(order.peer))
+                self._begin(self._try_directly(order.peer), f"a try to reach {order.peer.worker}")
             case ServeRelay():
                 if self._relay is not None:
                     self._relay.allow(order.tickets)
@@ -97,9 +100,15 @@ class Neighbours:
         if self._relay is not None:
             await asyncio.to_thread(self._relay.close)
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        self._probing.add(task := asyncio.create_task(work, name="probe"))
-        task.add_done_callback(self._probing.discard)
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._probing.add(task := asyncio.create_task(work, name=name))
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._probing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The coordinator takes a probe that it hears nothing of for one that failed.
+            log.error("%s failed", task.get_name(), exc_info=error)
 
     def _expect(self, order: ExpectProbe | ProbeLink) -> None:
         # The asker's own time begins when it has been let in.
