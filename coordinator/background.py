@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
+from weakref import WeakValueDictionary
 
 from coordinator import probing
 from coordinator.archive import Archive
@@ -63,7 +64,7 @@ class Background:
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = False
         # Checkpoints of one job are written one after the other, so that pruning sees them in order.
-        self._writing: dict[str, asyncio.Lock] = {}
+        self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._copying = asyncio.Lock()
         self._knocking = asyncio.Semaphore(_KNOCKS)
         self._in_turn: set[str] = set()
@@ -187,7 +188,8 @@ class Background:
 
     async def _write_checkpoint(self, asked: ev.WriteCheckpoint) -> None:
         job = self._lifecycle.jobs[asked.job]
-        async with self._writing.setdefault(job.id, asyncio.Lock()):
+        in_turn = self._writing.setdefault(job.id, asyncio.Lock())
+        async with in_turn:
             event: ev.Event
             old: list[int] = []
             try:

@@ -186,6 +186,7 @@ class Course:
         """The job is over, and its workers are free."""
         self._release(job, reason or "the job is done")
         job.state, job.reason, job.finished_at = state, reason, now
+        self._not_finite.discard(job.id)
         self._forget_run(job)
         took = format_seconds(now - (job.started_at or job.submitted_at))
         story = {

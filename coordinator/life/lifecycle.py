@@ -127,8 +127,10 @@ class Lifecycle:
                         self._course.publish_settled(job, event.time)
                     self._advance(job, event.time)
             case ev.WorkerJoined():
+                live = self.pool.live()
                 self.links.forget(event.member.name)
-                self.words.forget(frozenset(member.incarnation for member in self.pool.live()))
+                self.links.keep(frozenset(member.name for member in live))
+                self.words.forget(frozenset(member.incarnation for member in live))
                 self._membership.joined(event)
             case ev.WorkerUnreachable():
                 member = self.pool.of_incarnation(event.incarnation)

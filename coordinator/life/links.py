@@ -7,6 +7,7 @@ each worker. What large messages of a job show later (`transfers`) keeps the ban
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, permutations
@@ -200,11 +201,9 @@ class Links:
             return [pair_of(first, second) for first, second in combinations(able, 2)]
         ring = sorted(able, key=lambda name: (place_of(able[name].endpoint), name))
         count = len(ring)
-        peers = dict.fromkeys(ring, 0)
-        for pair in self._trials:
-            for name in pair:
-                peers[name] = peers.get(name, 0) + 1
+        # A link to a worker that has gone takes nobody's place.
         found = {pair: None for pair in self._trials if pair[0] in able and pair[1] in able}
+        peers = Counter(name for pair in found for name in pair)
         for step in dict.fromkeys((1, count // 2, count // 3, count // 5)):
             for index, name in enumerate(ring):
                 pair = pair_of(name, ring[(index + step) % count])
@@ -265,6 +264,13 @@ class Links:
         self._hurried.discard(name)
         for table in (self._known, self._relied_on, self._trials, self._under_way):
             for pair in [pair for pair in table if name in pair]:
+                del table[pair]
+
+    def keep(self, names: Collection[str]) -> None:
+        """Only these workers are here; who comes back under another's name is measured anew."""
+        self._hurried.intersection_update(names)
+        for table in (self._known, self._relied_on, self._trials, self._under_way):
+            for pair in [pair for pair in table if pair[0] not in names or pair[1] not in names]:
                 del table[pair]
 
     def _failed(self, pair: Pair, now: float, why: str) -> None:

@@ -43,6 +43,7 @@ class Membership:
         self._consequences = consequences
         self._last_tick: float | None = None
         self._evicted: dict[str, float] = {}
+        """Incarnations that were told lately that they are not in the pool, and when."""
 
     def failure_timeout(self, member: Member) -> float:
         """Seconds of silence after which `member` counts as lost."""
@@ -173,8 +174,9 @@ class Membership:
         One that was declared lost joins again; one that was to leave has not heard of it.
         """
         member = self._books.pool.of_incarnation(event.incarnation)
-        told = self._evicted.get(event.incarnation)
-        if told is None or event.time - told >= self._books.timing.failure_timeout:
+        lately = event.time - self._books.timing.failure_timeout
+        self._evicted = {who: told for who, told in self._evicted.items() if told > lately}
+        if event.incarnation not in self._evicted:
             self._evicted[event.incarnation] = event.time
             left = member is not None and member.state == "left"
             order = Shutdown(reason="left") if left else Shutdown(reason="declared lost; join again", evicted=True)

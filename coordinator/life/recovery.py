@@ -6,7 +6,6 @@ snapshots, a move that is being prepared.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -45,6 +44,7 @@ class Recovery:
         self.adoption = Adoption(books, self.backups)
         self.moves = Moves(books, self.backups, self.adoption)
         self._probed: dict[str, float] = {}
+        """Incarnations at whose doors somebody has just asked, and when."""
         self._suspected: dict[str, Member] = {}
         """Incarnation -> who is to be asked again, because somebody complained right after it was asked."""
         self._idle: set[str] = set()
@@ -164,8 +164,9 @@ class Recovery:
 
     def knock(self, now: float) -> None:
         """Ask at the doors of those that are suspected, of each one every now and then."""
+        self._probed = {who: asked for who, asked in self._probed.items() if now - asked < PROBE_SECONDS}
         for incarnation, member in list(self._suspected.items()):
-            if now - self._probed.get(incarnation, -math.inf) >= PROBE_SECONDS:
+            if incarnation not in self._probed:
                 del self._suspected[incarnation]
                 if member.live:
                     self._probed[incarnation] = now

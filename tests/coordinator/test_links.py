@@ -56,11 +56,11 @@ def done(links: Links, now: float, pairs: Iterable[tuple[Member, Member]], figur
 # The schedule -----------------------------------------------------------------------------------------------------
 
 
-def play_schedule(links: Links, pool: list[Member], seconds: float) -> Counter[frozenset[str]]:
+def play_schedule(links: Links, pool: list[Member], seconds: float, begin: float = 10.0) -> Counter[frozenset[str]]:
     """Each probe takes a second; returns how often each pair was measured, and checks that no worker is in two at once."""
     probed: Counter[frozenset[str]] = Counter()
-    now, under_way = 10.0, list[tuple[float, tuple[Member, Member]]]()
-    while now < 10.0 + seconds:
+    now, under_way = begin, list[tuple[float, tuple[Member, Member]]]()
+    while now < begin + seconds:
         done(links, now, [pair for until, pair in under_way if until <= now])
         under_way = [each for each in under_way if each[0] > now]
         under_way += [(now + 1.0, pair) for pair in links.due(now, pool)]
@@ -90,6 +90,31 @@ def test_in_a_large_pool_each_worker_measures_a_few_links() -> None:
     across = [pair for pair in probed if len({place[name] for name in pair}) == 2]
     assert 0.2 < len(across) / len(probed) < 0.9
     assert {place[name] for pair in across for name in pair} == set(place.values())
+
+
+def test_links_to_those_that_are_gone_keep_nobody_from_measuring_others() -> None:
+    links = Links()
+    for generation in range(4):
+        # In every other place there is another process now, under another name.
+        pool = [member(f"w{index}" if index % 2 else f"v{generation}-{index}") for index in range(20)]
+        probed = play_schedule(links, pool, 60, begin=10.0 + 100.0 * generation)
+        assert {name for pair in probed for name in pair} == {each.name for each in pool}
+
+
+def test_of_links_to_those_that_are_gone_nothing_is_kept() -> None:
+    play = Play("ab")
+    links = play.lifecycle.links
+    for number in range(20):
+        play.join(f"c{number}")
+        for ends in (("a", f"c{number}"), ("b", f"c{number}")):
+            links._under_way[ends] = play.now + 1.0
+            links.measured(play.now, ends[0], LinkMeasured(peer=ends[1], there=SLOW, back=SLOW))
+        play.vanish(f"c{number}")
+    links._under_way["a", "b"] = play.now + 1.0
+    links.measured(play.now, "a", LinkMeasured(peer="b", there=SLOW, back=SLOW))
+    play.join("d")
+    for table in (links._known, links._relied_on, links._trials):
+        assert {name for pair in table for name in pair} == {"a", "b"}
 
 
 def test_who_has_just_joined_or_can_not_probe_is_left_alone() -> None:

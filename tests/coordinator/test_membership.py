@@ -10,7 +10,7 @@ from recovery_cases import Play
 from coordinator.life import events as ev
 from coordinator.life.backup_workers import choose
 from coordinator.plans.candidates import candidates
-from fusion.messages import Heartbeat
+from fusion.messages import Heartbeat, PeerLost, Shutdown
 
 
 def ticks(play: Play, count: int, every: float) -> None:
@@ -67,3 +67,18 @@ def test_after_a_restart_silence_counts_from_its_end_of_grace_and_nobody_was_hea
     assert all(member.live for member in play.lifecycle.pool)
     play.tick(1.0, silent="ab")
     assert not any(member.live for member in play.lifecycle.pool)
+
+
+def test_little_is_kept_of_those_that_are_gone() -> None:
+    """Each process of a worker is another incarnation: a pool that lives long has known many."""
+    play = Play("ab")
+    for number in range(100):
+        play.tick(1.0)
+        stranger = f"stranger{number}"
+        play.post(ev.Reported(play.now, stranger, Heartbeat(incarnation=stranger)))
+        play.join("c")
+        play.post(ev.Reported(play.now, play.member("a").incarnation, PeerLost(job="job", peer="b")))
+        play.post(ev.Reported(play.now, play.member("c").incarnation, PeerLost(job="job", peer="a")))
+    assert len([each for each in play.out if isinstance(each, ev.Send) and isinstance(each.message, Shutdown)]) == 100
+    assert len(play.lifecycle._membership._evicted) <= 6
+    assert len(play.lifecycle._recovery._probed) <= 1
