@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from random import SystemRandom
 
-from coordinator.life import claims, progress, queueing, slowness
+from coordinator.life import claims, progress, queueing, set_back, slowness
 from coordinator.life import events as ev
 from coordinator.life.books import Books, Timing
 from coordinator.life.collecting import Collecting
@@ -96,10 +96,12 @@ class Lifecycle:
         self.jobs.update({job.id: job for job in jobs})
         for member in members:
             if member.live:
-                member.last_heard = min(member.last_heard, now)  # The clock may have been set back.
+                set_back.of_member(member, now, self._books.timing.drain_patience)
                 member.excused_until = now + self._books.timing.restart_grace
             self.pool.put(member)
         for job in self.jobs.values():
+            if not job.terminal:
+                set_back.of_job(job, now)
             if job.state == "preparing":
                 self._course.restart(job, now, "the coordinator was restarted while the job was being prepared")
             elif job.state == "running":

@@ -69,6 +69,19 @@ def test_after_a_restart_silence_counts_from_its_end_of_grace_and_nobody_was_hea
     assert not any(member.live for member in play.lifecycle.pool)
 
 
+def test_who_leaves_does_not_wait_for_a_time_that_a_clock_that_was_set_back_has_yet_to_reach() -> None:
+    play = Play("ab", every=10)
+    play.train(1, 3)
+    play.run.cant_move = "nobody has room"
+    play.leave("b")
+    assert play.member("b").state == "draining"
+    play.now -= 3600.0
+    play.restart_coordinator()
+    assert play.member("b").joined_at <= play.now
+    play.tick(25.0)
+    assert not play.member("b").live
+
+
 def test_little_is_kept_of_those_that_are_gone() -> None:
     """Each process of a worker is another incarnation: a pool that lives long has known many."""
     play = Play("ab")

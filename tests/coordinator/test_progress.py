@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
+import msgpack
+import pytest
 from coordinator_cases import ref_of
 from recovery_cases import Play
 
 from coordinator.life import events as ev
 from coordinator.life.jobs import Metric
 from coordinator.life.progress import PATIENCE
-from fusion.messages import CheckpointPart, EvaluationReport, FragmentTimes, StepReport
+from fusion.errors import FrameError
+from fusion.messages import (
+    CheckpointPart,
+    EvaluationReport,
+    FragmentTimes,
+    StepReport,
+    decode_to_coordinator,
+    encode,
+)
 
 
 def told(play: Play) -> dict[int, Metric]:
@@ -214,3 +226,15 @@ def test_what_belongs_to_no_step_of_the_job_changes_nothing() -> None:
     play.finish()
     assert play.job.state == "done"
     assert list(told(play)) == [1, 2, 3, 4]
+
+
+def test_a_clock_that_was_set_back_keeps_no_step_waiting() -> None:
+    play = Play("ab", steps=10)
+    say(play, "a", 1)
+    for name in "ab":
+        say(play, name, 2)
+    assert not play.metrics()
+    play.now -= 3600.0
+    play.restart_coordinator()
+    play.tick(PATIENCE + 0.5)
+    assert play.metrics() == [1, 2]
