@@ -25,7 +25,7 @@ def add_step(job: Job, worker: str, report: StepReport, now: float) -> list[Metr
     """Take in a worker's report; return the metrics of steps that are complete now."""
     assert job.plan is not None
     count = len(job.plan.placement)
-    fragments = [times.fragment for times in report.fragments if 0 <= times.fragment < count]
+    fragments = [*dict.fromkeys(times.fragment for times in report.fragments if 0 <= times.fragment < count)]
     run = job.run
     if run is not None:
         run.highest = max(run.highest, report.step)

@@ -17,7 +17,7 @@ _SLOW = 2.0
 def note(job: Job, worker: str, times: FragmentTimes) -> bool:
     """Take in how long a fragment took in one step; True while it is one of its first."""
     seconds = times.forward + times.backward + times.update
-    if job.run is None or seconds <= 0:
+    if job.run is None or job.plan is None or not 0 <= times.fragment < len(job.plan.placement) or seconds <= 0:
         return False
     known = job.run.times.get(times.fragment)
     if known is None or known.worker != worker:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
@@ -31,13 +31,16 @@ class Ready(Message):
     fetched_bytes: int = 0
 
 
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class FragmentTimes(Message):
     """Seconds that a fragment spent in one step."""
 
     fragment: int
-    forward: float
-    backward: float
-    update: float
+    forward: Seconds
+    backward: Seconds
+    update: Seconds
 
 
 class StepTrace(Message):

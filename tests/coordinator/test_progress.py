@@ -228,6 +228,33 @@ def test_what_belongs_to_no_step_of_the_job_changes_nothing() -> None:
     assert list(told(play)) == [1, 2, 3, 4]
 
 
+def test_a_fragment_that_is_reported_twice_at_once_does_not_stand_for_another() -> None:
+    play = Play("ab")
+    play.report_fragments("a", 1, [0, 0])
+    assert not play.metrics()
+    play.report("b", 1)
+    assert play.metrics() == [1]
+
+
+def test_times_of_fragments_that_there_are_not_are_not_kept() -> None:
+    play = Play("ab")
+    play.seconds["a"] = 1.0
+    play.report_fragments("a", 1, [-1, 0, 1, 2, 10**9])
+    assert set(play.run.times) <= {0, 1}
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0])
+def test_what_is_no_time_is_refused(seconds: float) -> None:
+    """A job's record with such a number could not be read again: it would be left out when the coordinator is restarted."""
+    times = FragmentTimes(fragment=0, forward=0, backward=0, update=0)
+    report = StepReport(job="job", epoch=0, step=1, fragments=[times])
+    said = report.model_dump()
+    said["fragments"][0]["forward"] = seconds
+    with pytest.raises(FrameError, match="bad control message"):
+        decode_to_coordinator(msgpack.packb(said))
+    assert decode_to_coordinator(encode(report)) == report
+
+
 def test_a_clock_that_was_set_back_keeps_no_step_waiting() -> None:
     play = Play("ab", steps=10)
     say(play, "a", 1)
