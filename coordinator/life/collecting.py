@@ -27,11 +27,18 @@ class Collecting:
         known = _due(job, part.step) and 0 <= part.fragment < len(job.plan.placement)
         if late or not known or part.step in job.writing:
             if part.blob not in parts.values():
-                self._books.do(ev.DropBlobs((part.blob.digest,)))
+                self.let_go(part)
             return
+        before = parts.get(part.fragment)
         job.parts.setdefault(part.step, parts)[part.fragment] = part.blob
+        if before is not None and before not in parts.values():
+            self._books.do(ev.DropBlobs((before.digest,)))
         self.write_whole(job)
         self._books.save(job, announce=False)
+
+    def let_go(self, part: CheckpointPart) -> None:
+        """Of no use: its job is over, or goes on from elsewhere."""
+        self._books.do(ev.DropBlobs((part.blob.digest,)))
 
     def write_whole(self, job: Job) -> None:
         """Have those written that are whole, and whose step is given out and past its spot checks."""

@@ -236,6 +236,8 @@ class Lifecycle:
                 if job is not None and (job.run.epoch if job.run else job.epoch) <= message.epoch <= job.epoch:
                     self._job_message(job, member, message, event.time)
                     self._advance(job, event.time)
+                elif isinstance(message, CheckpointPart):
+                    self._collecting.let_go(message)
                 elif job is None and isinstance(message, Ready | StepReport):
                     # The job is over, or goes on without it; a connection that broke may have lost that.
                     stop = Stop(job=message.job, reason="this worker has no part in the job any more")
@@ -282,6 +284,8 @@ class Lifecycle:
                 self._course.publish(job, progress.add_evaluation(job, message, now))
             case CheckpointPart() if job.state == "running":
                 self._collecting.part(job, message)
+            case CheckpointPart():
+                self._collecting.let_go(message)
             case Finished() if job.state == "running" and message.epoch == job.epoch:
                 if member.name not in job.finished:
                     job.finished.append(member.name)

@@ -265,3 +265,19 @@ def test_a_clock_that_was_set_back_keeps_no_step_waiting() -> None:
     play.restart_coordinator()
     play.tick(PATIENCE + 0.5)
     assert play.metrics() == [1, 2]
+
+
+def test_a_part_that_is_of_no_use_is_let_go() -> None:
+    play = Play("ab", every=2)
+    first, again, late = (ref_of(text) for text in (b"first", b"again", b"late"))
+    part = CheckpointPart(job="job", epoch=0, step=2, fragment=0, blob=first)
+    play.say("a", part)
+    play.say("a", part)
+    assert not [each for each in play.out if isinstance(each, ev.DropBlobs)]
+    # Who adopted the fragment made other bits of it, on another kind of device.
+    play.say("a", part.model_copy(update={"blob": again}))
+    assert ev.DropBlobs((first.digest,)) in play.out
+    play.post(ev.CancelRequested(play.now, "job"))
+    assert ev.DropBlobs((again.digest,)) in play.out
+    play.say("b", part.model_copy(update={"fragment": 1, "blob": late}))
+    assert ev.DropBlobs((late.digest,)) in play.out
