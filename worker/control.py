@@ -67,7 +67,7 @@ class Control:
         self._answer: JoinResponse | None = None
         self.connected = False
         self.lost_at: float | None = None
-        """When the connection broke (monotonic seconds); None while it stands."""
+        """When the connection broke (monotonic seconds); None while it stands, and between two sessions."""
         self.memory_used: Callable[[], int] = lambda: 0
         self.refused: Callable[[], int] = lambda: 0
         """Messages of peers that were refused."""
@@ -117,7 +117,7 @@ class Control:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
-        self.connected = False
+        self.connected, self.lost_at = False, None
         if self._socket is not None and self._monitor is not None:
             end_monitor(self._socket, self._monitor)
             self._socket.close()

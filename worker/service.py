@@ -102,6 +102,8 @@ class Service:
         self._patient = True
         self._exit_code = 0
         self._paused = False
+        self._share = ""
+        """Why we are paused."""
         self._patience: asyncio.TimerHandle | None = None
         """Ends the coordinator's time to move our fragments, while we are paused."""
         self._quiet = asyncio.Event()
@@ -203,11 +205,17 @@ class Service:
             if owner.away and not self._paused and not self._leaving and self._control.connected:
                 self._paused = True
                 self._quiet.clear()
-                share = f"other programs take {owner.others:.0%} of this machine"
-                self._say(f"{share}: leaving the pool until they are quiet")
-                self._control.send(Leaving(reason=share))
-                self._patience = self._loop.call_later(_LEAVE_PATIENCE, self._rest_at_last)
+                self._share = f"other programs take {owner.others:.0%} of this machine"
+                self._say(f"{self._share}: leaving the pool until they are quiet")
+                self._say_paused()
             await asyncio.sleep(_LOOK_SECONDS)
+
+    def _say_paused(self) -> None:
+        """To a coordinator that is there; once more when it has been away, as the word may have been lost."""
+        if self._patience is not None:
+            self._patience.cancel()
+        self._control.send(Leaving(reason=self._share))
+        self._patience = self._loop.call_later(_LEAVE_PATIENCE, self._rest_at_last)
 
     def _rest_at_last(self) -> None:
         """The coordinator has had its time to move our fragments."""
@@ -219,8 +227,7 @@ class Service:
         if self._patience is not None:
             self._patience.cancel()
         await self._drop_job("the machine is needed")
-        await self._control.close()
-        self._control.forget()
+        await self._end_session()
         await self._quiet.wait()
         self._say("the machine is quiet again")
         await self._join()
@@ -283,12 +290,18 @@ class Service:
     async def _join_again(self, why: str) -> None:
         self._say(f"joining anew: {why}")
         await self._drop_job(why)
-        await self._control.close()
-        self._control.forget()
+        await self._end_session()
         await self._join()
 
+    async def _end_session(self) -> None:
+        """This incarnation is over: what it has to say, and what was said to it, is nothing to the next."""
+        await self._control.close()
+        self._control.forget()
+        while not self._messages.empty():
+            self._messages.get_nowait()
+
     async def _mind_the_coordinator(self) -> None:
-        """Join anew when the coordinator is up but does not know us any more (its state is gone)."""
+        """Notice when the coordinator is up but does not know us any more (its state is gone): as if it had said so."""
         answering_since: float | None = None
         while True:
             await asyncio.sleep(2.0)
@@ -300,7 +313,9 @@ class Service:
                 continue
             answering_since = answering_since or monotonic()
             if monotonic() - answering_since > _FORGOTTEN_AFTER:
-                await self._join_again("the coordinator is back but has forgotten this worker")
+                why = "the coordinator is back but has forgotten this worker"
+                # Not here: a session ends in one place only, or two might begin.
+                self._messages.put_nowait(Shutdown(reason=why, evicted=True))
                 answering_since = None
 
     async def _answers(self) -> bool:
@@ -317,6 +332,8 @@ class Service:
             self._was_lost = False
             if self._leaving:
                 self._say_leaving()
+            elif self._paused:
+                self._say_paused()
         elif not self._over.is_set():
             self._was_lost = True
             lost = f"lost the coordinator at {self._url}"

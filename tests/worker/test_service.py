@@ -248,6 +248,29 @@ async def test_an_evicted_worker_joins_anew(coordinator: FakeCoordinator) -> Non
         assert finished.epoch == 1
 
 
+async def test_who_is_told_twice_that_it_was_evicted_joins_anew_once(coordinator: FakeCoordinator) -> None:
+    """The second word was for the incarnation that is over; followed, it would end the one that has just begun."""
+    async with pool(coordinator, "a") as (a,):
+        for _ in range(2):
+            a.service._messages.put_nowait(Shutdown(reason="declared lost; join again", evicted=True))
+        await coordinator.until(lambda: len(coordinator.joined) == 2)
+        await coordinator.message("a", Heartbeat)
+        coordinator.send("a", Shutdown(reason="drained"))
+        assert await asyncio.wait_for(a.task, 20) == 0
+        assert len(coordinator.joined) == 2
+
+
+async def test_who_is_forgotten_joins_anew(coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_FORGOTTEN_AFTER", 0.0)
+    async with pool(coordinator, "a") as (a,):
+        await coordinator.stop()
+        await a.said.until("lost the coordinator")
+        await coordinator.start(knows_its_workers=False)
+        await a.said.until("has forgotten this worker")
+        await coordinator.until(lambda: len(coordinator.joined) == 2)
+        await coordinator.message("a", Heartbeat)
+
+
 async def test_a_new_plan_replaces_the_one_that_runs(coordinator: FakeCoordinator) -> None:
     async with pool(coordinator, "a", "b"):
         await start_job(coordinator, make_case(Stack(dropout=0.0), steps=5000), ("a", "b"))
@@ -472,20 +495,27 @@ def test_the_join_url_carries_the_token() -> None:
     assert default_name()
 
 
+class Machine:
+    """Every look at the processor is ten seconds after the last one; `others` cores are taken by other programs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.others, self._looks = 8.0, 0
+        monkeypatch.setattr(service, "reading", self._reading)
+        monkeypatch.setattr(service, "Owner", lambda cores: Owner(8))
+        monkeypatch.setattr(service, "_LOOK_SECONDS", 0.01)
+
+    def _reading(self) -> Reading:
+        self._looks += 1
+        return Reading(10.0 * self._looks, 10.0 * self._looks * self.others, 0.0)
+
+    def calm_down(self) -> None:
+        self.others, self._looks = 0.0, self._looks + 1000
+
+
 async def test_a_worker_gives_a_busy_machine_back_and_joins_again(
     coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every look at the processor is ten seconds after the last one; `others` cores are taken by other programs."""
-    others, looks = 8.0, 0
-
-    def reading() -> Reading:
-        nonlocal looks
-        looks += 1
-        return Reading(10.0 * looks, 10.0 * looks * others, 0.0)
-
-    monkeypatch.setattr(service, "reading", reading)
-    monkeypatch.setattr(service, "Owner", lambda cores: Owner(8))
-    monkeypatch.setattr(service, "_LOOK_SECONDS", 0.01)
+    machine = Machine(monkeypatch)
     worker = start_worker(coordinator.url, "a", pause_when_busy=True)
     try:
         left = await coordinator.message("a", Leaving)
@@ -493,12 +523,52 @@ async def test_a_worker_gives_a_busy_machine_back_and_joins_again(
         coordinator.send("a", Shutdown(reason="its fragments have moved"))
         await worker.said.until("leaving the pool until they are quiet")
         assert len(coordinator.joined) == 1
-        others, looks = 0.0, looks + 1000
+        machine.calm_down()
         await coordinator.until(lambda: len(coordinator.joined) == 2)
         await worker.said.until("the machine is quiet again")
         # The patience of the first time is none of the next.
         await coordinator.until(lambda: len(coordinator.of("a", Heartbeat)) > 1)
         assert worker.service._patience is not None
         assert worker.service._patience.cancelled()
+    finally:
+        await end(worker)
+
+
+async def test_that_a_machine_is_busy_is_said_again_to_a_coordinator_that_comes_back(
+    coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The word may have been lost with the connection, and the owner would wait for the machine for ever."""
+    Machine(monkeypatch)
+    worker = start_worker(coordinator.url, "a", pause_when_busy=True)
+    try:
+        await coordinator.message("a", Leaving)
+        first = worker.service._patience
+        await coordinator.stop()
+        await worker.said.until("lost the coordinator")
+        coordinator.messages.clear()
+        await coordinator.start()
+        await coordinator.message("a", Leaving)
+        assert first is not None
+        assert first.cancelled()
+    finally:
+        await end(worker)
+
+
+async def test_a_busy_machine_that_the_coordinator_has_forgotten_does_not_join_before_it_is_quiet(
+    coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(monkeypatch)
+    monkeypatch.setattr(service, "_FORGOTTEN_AFTER", 0.0)
+    worker = start_worker(coordinator.url, "a", pause_when_busy=True)
+    try:
+        await coordinator.message("a", Leaving)
+        await coordinator.stop()
+        await worker.said.until("lost the coordinator")
+        await coordinator.start(knows_its_workers=False)
+        await coordinator.refusal()
+        machine.calm_down()
+        await worker.said.until("the machine is quiet again")
+        await coordinator.until(lambda: len(coordinator.joined) == 2)
+        assert not [line for line in worker.said if "joining anew" in line]
     finally:
         await end(worker)
