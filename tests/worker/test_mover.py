@@ -338,6 +338,22 @@ def test_who_has_not_let_us_in_when_nobody_waits_any_more_is_connected_to_anew(e
     assert b.next()[0] == ACTIVATION
 
 
+def test_peers_of_a_job_that_is_over_or_did_not_begin_are_let_in_no_more(ends: tuple[End, End]) -> None:
+    a, b = ends
+    nobody = PeerAddress(worker="c", endpoint="tcp://127.0.0.1:1", public_key=new_keys().public)
+    _, to_a = connect(a, b)
+    with pytest.raises(UnreachableError):
+        b.mover.connect(to_a, [nobody], patience=0.3)
+    assert b.mover._gate.admits("data", nobody.public_key)
+    b.mover.close_route(to_a)
+    for peer in (a.address, nobody):
+        assert not b.mover._gate.admits("data", peer.public_key)
+    with pytest.raises(UnreachableError):
+        b.open(a, patience=0.0)
+    b.mover.forget_peers()
+    assert not b.mover._gate.admits("data", a.address.public_key)
+
+
 class Fuzzed:
     """A mover whose receiver is driven by hand."""
 

@@ -300,6 +300,20 @@ async def test_what_can_not_be_built_is_a_failure_in_one_line(coordinator: FakeC
         assert "no such blob (404)" in failure.message
 
 
+async def test_peers_of_a_job_that_could_not_be_built_are_let_in_no_more(coordinator: FakeCoordinator) -> None:
+    async with pool(coordinator, "a", "b") as (a, _):
+        prepare = CASE.prepare(("a", "b"), peers := addresses(coordinator, "a", "b"))
+        coordinator.send("a", prepare)
+        await coordinator.message("a", Failure)  # Nothing was uploaded.
+        keys, gate = {peer.worker: peer.public_key for peer in peers}, a.service._mover._gate
+        assert gate.admits("data", keys["b"])
+        coordinator.send("a", Stop(job="job-1", reason="failed"))
+        await a.said.until("job job-1: failed")
+        coordinator.send("a", Shutdown(reason="drained"))
+        await a.task
+        assert not gate.admits("data", keys["b"])
+
+
 async def test_who_is_told_to_go_while_it_downloads_goes_at_once(
     coordinator: FakeCoordinator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,7 +139,9 @@ class JobRun:
             task.cancel()
         await asyncio.gather(preparing, *others, return_exceptions=True)
         parts, self._parts = self._parts, None
-        if parts is not None:
+        if parts is None:
+            self._mover.forget_peers()
+        else:
             await parts.close()
             await asyncio.to_thread(self._mover.close_route, parts.route)
             log.info("dropped job %s: %s", self.job, why)

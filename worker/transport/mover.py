@@ -126,6 +126,13 @@ class Mover:
             if not self._probes.expects(key):
                 self._gate.forbid(DOMAIN, key)
 
+    def forget_peers(self) -> None:
+        """There is no job here any more, so nobody is a peer, connected or not."""
+        with self._admitting:
+            keys = tuple(self._peer_keys)
+        for key in keys:
+            self._forbid(key)
+
     def open(
         self,
         admission: Admission,
@@ -266,8 +273,7 @@ class Mover:
         if self._route is route:
             self._route = None
             self._stopped.append(route.admission.job)
-        for key in route.keys:
-            self._forbid(key)
+        self.forget_peers()
         self._close_connections(route)
 
     def _close_connections(self, route: Route) -> None:

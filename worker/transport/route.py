@@ -132,11 +132,6 @@ class Route:
         self.add(peers)
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        """The peers' public keys."""
-        return tuple(self._names)
-
-    @property
     def connections(self) -> dict[str, Peer]:
         """Peers by name."""
         return dict(self._peers)
