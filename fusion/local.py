@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
@@ -167,10 +167,16 @@ class LocalPool:
 
     def wait_for_workers(self) -> None:
         """Return when every worker has joined. Raises `ServiceError` when one died or did not come in time."""
-        wanted = {worker.name for worker in self.workers}
         stirred: Queue[object] = Queue()
-        listener = threading.Thread(target=self._listen, args=(stirred,), daemon=True)
-        listener.start()
+        over = threading.Event()
+        threading.Thread(target=self._listen, args=(stirred, over), daemon=True).start()
+        try:
+            self._wait_for_workers(stirred)
+        finally:
+            over.set()
+
+    def _wait_for_workers(self, stirred: Queue[object]) -> None:
+        wanted = {worker.name for worker in self.workers}
         deadline = time.monotonic() + self._start_seconds
         with self.client() as client:
             while True:
@@ -316,10 +322,12 @@ class LocalPool:
             if isinstance(ready, dict) and "url" in ready:
                 return ready
 
-    def _listen(self, stirred: Queue[object]) -> None:
+    def _listen(self, stirred: Queue[object], over: threading.Event) -> None:
         try:
-            with self.client() as client:
-                for item in client.stream():
+            with self.client() as client, closing(client.stream()) as items:
+                for item in items:
+                    if over.is_set():
+                        return  # The pool has a pulse, so this is noticed soon.
                     stirred.put(item)
         except ServiceError:
             return  # the one who waits looks at the processes itself

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,35 @@ from fusion.runs import run_folder
 
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).parents[2]
+
+
+def test_who_waits_for_workers_listens_no_longer_than_that(tmp_path, monkeypatch) -> None:
+    """The pool's stream goes on for as long as the pool: what comes of it would be kept for nobody."""
+    news: queue.SimpleQueue[str] = queue.SimpleQueue()
+    ended = threading.Event()
+
+    class Pool:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def workers(self):
+            return [{"name": "a"}]
+
+        def stream(self):
+            try:
+                while True:
+                    yield news.get(timeout=20)
+            finally:
+                ended.set()
+
+    pool = LocalPool(tmp_path, [LocalWorker("a")])
+    monkeypatch.setattr(pool, "client", Pool)
+    pool.wait_for_workers()
+    news.put("pulse")
+    assert ended.wait(10)
 
 
 @pytest.fixture
