@@ -143,7 +143,7 @@ def resume_from(client: Client, resume: str, say: Say = _quiet) -> Json:
     if "/" in resume or resume.endswith(".safetensors"):
         raise UserError(f"--resume {resume}: no such file or folder")
     if at:
-        if not step.isdigit():
+        if not step.isdecimal():
             raise UserError(f"--resume {resume}: {step!r} is not a step; write JOBID@STEP")
         return {"checkpoint": f"{job}@{int(step)}"}
     try:
@@ -200,4 +200,4 @@ def _step_of(path: Path) -> int:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file: {error}") from None
     step = metadata.get("step", "0")
-    return int(step) if step.isdigit() else 0
+    return int(step) if step.isdecimal() else 0

@@ -163,7 +163,12 @@ def test_resume_points(tmp_path):
     pool = FakePool()
     assert resume_from(pool, "job-1") == {"checkpoint": "job-1@8"}
     assert resume_from(pool, "job-1@4") == {"checkpoint": "job-1@4"}
-    for wrong, message in (("job-1@x", "is not a step"), ("job-2", "has no checkpoint yet"), ("a/b", "no such file")):
+    for wrong, message in (
+        ("job-1@x", "is not a step"),
+        ("job-1@²", "is not a step"),
+        ("job-2", "has no checkpoint yet"),
+        ("a/b", "no such file"),
+    ):
         with pytest.raises(UserError, match=message):
             resume_from(pool, wrong)
     save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors", {"step": "12"})
