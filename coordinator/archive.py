@@ -101,7 +101,17 @@ class Archive:
                 self._blobs.delete(digest)
 
     def sweep(self) -> None:
-        """Drop what an earlier process left behind: blobs of no use that nobody touched for a day."""
+        """Drop what an earlier process left behind: blobs of no use that nobody touched for a day, and files of checkpoints
+        that it had no time to remove, or to write to the end.
+
+        Newer ones than are in the books stay: these may be an old copy of them. Before anything is written.
+        """
+        for job in self._files.jobs():
+            recorded = {int(item["step"]) for item in self._store.checkpoints(job)}
+            for step in self._files.steps(job):
+                if step not in recorded and step < max(recorded, default=0):
+                    self.remove(job, step)
+            self._files.remove_unfinished(job)
         now = time.time()
         for digest, touched in self._blobs.all():
             if now - touched > _FORGOTTEN_SECONDS and not self._store.pinned(digest):
@@ -114,6 +124,8 @@ class Archive:
         if merged is None or self._blobs.size(merged.digest) is None:
             merged = self._files.merged_weights(dag, job.weights, found.model, found.optimizer)
             self._merged[key] = merged
+            if job.terminal:  # It has ended meanwhile.
+                self.job_ended(job.id)
         return merged
 
     def job_ended(self, job: str) -> None:

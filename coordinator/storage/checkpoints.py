@@ -24,6 +24,7 @@ from fusion.units import format_bytes
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 _CONSTANT = "constant/"
+_UNFINISHED = ".writing-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class Checkpoints:
         }
         model, optimizer = collect(dag, base, headers)
         target = self.folder(job, step)
-        temporary = target.parent / f".writing-{step}"
+        temporary = target.parent / f"{_UNFINISHED}{step}"
         shutil.rmtree(temporary, ignore_errors=True)
         needed = sum(tensor.length for tensors in (model, optimizer) for tensor in tensors.values())
         try:
@@ -146,6 +147,19 @@ class Checkpoints:
 
     def remove(self, job: str, step: int) -> None:
         shutil.rmtree(self.folder(job, step), ignore_errors=True)
+
+    def jobs(self) -> list[str]:
+        """Those that have had a checkpoint."""
+        return [path.name for path in self.root.iterdir() if path.is_dir()]
+
+    def steps(self, job: str) -> list[int]:
+        """Of the checkpoints of a job that are here."""
+        return [int(path.name) for path in (self.root / job).iterdir() if path.name.isascii() and path.name.isdigit()]
+
+    def remove_unfinished(self, job: str) -> None:
+        """What was being written when an earlier process ended."""
+        for path in (self.root / job).glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def merged_weights(self, dag: OpDag, weights: BlobRef, model: BlobRef, optimizer: BlobRef | None) -> BlobRef:
         """A weights blob to start from: the job's own, with every value that the checkpoint has.

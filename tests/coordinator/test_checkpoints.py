@@ -8,6 +8,7 @@ import hashlib
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from coordinator_cases import (
@@ -125,6 +126,54 @@ def test_equal_jobs_that_go_on_from_equal_weights_keep_them_for_each_other(
         os.utime(files.blobs.path(merged.digest), (0, 0))
         archive.collect(time.time() + 100)
         assert files.blobs.size(merged.digest) is None
+
+
+def test_weights_of_a_job_that_ends_while_they_are_made_are_not_kept(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = files.put(weights_blob())
+    job = job_record(job_spec()).model_copy(update={"weights": weights})
+    found = files.checkpoints.consolidate(job.id, 3, tiny_dag(), weights, {0: files.put(part_blob(0, 1, 3))})
+    merge = files.checkpoints.merged_weights
+    with contextlib.closing(Store(tmp_path / "store.sqlite")) as store:
+        archive = Archive(store, files.blobs, files.checkpoints, lambda _: False)
+
+        def slowly(*args: Any) -> BlobRef:
+            merged = merge(*args)
+            job.state = "cancelled"
+            archive.job_ended(job.id)
+            return merged
+
+        monkeypatch.setattr(files.checkpoints, "merged_weights", slowly)
+        merged = archive.weights_after(job, tiny_dag(), found)
+        os.utime(files.blobs.path(merged.digest), (0, 0))
+        archive.collect(time.time() + 100)
+        assert files.blobs.size(merged.digest) is None
+
+
+def test_an_old_checkpoint_that_an_earlier_process_had_no_time_to_remove_is_removed(
+    files: Files, tmp_path: Path
+) -> None:
+    weights = files.put(weights_blob())
+    with contextlib.closing(Store(tmp_path / "store.sqlite")) as store:
+        archive = Archive(store, files.blobs, files.checkpoints, lambda _: False)
+        written = {}
+        for step in (10, 20, 30, 40):
+            parts = {index: files.put(part_blob(index, 2, step)) for index in (0, 1)}
+            written[step] = files.checkpoints.consolidate("job", step, tiny_dag(), weights, parts)
+        for step in (10, 20, 30):
+            archive.record(written[step], 0.0, 1, needed=10)
+        store.commit()
+        (files.checkpoints.folder("job", 0).parent / ".writing-40").mkdir()
+        # Killed here: 20 is out of the books, and 40, which is not in them yet, is of use to people.
+        after = Archive(store, files.blobs, files.checkpoints, lambda _: False)
+        after.sweep()
+        assert sorted(int(path.name) for path in files.checkpoints.folder("job", 0).parent.iterdir()) == [10, 30, 40]
+        for digest in (written[20].model.digest, written[20].optimizer.digest):
+            os.utime(files.blobs.path(digest), (0, 0))
+        after.collect(time.time() + 100)
+        assert files.blobs.size(written[20].model.digest) is None
+        assert files.blobs.size(written[30].model.digest) is not None
 
 
 def test_what_is_made_a_blob_again_is_not_collected_for_an_earlier_drop(files: Files, tmp_path: Path) -> None:
