@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion.client import StreamItem
-from fusion.errors import UserError
+from fusion.errors import JobFailedError, UserError
 from fusion.local import LocalPool, check_done
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def train_on(
         final = pool.watch(str(posted["id"]), show)
         seconds = time.monotonic() - began
         check_done(final)
+        _check_kept(final, pool.folder)
         target = pool.folder / "checkpoint"
         target.mkdir(exist_ok=True)
         for part in ("model", "optimizer"):
@@ -79,3 +80,14 @@ def train_on(
                 str(posted["id"]), int(final["checkpoint"]), part, target / f"{part}.safetensors"
             )
     return Run(final, target, seconds)
+
+
+def _check_kept(job: dict[str, Any], folder: Path) -> None:
+    """Raise `JobFailedError` unless there is a checkpoint of the last step: an older one is not what was trained."""
+    kept, last = job["checkpoint"], job["steps"]
+    if kept != last:
+        there = "there is none" if kept is None else f"the newest is of step {kept}"
+        raise JobFailedError(
+            f"job {job['id']} is trained, but no checkpoint of its last step {last} could be kept: {there}; is the disk of "
+            f"{folder} full?"
+        )
