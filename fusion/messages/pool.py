@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fusion.messages.base import Message
 
@@ -54,6 +55,18 @@ class JoinRequest(Message):
     public_key: str = Field(description="CURVE public key, Z85.", min_length=40, max_length=40)
     probes: bool = Field(False, description="It measures its links to other workers when it is asked to.")
     relay_port: int = Field(0, ge=0, lt=65536, description="Where it offers a relay to other workers; 0: it does not.")
+
+    @field_validator("data_endpoint")
+    @classmethod
+    def _can_be_read(cls, endpoint: str) -> str:
+        try:
+            parts = urlsplit(endpoint)
+            proper = parts.scheme == "tcp" and parts.hostname and parts.port
+        except ValueError:
+            proper = False
+        if not proper:
+            raise ValueError(f"{endpoint[:80]!r} is not tcp://HOST:PORT")
+        return endpoint
 
 
 class JoinResponse(Message):

@@ -161,6 +161,18 @@ async def test_joining(server: Server) -> None:
             assert status == 400, answer
 
 
+@pytest.mark.parametrize(
+    "endpoint", ["", "10.0.0.1:7", "http://10.0.0.1:7", "tcp://10.0.0.1", "tcp://h:0", "tcp://h:70000", "tcp://[x:7"]
+)
+async def test_who_gives_no_proper_address_does_not_join(server: Server, endpoint: str) -> None:
+    """Where others are to meet at its relay, what can't be read as an address would fail every tick."""
+    body = FakeWorker(server, "a").join_body(data_endpoint=endpoint)
+    status, answer = await server.call("POST", "/api/v1/workers", "join", json=body)
+    assert status == 400, answer
+    assert isinstance(answer, dict)
+    assert answer["error"] == f"data_endpoint: Value error, {endpoint!r} is not tcp://HOST:PORT"
+
+
 async def test_draining_an_idle_worker_sends_it_away(server: Server) -> None:
     async with FakeWorker(server, "a") as worker:
         status, shown = await server.call("POST", "/api/v1/workers/a/drain")
