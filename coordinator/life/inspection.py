@@ -115,4 +115,6 @@ def _named(key: tuple[str, int, int, int]) -> str:
 
 
 def _near(one: float, other: float, tolerance: float) -> bool:
-    return one == other or abs(one - other) <= tolerance * max(abs(one), abs(other)) or math.isnan(one + other)
+    if not (math.isfinite(one) and math.isfinite(other)):
+        return one == other or (math.isnan(one) and math.isnan(other))
+    return abs(one - other) <= tolerance * max(abs(one), abs(other))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import repeat
 
@@ -439,6 +440,16 @@ def test_where_host_and_checker_were_given_different_things_one_of_the_two_sides
     check.replayed = replayed(order, [], {}, used={"a": [told_value(3, FALSE, edge=0)]})
     verdict = judge(check, {}, {})
     assert (verdict.kind, verdict.step, verdict.blamed) == ("failed", 3, ("a", "b"))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_loss_that_is_no_number_is_true_only_where_the_checker_finds_it_too(exact: bool) -> None:
+    order = Check(job="job", epoch=0, fragment=1, checker="c", after=0, through=4)
+    check = SpotCheck(fragment=1, host="b", checker="c", exact=exact)
+    for found in (1.5, math.nan, math.inf, -math.inf):
+        check.replayed = replayed(order, [], {}).model_copy(update={"losses": {2: found}})
+        for told in (1.5, math.nan, math.inf, -math.inf):
+            assert judge(check, {}, {2: told}).kind == ("passed" if str(found) == str(told) else "failed")
 
 
 def test_a_false_loss_is_found() -> None:

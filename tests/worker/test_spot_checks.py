@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from fake_coordinator import FakeCoordinator
 from pool_cases import Running, launch, pool, ready_job
 from worker_cases import Case, Stack, make_case, partition_of
 
+from executor.program import FragmentProgram
 from fusion.messages import Check, CheckpointPart, CheckVoid, Digest, Finished, Prepare, Receipts, Replayed, StepReport
 from fusion.plan import CodecChoice
 from fusion.wire import FrameKind, Header
@@ -149,3 +152,24 @@ def _host(worker: Running) -> JobHost:
     assert run is not None
     assert run._parts is not None
     return run._parts.host
+
+
+async def test_a_loss_that_is_no_number_is_found_again(
+    coordinator: FakeCoordinator, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = FragmentProgram.forward
+
+    def overflowing(self: FragmentProgram, step: int, micro_batch: int, *rest: Any, **options: Any) -> Any:
+        result = forward(self, step, micro_batch, *rest, **options)
+        return result if step != 2 or micro_batch != 1 or result.loss is None else replace(result, loss=math.nan)
+
+    monkeypatch.setattr(FragmentProgram, "forward", overflowing)
+    async with pool(coordinator, "a", "b", "c"):
+        prepare = await trained(coordinator, case)
+        rerun, _ = await checked(coordinator, prepare, 3, "b")
+        told = {m.step: m.loss for _, m in coordinator.messages if isinstance(m, StepReport) and m.loss is not None}
+        assert rerun.losses.keys() == told.keys()
+        assert {step: str(loss) for step, loss in rerun.losses.items()} == {
+            step: str(loss) for step, loss in told.items()
+        }
+        assert not math.isfinite(told[2])

@@ -151,7 +151,7 @@ class Rerun:
         result = piece.program.forward(step, micro_batch, arrivals, data)
         for edge, value in result.outputs.items():
             self._make(FrameKind.ACTIVATION, edge, step, micro_batch, value)
-        if result.loss is not None and math.isfinite(result.loss):
+        if result.loss is not None:
             self._losses[step].append(result.loss)
 
     def _backward(self, task: Task) -> None:
