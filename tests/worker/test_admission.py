@@ -172,6 +172,18 @@ def test_pieces_of_snapshots_come_from_the_host_and_are_small() -> None:
             rules.check(bad, sender, payloads)
 
 
+def test_nobody_needs_anything_from_beyond_the_end() -> None:
+    """How far a peer says it is decides how full a log may get."""
+    rules = admission()
+    said = Header("job-1", 0, FrameKind.SWITCHED, 0, 1, 0)
+    last = rules._last_step
+    for step in (0, 1, last, last + 1):
+        assert rules.check(replace(said, step=step), "a", []) is None
+    for step in (last + 2, 2**62):
+        with pytest.raises(Refused, match="SWITCHED at step"):
+            rules.check(replace(said, step=step), "a", [])
+
+
 def test_a_codec_bounds_the_payload() -> None:
     rules = admission({INTO: CodecChoice(forward="topk", options={"ratio": 4})})
     packed = replace(ACTIVATION, codec="topk")

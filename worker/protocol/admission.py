@@ -140,6 +140,8 @@ class Admission:
                 self._check_known(header, sender)
                 if payloads:
                     raise Refused("layout", f"a {header.kind.name} with a payload")
+                if header.kind is FrameKind.SWITCHED and header.step > self._last_step + 1:
+                    raise Refused("unknown key", f"SWITCHED at step {header.step}, the last is {self._last_step}")
             case FrameKind.MARK:
                 self._check_known(header, sender)
                 if payloads or len(header.shape) > 1:
