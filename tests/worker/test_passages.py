@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import queue
 import signal
@@ -21,7 +22,7 @@ from fusion.relay.child import RelayProcess
 from fusion.relay.port import listen
 from fusion.relay.server import RelayServer
 from fusion.wire import FrameKind, Header
-from worker.transport import handshakes, peer_watch
+from worker.transport import handshakes, passages, peer_watch
 from worker.transport.parcel import Parcel
 from worker.transport.probe_socket import measure_link, why_out_of_reach
 from worker.transport.route import Route
@@ -117,6 +118,22 @@ def test_workers_that_find_out_meet_at_a_relay_and_its_death_is_not_that_of_a_pe
         assert not {"malformed", "unknown key holder"} & set(b.mover.refused)
     finally:
         relay.close()
+
+
+def test_a_way_that_fails_for_a_defect_is_told_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(
+        logging.getLogger("fusion.worker"), "error", lambda *words, **_: logged.put(words[0] % words[1:])
+    )
+    monkeypatch.setattr(passages, "_enter", broken)
+    ways, found = passages.Passages(), RelayPass(host="127.0.0.1", port=1, ticket="1" * 32, secret="1" * 64)
+    ways.use(UseRelay(peer="b", public_key="k" * 40, call=found, answer=found))
+    assert logged.get(timeout=20) == "answer b failed"
+    ways.close()
 
 
 class Tapped:

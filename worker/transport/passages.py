@@ -114,13 +114,11 @@ class Passages:
 
         def called(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             """Our own DEALER wants to talk to the peer."""
-            task = asyncio.create_task(_pass_on(order.peer, call, (reader, writer)), name=f"call {order.peer}")
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            _spawn(tasks, _pass_on(order.peer, call, (reader, writer)), f"call {order.peer}")
 
         server = await asyncio.start_server(called, "127.0.0.1", 0, limit=CHUNK_BYTES)
         port = server.sockets[0].getsockname()[1]
-        tasks.add(asyncio.create_task(self._answer(order.peer, answer, tasks), name=f"answer {order.peer}"))
+        _spawn(tasks, self._answer(order.peer, answer, tasks), f"answer {order.peer}")
         return _Way(order, f"tcp://127.0.0.1:{port}", server, tasks)
 
     async def _answer(self, peer: str, found: RelayPass, tasks: set[asyncio.Task[Any]]) -> None:
@@ -139,9 +137,7 @@ class Passages:
                 await asyncio.sleep(pause)
                 continue
             pause = _FIRST_PAUSE
-            task = asyncio.create_task(self._let_in(far))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            task = _spawn(tasks, self._let_in(far), f"let {peer} in")
             task.add_done_callback(lambda _: room.release())
 
     async def _let_in(self, far: Stream) -> None:
@@ -152,6 +148,20 @@ class Passages:
             far[1].close()
             return
         await splice(near, far)
+
+
+def _spawn(tasks: set[asyncio.Task[Any]], work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """A task that ends with its way; what ends it before that is logged."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s failed", task.get_name(), exc_info=error)
+
+    task = asyncio.create_task(work, name=name)
+    tasks.add(task)
+    task.add_done_callback(ended)
+    return task
 
 
 async def _pass_on(peer: str, found: RelayPass, near: Stream) -> None:
