@@ -66,6 +66,8 @@ class Background:
         # Checkpoints of one job are written one after the other, so that pruning sees them in order.
         self._writing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._copying = asyncio.Lock()
+        self._outdated: dict[str, list[int]] = {}
+        """By job, the steps of copies that no longer belong to a checkpoint here."""
         self._knocking = asyncio.Semaphore(_KNOCKS)
         self._in_turn: set[str] = set()
         """Incarnations at whose doors we knock, or are about to, for their silence."""
@@ -234,7 +236,8 @@ class Background:
             await self._copy(copies, found, [])
 
     async def _copy(self, copies: Copies, found: Checkpoint, old: list[int]) -> None:
-        """One after the other: they share one way out."""
+        """One after the other: they share one way out. What is `old` goes when a newer one is there."""
+        self._outdated.setdefault(found.job, []).extend(old)
         async with self._copying:
             if self._over or self._archive.find(found.job, found.step) is None:
                 return  # A newer one has taken its place while it waited.
@@ -245,13 +248,19 @@ class Background:
                 reason = self._reason(error)
                 if self._archive.find(found.job, found.step) is None:
                     return
-            try:
-                for step in old:
-                    await asyncio.to_thread(copies.remove, found.job, step)
-            except FusionError as error:
-                logger.warning("%s", error)
+            else:
+                await self._remove_outdated(copies, found)
             where = copies.where(found.job, found.step)
             self._post_late(ev.CheckpointCopied(self._clock(), found.job, found.step, where, reason))
+
+    async def _remove_outdated(self, copies: Copies, found: Checkpoint) -> None:
+        outdated = self._outdated[found.job]  # Others that wait may add to it.
+        try:
+            for step in [step for step in outdated if step < found.step]:
+                await asyncio.to_thread(copies.remove, found.job, step)
+                outdated.remove(step)
+        except FusionError as error:
+            logger.warning("%s", error)
 
     def _post_late(self, event: ev.Event) -> None:
         if not self._over:

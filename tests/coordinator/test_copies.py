@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from coordinator_cases import FakeWorker, Server, serving
 
 from coordinator.life import events as ev
+from coordinator.storage.checkpoints import Checkpoint
+from coordinator.storage.copies import Copies
 from fusion.errors import UserError
 
 URL = "memory://copies/pool"
@@ -25,8 +28,8 @@ def store() -> Iterator[Any]:
     found.store.clear()
 
 
-async def told(server: Server, job: str, kind: str) -> str:
-    """Wait until the story of the job's last checkpoint is of this kind; what it says."""
+async def told(server: Server, job: str, kind: str, step: int = 6) -> str:
+    """Wait until the story of this checkpoint, by default the job's last, is of this kind; what it says."""
     again = asyncio.Event()
     post = server.engine._background._post
 
@@ -39,7 +42,7 @@ async def told(server: Server, job: str, kind: str) -> str:
         while True:
             _, answer = await server.call("GET", f"/api/v1/jobs/{job}/events")
             for event in answer["events"]:
-                if event["event"] == kind and event["step"] == 6:
+                if event["event"] == kind and event["step"] == step:
                     return str(event["message"])
             await again.wait()
             again.clear()
@@ -81,6 +84,46 @@ async def test_a_store_that_is_away_is_told_of_and_made_up_for_at_the_next_start
     async with serving(tmp_path / "state", checkpoints_to=URL) as server:
         await told(server, job, "checkpoint-copied")
     assert len(store.find(f"/copies/pool/{job}/6")) == 3
+
+
+async def test_copies_that_are_not_made_any_more_leave_no_older_ones_behind(
+    tmp_path: Path, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first is under way two more checkpoints are written: the second has gone before its turn comes."""
+    over, write = threading.Event(), Copies.write
+
+    def slowly(self: Copies, found: Checkpoint) -> None:
+        write(self, found)
+        assert over.wait(30)
+
+    monkeypatch.setattr(Copies, "write", slowly)
+    async with serving(tmp_path / "state", checkpoints_to=URL) as server, FakeWorker(server, "a"):
+        job = (await server.submit(checkpoint={"every": 2, "keep": 1}))["id"]
+        await server.until_state(job, "done")
+        over.set()
+        await told(server, job, "checkpoint-copied")
+    assert {path.split("/")[4] for path in store.find("/copies/pool")} == {"6"}
+
+
+async def test_an_older_copy_stays_until_there_is_a_newer_one(
+    tmp_path: Path, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = type(store).put_file
+
+    def full(self: Any, local: str, remote: str, *rest: Any, **options: Any) -> None:
+        if remote.endswith("/6/model.safetensors"):
+            raise OSError("the quota is used up")
+        put(self, local, remote, *rest, **options)
+
+    monkeypatch.setattr(type(store), "put_file", full)
+    async with serving(tmp_path / "state", checkpoints_to=URL) as server, FakeWorker(server, "a") as worker:
+        worker.pause_after = 4
+        job = (await server.submit(checkpoint={"every": 2, "keep": 1}))["id"]
+        await told(server, job, "checkpoint-copied", 4)
+        worker.pause_after = None
+        await told(server, job, "checkpoint-copy-failed")
+    assert f"/copies/pool/{job}/4/checkpoint.json" in store.find("/copies/pool")
+    assert not store.find(f"/copies/pool/{job}/2")
 
 
 async def test_a_url_that_can_not_be_used_is_one_line_at_the_start(tmp_path: Path) -> None:
