@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fusion.messages.base import Message
+from fusion.messages.base import Message, Words
 
 Digest = tuple[
     Literal["ACTIVATION", "GRADIENT", "NORMS"],
@@ -73,4 +73,4 @@ class CheckVoid(_OfCheck):
     """Checker -> coordinator: the check can't be made, and why."""
 
     type: Literal["check-void"] = "check-void"
-    message: str
+    message: Words

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fusion.messages.base import Message
+from fusion.messages.base import Message, Words
 from fusion.messages.pool import PeerAddress
 
 
@@ -42,7 +42,7 @@ class LinkMeasured(Message):
     peer: str
     there: LinkFigures | None = None
     back: LinkFigures | None = None
-    error: str = ""
+    error: Words = ""
     reached: bool = Field(True, description="The other worker has let us in.")
 
 

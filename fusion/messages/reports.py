@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
-from fusion.messages.base import Message
+from fusion.messages.base import Detail, Message, Words
 from fusion.messages.job_data import BlobRef
 
 MAX_TRACED = 2000
@@ -138,7 +138,7 @@ class BackupFailed(Message):
     step: int
     fragment: int
     cause: Literal["passed", "corrupt", "memory"]
-    message: str = ""
+    message: Words = ""
 
 
 class Paused(Message):
@@ -165,7 +165,7 @@ class CantAdopt(Message):
     type: Literal["cant-adopt"] = "cant-adopt"
     job: str
     epoch: int
-    message: str
+    message: Words
 
 
 class CaughtUp(Message):
@@ -201,8 +201,8 @@ class Failure(Message):
     type: Literal["failure"] = "failure"
     job: str
     epoch: int
-    message: str
-    detail: str = ""
+    message: Words
+    detail: Detail = ""
 
 
 class Warned(Message):
@@ -217,4 +217,4 @@ class Leaving(Message):
     """Worker -> coordinator: I am going away in good order."""
 
     type: Literal["leaving"] = "leaving"
-    reason: str
+    reason: Words

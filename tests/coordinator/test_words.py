@@ -10,7 +10,7 @@ from recovery_cases import Play
 
 from coordinator.life import events as ev
 from coordinator.life.words import BURST, MOST_LETTERS, Words
-from fusion.messages import FragmentTimes, StepReport, Warned
+from fusion.messages import Failure, FragmentTimes, StepReport, Warned
 
 
 def said(number: int, text: str = "") -> Warned:
@@ -57,6 +57,19 @@ async def counted(server: Server, name: str) -> float:
 def test_the_story_of_a_plan_counts_in_words() -> None:
     assert any(": 1 fragment on 1 worker (a)" in story for story in Play("a").stories())
     assert any(": 3 fragments on 2 workers (a, b)" in story for story in Play("ab", fragments=3).stories())
+
+
+def test_why_a_job_fails_is_kept_as_far_as_anybody_reads_it() -> None:
+    """It goes into the job's record, and over every stream that shows the job."""
+    play = Play("a")
+    told = Failure(job="job", epoch=0, message="m" * 10**6, detail="a" * 10**7 + "the error itself")
+    play.say("a", told)
+    assert play.job.state == "failed"
+    assert len(play.job.reason) < 2100
+    (log,) = [each for each in play.out if isinstance(each, ev.RecordLog)]
+    assert len(log.message) <= 2**16
+    assert log.message.endswith("the error itself")
+    assert all(len(story) < 2200 for story in play.stories())
 
 
 def test_a_loss_that_is_no_number_is_told_once_and_when_it_is_one_again() -> None:
