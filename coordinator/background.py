@@ -109,9 +109,9 @@ class Background:
 
     async def _make_plan(self, asked: ev.MakePlan) -> None:
         job = self._lifecycle.jobs[asked.job]
-        found = await candidates(self._lifecycle, asked)
         event: ev.Event
         try:
+            found = await candidates(self._lifecycle, asked)
             plan, fragments, current = await asyncio.to_thread(answer, self._planner, self._dag, job, found, asked)
             fresh = await asyncio.to_thread(anew, self._planner, self._dag, job, found) if asked.recut else None
         except FusionError as error:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from coordinator_cases import FakeWorker, Server, serving
 from safetensors.numpy import load
 
@@ -326,3 +327,16 @@ async def test_equal_jobs_run_side_by_side(server: Server) -> None:
             assert kept["checkpoints"][-1]["step"] == 6
             _, events = await server.call("GET", f"/api/v1/jobs/{job['id']}/events")
             assert "checkpoint-failed" not in {event["event"] for event in events["events"]}
+
+
+async def test_a_plan_whose_workers_can_not_be_described_is_a_failure_and_no_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("coordinator.background.candidates", broken)
+    async with serving(tmp_path / "state") as server, FakeWorker(server, "a"):
+        job = await server.submit()
+        ended = await server.until_state(job["id"], "failed")
+        assert ended["reason"] == "the scheduler failed: RuntimeError: a defect"
