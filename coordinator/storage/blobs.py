@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import AsyncIterable, Iterator
 from pathlib import Path
@@ -116,10 +117,13 @@ class BlobStore:
         with contextlib.suppress(FileNotFoundError):
             os.utime(target)  # It is here, and needed from now on, whoever may have dropped it before.
             return
-        link = self._incoming / f"adopted-{digest}"
-        link.unlink(missing_ok=True)
+        # Another thread may be about to make the same one.
+        link = self._incoming / f"{digest}-{secrets.token_hex(8)}"
         os.link(file, link)
-        self._keep(link, target)
+        try:
+            self._keep(link, target)
+        finally:
+            link.unlink(missing_ok=True)
 
     def temporary(self) -> Path:
         """A fresh empty file on the same file system, to be written and given to `adopt`; the caller removes it."""

@@ -187,6 +187,22 @@ def test_what_is_made_a_blob_again_is_not_collected_for_an_earlier_drop(files: F
         assert files.blobs.size(ref.digest) == ref.size
 
 
+def test_two_that_make_the_same_blob_at_once_both_have_it(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal jobs that go on from equal weights, each on a thread of its own."""
+    content, keep = b"weights", BlobStore._keep
+    meanwhile = [lambda: files.put(content)]
+
+    def slowly(self: BlobStore, temporary: Path, target: Path) -> None:
+        while meanwhile:
+            meanwhile.pop()()
+        keep(self, temporary, target)
+
+    monkeypatch.setattr(BlobStore, "_keep", slowly)
+    ref = files.put(content)
+    assert files.blobs.path(ref.digest).read_bytes() == content
+    assert not list((files.blobs.root / "incoming").iterdir())
+
+
 def test_a_written_buffer_outside_the_state_dict_survives_a_restart(files: Files) -> None:
     weights = files.put(weights_blob())
     part = tensors_file(
