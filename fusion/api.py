@@ -160,7 +160,7 @@ def train(
 
         team = [LocalWorker(f"worker-{index + 1}", threads) for index in range(workers)]
         with LocalPool(place, team, dashboard=False) as pool:
-            run = train_on(pool, prepare, show=show, say=view.status)
+            run = train_on(pool, prepare, show=show, say=view.status, remark=view.say)
         state = load_file(run.checkpoint / "model.safetensors")
     # Extra state is no tensor, so that workers have not changed it.
     unchanged = {key: value for key, value in model.state_dict().items() if not isinstance(value, Tensor)}

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion.client import StreamItem
+from fusion.client import Client, StreamItem
 from fusion.errors import JobFailedError, UserError
 from fusion.local import LocalPool, check_done
 
@@ -54,12 +54,15 @@ def train_on(
     *,
     show: Callable[[StreamItem], None],
     say: Callable[[str], None],
+    remark: Callable[[str], None],
     resume: str | None = None,
 ) -> Run:
     """Capture while the workers start, submit, watch to the end and fetch the last checkpoint.
 
-    Raises `UserError` from the capture, `ServiceError` from the pool, `JobFailedError` when the job does not end well.
+    `say` hears what happens now, `remark` what should stay to be read. Raises `UserError` from the capture, `ServiceError` from the pool, `JobFailedError` when the job does not end well.
     """
+    with pool.client() as client:
+        _give_up_earlier_jobs(client, pool.folder, remark)
     job = capture()
     say("waiting for the workers")
     pool.wait_for_workers()
@@ -91,3 +94,18 @@ def _check_kept(job: dict[str, Any], folder: Path) -> None:
             f"job {job['id']} is trained, but no checkpoint of its last step {last} could be kept: {there}; is the disk of "
             f"{folder} full?"
         )
+
+
+def _give_up_earlier_jobs(client: Client, folder: Path, remark: Callable[[str], None]) -> None:
+    """Cancel what an interrupted run has left in this folder: the coordinator would take it up, and this run's job wait for it."""
+    for job in client.jobs():
+        if job["state"] in ("done", "failed", "cancelled"):
+            continue
+        client.cancel(str(job["id"]))
+        told = (
+            f"job {job['id']} of an earlier run in this folder is given up after step {job['step']} of {job['steps']}"
+        )
+        if job["checkpoint"] is not None:
+            kept = folder / "state" / "checkpoints" / str(job["id"]) / str(job["checkpoint"])
+            told += f"; its last checkpoint, for `fusion up --resume`, is {kept}"
+        remark(told)

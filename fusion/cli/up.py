@@ -140,6 +140,7 @@ def up(
                     capture,
                     show=show_item,
                     say=view.status,
+                    remark=view.say,
                     resume=resume if resume is None or is_url(resume) else str(Path(resume).resolve()),
                 )
             except KeyboardInterrupt:

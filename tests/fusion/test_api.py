@@ -107,7 +107,7 @@ def test_what_train_returns_where_losses_are_no_numbers_and_state_is_no_tensor(m
     model = Remembers(3, 2)
     trained = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
 
-    def pretend(pool, prepare, *, show, say):
+    def pretend(pool, prepare, *, show, say, remark):
         for step, loss in enumerate((0.5, None), 1):
             show(StreamItem("metrics", {"step": step, "loss": loss, "step_seconds": 0.1}))
         save_file(trained, tmp_path / "model.safetensors")

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import fusion
 from fusion.cli import main
 from fusion.errors import ServiceError
+from fusion.follow import follow
 from fusion.local import LocalPool, LocalWorker
 from fusion.runs import run_folder
 
@@ -129,6 +130,24 @@ def test_up_trains_resumes_and_writes_what_it_says(capsys, job, tmp_path):
     assert code == 0, err
     resumed = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [line["step"] for line in resumed if "event" not in line] == [7, 8]
+
+
+def test_an_interrupted_run_does_not_hold_up_the_next_one_in_its_folder(capsys, job, tmp_path):
+    folder, endless = tmp_path / "run", tmp_path / "endless.yaml"
+    endless.write_text(job.read_text().replace("steps: 6", "steps: 1000000000") + "checkpoint: {every: 4}\n")
+    with LocalPool(folder, [LocalWorker("worker-1")]) as pool, fusion.Client(pool.url, pool.token) as client:
+        left = client.submit(endless)["id"]
+        next(item for item in follow(client, left) if item.data.get("event") == "checkpoint")
+    code, _, err = up(capsys, str(job), "--workers", "1", "--state", str(folder))
+    assert code == 0, err
+    told = next(line for line in err.splitlines() if line.startswith(f"job {left} of an earlier run in this folder is"))
+    kept = Path(told.rpartition(" ")[2])
+    longer = tmp_path / "longer.yaml"
+    longer.write_text(job.read_text().replace("steps: 6", f"steps: {int(kept.name) + 1}"))
+    code, _, err = up(capsys, str(longer), "--workers", "1", "--state", str(folder), "--resume", str(kept))
+    assert code == 0, err
+    assert f"step {int(kept.name) + 1}/" in err
+    assert "of an earlier run" not in err
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
