@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -40,6 +41,7 @@ class History:
 
     def __init__(self) -> None:
         self.losses: list[float] = []
+        """One a step; NaN where its record says null: it was no finite number, or nobody told it."""
         self.evaluations: list[tuple[int, float]] = []
         self.seconds: list[float] = []
         self.sent_bytes = 0
@@ -49,8 +51,8 @@ class History:
 
     def add(self, metric: dict[str, Any]) -> None:
         self.step = int(metric["step"])
-        if metric.get("loss") is not None:
-            self.losses.append(float(metric["loss"]))
+        loss = metric.get("loss")
+        self.losses.append(math.nan if loss is None else float(loss))
         if metric.get("eval_loss") is not None:
             self.evaluations.append((self.step, float(metric["eval_loss"])))
         self.seconds.append(float(metric.get("step_seconds") or 0.0))
@@ -72,6 +74,13 @@ class History:
         """Tokens or samples per second over the whole run."""
         total = sum(self.seconds)
         return format_pace(self.tokens / total, self.samples / total) if total > 0 else "-"
+
+
+def loss_text(value: float) -> str:
+    """A loss as people read it: in few digits also while it runs away, `-` once it is no number any more."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4e}"
 
 
 class _Facts(ProgressColumn):
@@ -154,7 +163,7 @@ class RunView:
             return f"[dim]{self._state.replace('[', '(')}[/dim]"
         parts = []
         if history.losses:
-            parts.append(f"loss [bold]{history.losses[-1]:.4f}[/bold] [cyan]{sparkline(history.losses)}[/cyan]")
+            parts.append(f"loss [bold]{loss_text(history.losses[-1])}[/bold] [cyan]{sparkline(history.losses)}[/cyan]")
         parts.append(f"{format_seconds(history.recent_seconds or 0)}/step")
         parts.append(f"{format_bytes(history.sent_bytes)} sent")
         remaining = history.remaining(self._steps)
@@ -170,8 +179,8 @@ class RunView:
         if not due and metric.get("eval_loss") is None and now - self._last_plain < 30:
             return
         self._last_plain = now
-        loss = f"{history.losses[-1]:.4f}" if history.losses else "-"
-        held_out = f"  held-out loss {metric['eval_loss']:.4f}" if metric.get("eval_loss") is not None else ""
+        loss = loss_text(history.losses[-1])
+        held_out = f"  held-out loss {loss_text(metric['eval_loss'])}" if metric.get("eval_loss") is not None else ""
         remaining = history.remaining(self._steps)
         eta = f"  ETA {format_seconds(remaining)}" if remaining else ""
         self.say(

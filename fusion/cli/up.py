@@ -159,6 +159,7 @@ def _team(topology: Topology | None, count: int, threads: int) -> list[LocalWork
 
 def _summary(spec: JobSpec, run: Run, view: RunView, metrics: Path | None) -> None:
     from fusion.cli.jobs import plan_table
+    from fusion.run_view import loss_text
     from fusion.units import format_bytes, format_seconds, plural
 
     history, fragments = view.history, run.job["fragments"]
@@ -167,9 +168,9 @@ def _summary(spec: JobSpec, run: Run, view: RunView, metrics: Path | None) -> No
     steps = f"{run.job['step']} {plural('step', run.job['step'])}"
     out(f"{spec.name} is trained: {steps} in {format_seconds(run.seconds)}, {history.rate}")
     if history.losses:
-        out(f"  loss        {history.losses[0]:.4f} before, {history.losses[-1]:.4f} after")
+        out(f"  loss        {loss_text(history.losses[0])} before, {loss_text(history.losses[-1])} after")
     if history.evaluations:
-        out(f"  held out    {history.evaluations[-1][1]:.4f} (loss on data that was not trained on)")
+        out(f"  held out    {loss_text(history.evaluations[-1][1])} (loss on data that was not trained on)")
     sent = format_bytes(history.sent_bytes)
     workers = len(run.job["workers"])
     out(f"  traffic     {sent} between {workers} {plural('worker', workers)}")

@@ -63,6 +63,23 @@ def test_a_loss_that_is_not_a_number_is_shown():
     assert "loss -" in out.getvalue()
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_the_last_loss_does_not_stand_for_later_ones_that_are_no_numbers(live):
+    out = io.StringIO()
+    with RunView("job", 3, Console(file=out, width=200, force_terminal=live)) as view:
+        view.show(metric(1, loss=2.5))
+        view.show(metric(2, loss=1.5e37))
+        assert not live or "loss [bold]1.5000e+37[/bold]" in view.facts()
+        view.show(metric(3, loss=None))
+        assert not live or "loss [bold]-[/bold]" in view.facts()
+    if not live:
+        assert [line.split("  ")[1] for line in out.getvalue().splitlines()] == [
+            "loss 2.5000",
+            "loss 1.5000e+37",
+            "loss -",
+        ]
+
+
 def test_the_live_line():
     out = io.StringIO()
     console = Console(file=out, width=140, force_terminal=True)
