@@ -65,7 +65,7 @@ def to_tensor(value: Any, where: str) -> Tensor:
         raise DataError(f"{where}: can't be made an array: {type(error).__name__}: {error}") from error
     if array.dtype.kind == "O":
         raise DataError(f"{where}: holds Python objects (rows of different length?); give a plain array of numbers")
-    if array.dtype.kind not in "fiub" or array.dtype in (np.uint64, np.longdouble):
+    if array.dtype.kind not in "fiub" or array.dtype == np.longdouble:
         raise DataError(f"{where}: dtype {array.dtype} can't be fed to a model; give floats, integers or booleans")
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))

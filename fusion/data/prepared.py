@@ -122,6 +122,10 @@ def plain_tensor(tensor: Tensor, where: str) -> Tensor:
         tensor = tensor.to(torch.float32)
     elif tensor.dtype in INTEGERS:
         tensor = tensor.to(torch.int64)
+    elif tensor.dtype == torch.uint64:
+        tensor = tensor.contiguous().view(torch.int64)
+        if (tensor < 0).any():
+            raise DataError(f"{where}: holds integers of 2^63 or more; models are fed int64, give smaller ones")
     elif tensor.dtype not in FLOATS and tensor.dtype != torch.bool:
         name = str(tensor.dtype).removeprefix("torch.")
         raise DataError(f"{where}: dtype {name} can't be fed to a model; give floats, integers or booleans")

@@ -135,6 +135,13 @@ def test_integers_are_stored_in_the_smallest_dtype(tmp_path, least, greatest, st
     assert tensors["targets"].tolist() == values.tolist()
 
 
+@pytest.mark.parametrize("kind", ["i1", "u1", "i2", ">u2", "u4", "i8", "u8", ">u8"])
+def test_integers_of_every_kind_are_fed_as_int64(tmp_path, kind):
+    spec = save(tmp_path, inputs=np.ones((4, 3)), targets=np.array([0, 1, 2, 100], dtype=kind))
+    assert ready(tmp_path, spec).example["targets"].tolist() == [0, 1]
+    assert ready(tmp_path, spec).example["targets"].dtype == torch.int64
+
+
 def test_npy_files_by_key(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((4, 2), dtype=np.float16))
     np.save(tmp_path / "y.npy", np.array([True] * 4))
@@ -164,6 +171,10 @@ def test_the_holdout_needs_eval_every(tmp_path):
         ({"targets": np.ones(4)}, "no key 'inputs' for the model's forward"),
         ({"imputs": np.ones((4, 2)), "targets": np.ones(4)}, "no argument 'imputs'; did you mean 'inputs'?"),
         ({"inputs": np.ones(4, dtype=complex), "targets": np.ones(4)}, "inputs: dtype complex128 can't be fed"),
+        (
+            {"inputs": np.ones((4, 2)), "targets": np.array([1, 2, 3, 2**63], dtype="u8")},
+            "targets: holds integers of 2^63",
+        ),
         ({"inputs": np.array(["a"] * 4), "targets": np.ones(4)}, "can't be fed to a model; give floats"),
         ({"inputs": np.float32(3), "targets": np.ones(4)}, "inputs is a single number"),
         ({"inputs": np.array([{}, 1], dtype=object)}, "it holds Python objects, which are not read"),
