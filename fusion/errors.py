@@ -25,6 +25,12 @@ A message is one line that says what, where, and what to do.
 from __future__ import annotations
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an exception of somebody else's says, its lines joined: the first of several often only announces the others."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 class FusionError(Exception):
     """Base of all errors that Fusion raises on purpose."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusion.errors import UserError
+from fusion.errors import UserError, one_line
 from fusion.spec import JobSpec, LossFromEntrypoint, ModelFromEntrypoint, ModelFromTransformers
 from fusion.user_code import load_entrypoint
 from fusion.yaml_file import suggest
@@ -61,10 +64,6 @@ def _from_transformers(spec: ModelFromTransformers) -> nn.Module:
     settings = dict(spec.config)
     try:
         config = transformers.AutoConfig.for_model(spec.hf, **settings)
-        # `attn_implementation` and `experts_implementation` are kept under names with an underscore.
-        unknown = [key for key in settings if not hasattr(config, key) and not hasattr(config, f"_{key}")]
-        if unknown:
-            raise UserError(f"model.config: {spec.hf} has no setting {unknown[0]!r}")
         # A cache of keys and values is of use in generation only; in training it would be one more output.
         if hasattr(config, "use_cache") and "use_cache" not in settings:
             config.use_cache = False
@@ -74,9 +73,32 @@ def _from_transformers(spec: ModelFromTransformers) -> nn.Module:
     except UserError:
         raise
     except Exception as error:
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"model.hf {spec.hf!r} can't be made from this config: {first[0]}") from error
+        raise UserError(f"model.hf {spec.hf!r} can't be made from this config: {one_line(error)}") from error
+    _refuse_unknown_settings(spec, config, model)
     return model
+
+
+def _refuse_unknown_settings(spec: ModelFromTransformers, config: Any, model: nn.Module) -> None:
+    """A config keeps whatever it is given, so that a misspelt setting would train the default's model without a word.
+
+    A setting is what a config has without being told, or what the type's code speaks of: some are renamed on the way in
+    (`rope_theta`), others are read where they are needed and have no default.
+    """
+    try:
+        usual = type(config)()
+    except Exception:
+        return  # one of the few types that make nothing of no settings
+    strange = [key for key in spec.config if not hasattr(usual, key)]
+    if not strange:
+        return
+    kinds = {*type(usual).__mro__, *type(model).__mro__}
+    modules = {kind.__module__ for kind in kinds if kind.__module__.startswith("transformers.")}
+    code = "\n".join(inspect.getsource(sys.modules[module]) for module in modules)
+    for key in strange:
+        if not re.search(rf"\b{re.escape(key)}\b", code):
+            hint = suggest(key, sorted(usual.to_dict()))
+            hint = hint if "did you mean" in hint else "; leave it out"
+            raise UserError(f"model.config: {spec.hf} has no setting {key!r}{hint}")
 
 
 def _class_for(config: Any, architectures: list[str] | None) -> Any:

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from fusion import import_views
-from fusion.errors import FusionError, UserError
+from fusion.errors import FusionError, UserError, one_line
 from fusion.yaml_file import suggest
 
 
@@ -109,8 +109,7 @@ def explain(error: BaseException, folder: Path) -> str:
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(folder)]
-    text = str(error).strip().splitlines()
-    message = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    message = f"{type(error).__name__}: {one_line(error)}" if str(error).strip() else type(error).__name__
     if isinstance(error, ModuleNotFoundError) and error.name:
         message = f"it imports {error.name!r}, which is not installed here ({message})"
     if not inside:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fusion.data.prepared import RawData
 from fusion.data.text import tokenize, tokens_of
-from fusion.errors import DataError
+from fusion.errors import DataError, one_line
 from fusion.progress import counting
 from fusion.spec import HuggingFaceData
 
@@ -24,8 +24,7 @@ def read_hugging_face(spec: HuggingFaceData, base: Path) -> RawData:
     try:
         rows: Any = datasets.load_dataset(str(local) if local.exists() else spec.hf, spec.config, split=spec.split)
     except Exception as error:
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{where}: can't load split {spec.split!r}: {first[0]}") from error
+        raise DataError(f"{where}: can't load split {spec.split!r}: {one_line(error)}") from error
     columns = list(getattr(rows, "column_names", None) or [])
     if columns and spec.column not in columns:
         raise DataError(f"{where}: has no column {spec.column!r}; it has {', '.join(columns)}")

@@ -78,3 +78,27 @@ def test_transformers(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             build_model(spec(model_spec), tmp_path)
+
+
+def test_settings_of_transformers(tmp_path):
+    """A config keeps whatever it is given: a misspelt setting must not become the default's model."""
+    pytest.importorskip("transformers")
+    llama = {
+        "num_hidden_layers": 1,
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 32,
+    }
+    renamed = build_model(spec({"hf": "llama", "config": {**llama, "rope_theta": 5.0}}), tmp_path)
+    assert renamed.config.rope_parameters["rope_theta"] == 5.0
+    without_default = build_model(spec({"hf": "qwen2", "config": {**llama, "head_dim": 6}}), tmp_path)
+    assert without_default.model.layers[0].self_attn.head_dim == 6
+    for config, message in (
+        ({"num_hidden_layer": 1}, "llama has no setting 'num_hidden_layer'; did you mean 'num_hidden_layers'?"),
+        ({"zzz": 1}, "llama has no setting 'zzz'; leave it out"),
+        ({"vocab_size": "many"}, "Validation error for field 'vocab_size': .*expected int, got str"),
+    ):
+        with pytest.raises(UserError, match=message) as told:
+            build_model(spec({"hf": "llama", "config": {**llama, **config}}), tmp_path)
+        assert "\n" not in str(told.value)

@@ -142,6 +142,7 @@ def test_errors(tmp_path):
                 raise RuntimeError("no luck")
         """,
         raises="x = 1\nraise ValueError('on import')\n",
+        lines="raise RuntimeError('Error(s) in loading state_dict:\\n\\tMissing key(s): head.weight')\n",
         syntax="def f(:\n",
         lacking="import surely_not_installed\n",
         leaves="import sys\n\ndef build():\n    sys.exit(0)\n",
@@ -155,6 +156,7 @@ def test_errors(tmp_path):
     assert "did you mean 'width'" in error_of(tmp_path, "bad_models.py:build", wdith=1)
     assert "bad_models.py:6: RuntimeError: no luck" in error_of(tmp_path, "bad_models.py:build")
     assert "raises.py:2: ValueError: on import" in error_of(tmp_path, "raises.py:f")
+    assert "loading state_dict: Missing key(s): head.weight" in error_of(tmp_path, "lines.py:f")
     assert "syntax.py:1: SyntaxError" in error_of(tmp_path, "syntax.py:f")
     assert "leaves.py:4: SystemExit: 0" in error_of(tmp_path, "leaves.py:build")
     assert "leaves_at_once.py:2: SystemExit: 0" in error_of(tmp_path, "leaves_at_once.py:f")
