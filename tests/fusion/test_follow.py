@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from fusion.client import StreamItem
-from fusion.errors import UnreachableError
+from fusion.errors import UnreachableError, UserError
 from fusion.follow import follow
 from fusion.metrics_file import MetricsFile
 
@@ -86,6 +86,15 @@ def test_a_job_that_has_ended_before():
 def test_giving_up():
     with pytest.raises(UnreachableError, match="gone"):
         run(FakeClient([UnreachableError("gone")], [UnreachableError("gone")]), give_up_seconds=-1)
+
+
+def test_a_full_disk_is_what_a_metrics_file_tells():
+    """Closing it tries again to write what is left, and must not hide that."""
+    with (
+        pytest.raises(UserError, match="--metrics /dev/full: can't be written: No space left on device"),
+        closing(MetricsFile("/dev/full")) as file,
+    ):
+        file.write(metric(1))
 
 
 def test_metrics_file(tmp_path):

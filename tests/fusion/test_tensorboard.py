@@ -94,3 +94,12 @@ def test_no_folder_writes_nothing_and_a_bad_one_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--tensorboard .*: can't be written"):
         TensorBoardFile(tmp_path / "file" / "board")
+
+
+def test_a_full_disk_is_what_an_event_file_tells(tmp_path):
+    """Closing it tries again to write what is left, and must not hide that."""
+    board = TensorBoardFile(tmp_path)
+    board.close()
+    board._file = open("/dev/full", "wb")  # noqa: SIM115
+    with pytest.raises(UserError, match=r"can't be written: No space left on device"), closing(board):
+        board.write(StreamItem("metrics", {"step": 1, "loss": 1.0}))
