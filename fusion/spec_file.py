@@ -15,6 +15,11 @@ def load_spec(path: str | Path) -> JobSpec:
     return load_model(Path(path), JobSpec, "job spec (YAML)")
 
 
+def folder_of(path: Path) -> Path:
+    """What the paths in this spec are relative to: its own folder, or the working folder where it comes through a pipe."""
+    return path.resolve().parent if path.is_file() else Path.cwd()
+
+
 def spec_from(data: Mapping[str, Any], where: str = "job spec") -> JobSpec:
     """Validate a job spec that is already plain data. Raises `SpecError`; `where` stands in front of each problem."""
     return validate(JobSpec, data, where=where)

@@ -24,7 +24,7 @@ from fusion.messages import BlobRef
 from fusion.models import build_loss, build_model
 from fusion.remote_files import RemoteFolder, fetch, is_url, shown
 from fusion.spec import JobSpec
-from fusion.spec_file import load_spec, spec_from
+from fusion.spec_file import folder_of, load_spec, spec_from
 from fusion.trial import compare_evaluation, compare_training, try_once
 from fusion.user_code import printing_aside
 
@@ -52,7 +52,7 @@ def read_job(job: str | Path | JobSpec | Mapping[str, Any], base: Path | None = 
         return job, base or Path.cwd()
     if isinstance(job, Mapping):
         return spec_from(job), base or Path.cwd()
-    return load_spec(job), Path(job).resolve().parent
+    return load_spec(job), folder_of(Path(job))
 
 
 @printing_aside()

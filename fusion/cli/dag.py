@@ -34,14 +34,13 @@ def dag(
     ] = None,
 ) -> None:
     """Capture only: show a job's OP-DAG, its FLOPs and bytes."""
-    from fusion.spec_file import load_spec
+    from fusion.spec_file import folder_of, load_spec
 
-    load_spec(job)
+    spec = load_spec(job)
     from dag import views
-    from fusion.submit import capture_job, read_job
+    from fusion.submit import capture_job
 
-    spec, base = read_job(job)
-    captured = capture_job(spec, base).dag
+    captured = capture_job(spec, folder_of(job)).dag
     if format is DagFormat.table and output is None:
         show(views.as_table(captured))
         return

@@ -42,7 +42,7 @@ def plan(
 ) -> None:
     """Predict a job's plan and step time, without a pool."""
     from fusion.errors import UserError
-    from fusion.spec_file import load_spec
+    from fusion.spec_file import folder_of, load_spec
     from fusion.topology import load_topology
     from fusion.units import format_seconds, plural
     from fusion.yaml_file import suggest
@@ -62,7 +62,6 @@ def plan(
     from fusion.cli.jobs import plan_table
     from fusion.outline import outline_job
     from fusion.spec import CompressionSpec
-    from fusion.submit import read_job
     from scheduler.compare import codec_name, row, simulate_plan
     from scheduler.compare import compare as comparison
     from scheduler.devices import from_topology
@@ -70,8 +69,7 @@ def plan(
 
     if timeline is not None:
         predictions.check_timeline(timeline)
-    spec, base = read_job(job)
-    dag = outline_job(spec, base)
+    dag = outline_job(spec, folder_of(job))
     training = predictions.training_of(spec)
     devices, network = from_topology(pool)
     chosen, compression = policy or spec.plan.policy, spec.compression

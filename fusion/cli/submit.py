@@ -42,20 +42,19 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Capture a job and hand it to a pool; prints the job's id. With --metrics or --tensorboard it also follows the job."""
-    from fusion.spec_file import load_spec
+    from fusion.spec_file import folder_of, load_spec
 
-    load_spec(job)  # a bad spec is told before torch is imported, which takes a second
+    spec = load_spec(job)  # a bad spec is told before torch is imported, which takes a second
     client = connect(coordinator, token, ca)
     client.jobs()  # so is a coordinator that does not answer
     from fusion.metrics_file import MetricsFile
-    from fusion.submit import capture_job, read_job
+    from fusion.submit import capture_job
     from fusion.submit import submit as post
     from fusion.tensorboard import TensorBoardFile
 
-    spec, base = read_job(job)
     # Before the job is handed over: a file that can't be written would end this command, but not the job.
     with closing(MetricsFile(metrics)) as file, closing(TensorBoardFile(tensorboard)) as board, client:
-        posted = post(client, capture_job(spec, base, say=note), resume=resume, say=note)
+        posted = post(client, capture_job(spec, folder_of(job), say=note), resume=resume, say=note)
         if as_json:
             print_json(posted)
         else:

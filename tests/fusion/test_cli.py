@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -364,6 +365,22 @@ def test_dag(capsys, job, tmp_path):
         assert run(capsys, "dag", str(job), "--format", kind, "-o", str(tmp_path / name))[0] == 0
         assert (tmp_path / name).read_text().lstrip().lower().startswith(start)
     assert run(capsys, "dag", str(job), "-o", str(tmp_path / "no" / "where"))[0] == 1
+
+
+@pytest.mark.parametrize("command", [("dag", "--format", "json"), ("plan", "--json")])
+def test_a_spec_through_a_pipe(capsys, job, tmp_path, monkeypatch, command):
+    """A pipe gives its content once, and its paths are those of the working folder."""
+    monkeypatch.chdir(tmp_path)
+    topology = ("--topology", "pool.yaml") if command[0] == "plan" else ()
+    reading, writing = os.pipe()
+    os.write(writing, job.read_bytes())
+    os.close(writing)
+    try:
+        code, out, err = run(capsys, command[0], f"/dev/fd/{reading}", *command[1:], *topology)
+    finally:
+        os.close(reading)
+    assert code == 0, err
+    assert json.loads(out)
 
 
 def test_plan(capsys, job, tmp_path):
