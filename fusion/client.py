@@ -357,7 +357,10 @@ class Client:
         except (ValueError, KeyError, TypeError):
             message = raw.decode("utf-8", "replace").strip().splitlines()[0][:200] if raw.strip() else ""
         if status in (401, 403):
+            # What answers HEAD has no room for the reason.
             advice = "its token is missing or wrong; give --token (or set FUSION_TOKEN)"
+            if status == 403:
+                advice = "this token does not allow it; take the operator's, or `fusion token create --role operator`"
             raise CoordinatorError(f"the coordinator at {self.url} refused: {message or advice}", status)
         if status == 426:
             raise VersionError(message or "the coordinator speaks another protocol version")

@@ -36,6 +36,7 @@ def test_token_and_answers():
         (404, b'{"error": "no job x"}', CoordinatorError, "no job x"),
         (401, b"", CoordinatorError, "token is missing or wrong; give --token"),
         (401, b'{"error": "token 1 expired"}', CoordinatorError, "refused: token 1 expired"),
+        (403, b"", CoordinatorError, "this token does not allow it; take the operator's"),
         (403, b'{"error": "a viewer\'s"}', CoordinatorError, "refused: a viewer's"),
         (426, b'{"error": "speaks 2, not 1"}', VersionError, "speaks 2, not 1"),
         (500, b"<html>\nbroken", CoordinatorError, "<html>"),
