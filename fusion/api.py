@@ -110,7 +110,7 @@ def train(
 
     Raises `UserError` and its kinds for what does not fit, `JobFailedError` when training fails.
     """
-    _check_arguments(model, optimizer, workers, holdout)
+    _check_arguments(model, loss, optimizer, workers, holdout)
     optimizer_spec: dict[str, Any] = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer)
     if lr is not None:
         optimizer_spec["lr"] = lr
@@ -127,18 +127,18 @@ def train(
                 "micro_batch": micro_batch,
                 "seed": seed,
                 "optimizer": optimizer_spec,
-                "lr_schedule": {"name": lr_schedule} if isinstance(lr_schedule, str) else dict(lr_schedule),
+                "lr_schedule": {"name": lr_schedule} if isinstance(lr_schedule, str) else _section(lr_schedule),
                 "clip_grad_norm": clip_grad_norm,
                 "eval_every": eval_every,
                 "eval_batches": eval_batches,
                 "precision": precision,
                 "recompute": recompute,
             },
-            "plan": {"workers": workers, **(plan or {})},
-            "compression": dict(compression or {}),
-            "fault_tolerance": dict(fault_tolerance or {}),
-            "verify": dict(verify or {}),
-            "checkpoint": dict(checkpoint or {}),
+            "plan": _section(plan, workers=workers),
+            "compression": _section(compression),
+            "fault_tolerance": _section(fault_tolerance),
+            "verify": _section(verify),
+            "checkpoint": _section(checkpoint),
         },
         where="fusion.train",
     )
@@ -208,11 +208,21 @@ class Client(http.Client):
         raise JobFailedError(f"job {job} was lost")
 
 
-def _check_arguments(model: Any, optimizer: Any, workers: Any, holdout: Any) -> None:
+def _section(given: Any, **defaults: Any) -> Any:
+    """A part of the spec; what is no mapping is left to the spec, which says so."""
+    return {**defaults, **(given or {})} if given is None or isinstance(given, Mapping) else given
+
+
+def _check_arguments(model: Any, loss: Any, optimizer: Any, workers: Any, holdout: Any) -> None:
     """What the job spec can't say better. Raises `UserError`."""
     if not isinstance(model, nn.Module):
         made = f"the class {model.__name__}; make one" if isinstance(model, type) else f"a {type(model).__name__}"
         raise UserError(f"fusion.train: model is {made}; it must be a torch.nn.Module")
+    if not isinstance(loss, str) and not callable(loss):
+        raise UserError(
+            f"fusion.train: loss is a {type(loss).__name__}; it must be 'cross_entropy', 'mse', 'model' or a function of "
+            "(output, targets)"
+        )
     if not isinstance(optimizer, str | Mapping):
         raise UserError(
             "fusion.train: optimizer must be a name ('adamw') or a mapping ({'name': 'sgd', 'momentum': 0.9}); workers make "

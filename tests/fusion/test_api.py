@@ -145,6 +145,24 @@ def test_tied_weights_travel(tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"loss": None}, "fusion.train: loss is a NoneType; it must be 'cross_entropy', 'mse', 'model' or a function"),
+        (
+            {"loss": "mse", "plan": "op-fence"},
+            "fusion.train: plan: expected a mapping of keys to values, got 'op-fence'",
+        ),
+        ({"loss": "mse", "compression": "topk"}, "fusion.train: compression: expected a mapping"),
+        ({"loss": "mse", "checkpoint": 5}, "fusion.train: checkpoint: expected a mapping"),
+        ({"loss": "mse", "lr_schedule": 0.5}, "fusion.train: train.lr_schedule: expected a mapping"),
+    ],
+)
+def test_options_of_another_kind_are_refused_in_words(given, message):
+    with pytest.raises(UserError, match=message):
+        fusion.train(nn.Linear(2, 2), data=(torch.ones(4, 2), torch.ones(4, 2)), steps=1, global_batch=2, **given)
+
+
 class FakePool:
     url = "http://pool"
 
