@@ -59,7 +59,8 @@ def train_on(
 ) -> Run:
     """Capture while the workers start, submit, watch to the end and fetch the last checkpoint.
 
-    `say` hears what happens now, `remark` what should stay to be read. Raises `UserError` from the capture, `ServiceError` from the pool, `JobFailedError` when the job does not end well.
+    `say` hears what happens now, `remark` what should stay to be read. Raises `UserError` from the capture, `ServiceError` from
+    the pool, `JobFailedError` when the job does not end well.
     """
     with pool.client() as client:
         _give_up_earlier_jobs(client, pool.folder, remark)
