@@ -142,6 +142,17 @@ def read_yaml(path: Path, what: str) -> tuple[Any, yaml.Node | None]:
     return data, node
 
 
+def place_of(path: Path, key: Sequence[str], what: str) -> str:
+    """`file:line:column` of a key's value, or of what should hold it; "" where the file has nothing of the kind."""
+    try:
+        _, node = read_yaml(path, what)
+    except SpecError:
+        return ""  # It was good a moment ago; whatever has become of it is not what is to be told.
+    keys = node.value if isinstance(node, yaml.MappingNode) else []
+    mark = _mark_of(node, key) if any(name.value == key[0] for name, _ in keys) else None
+    return f"{path}:{mark.line + 1}:{mark.column + 1}" if mark is not None else ""
+
+
 def load_model(path: Path, model: type[Model], what: str) -> Model:
     """Read `path` and validate it as `model`. Raises `SpecError` that lists every problem with its place."""
     data, node = read_yaml(path, what)

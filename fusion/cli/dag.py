@@ -34,13 +34,14 @@ def dag(
     ] = None,
 ) -> None:
     """Capture only: show a job's OP-DAG, its FLOPs and bytes."""
-    from fusion.spec_file import folder_of, load_spec
+    from fusion.spec_file import folder_of, load_spec, placed
 
     spec = load_spec(job)
     from dag import views
     from fusion.submit import capture_job
 
-    captured = capture_job(spec, folder_of(job)).dag
+    with placed(job):
+        captured = capture_job(spec, folder_of(job)).dag
     if format is DagFormat.table and output is None:
         show(views.as_table(captured))
         return

@@ -42,7 +42,7 @@ def plan(
 ) -> None:
     """Predict a job's plan and step time, without a pool."""
     from fusion.errors import UserError
-    from fusion.spec_file import folder_of, load_spec
+    from fusion.spec_file import folder_of, load_spec, placed
     from fusion.topology import load_topology
     from fusion.units import format_seconds, plural
     from fusion.yaml_file import suggest
@@ -69,7 +69,8 @@ def plan(
 
     if timeline is not None:
         predictions.check_timeline(timeline)
-    dag = outline_job(spec, folder_of(job))
+    with placed(job):
+        dag = outline_job(spec, folder_of(job))
     training = predictions.training_of(spec)
     devices, network = from_topology(pool)
     chosen, compression = policy or spec.plan.policy, spec.compression

@@ -42,7 +42,7 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Capture a job and hand it to a pool; prints the job's id. With --metrics or --tensorboard it also follows the job."""
-    from fusion.spec_file import folder_of, load_spec
+    from fusion.spec_file import folder_of, load_spec, placed
 
     spec = load_spec(job)  # a bad spec is told before torch is imported, which takes a second
     client = connect(coordinator, token, ca)
@@ -54,7 +54,9 @@ def submit(
 
     # Before the job is handed over: a file that can't be written would end this command, but not the job.
     with closing(MetricsFile(metrics)) as file, closing(TensorBoardFile(tensorboard)) as board, client:
-        posted = post(client, capture_job(spec, folder_of(job), say=note), resume=resume, say=note)
+        with placed(job):
+            captured = capture_job(spec, folder_of(job), say=note)
+        posted = post(client, captured, resume=resume, say=note)
         if as_json:
             print_json(posted)
         else:

@@ -80,7 +80,7 @@ def up(
     from fusion.metrics_file import MetricsFile
     from fusion.run_view import RunView
     from fusion.runs import run_folder, train_on
-    from fusion.spec_file import folder_of, load_spec
+    from fusion.spec_file import folder_of, load_spec, placed
     from fusion.tensorboard import TensorBoardFile
     from fusion.topology import load_topology
     from fusion.units import plural
@@ -123,7 +123,8 @@ def up(
             from fusion.submit import CapturedJob, capture_job
 
             def capture() -> CapturedJob:
-                return capture_job(spec, folder_of(path), say=view.status)
+                with placed(path):
+                    return capture_job(spec, folder_of(path), say=view.status)
 
             disturb = Chaos(pool, spec.train.steps, view.say).heard if chaos else None
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import zmq
 
-from fusion.errors import SpecError
+from fusion.errors import DataError, SpecError
 from fusion.sockets import keep_alive
-from fusion.spec_file import load_spec, spec_from
+from fusion.spec_file import load_spec, placed, spec_from
 
 GOOD = """\
 name: small
@@ -238,3 +238,30 @@ def test_from_data():
     assert spec_from(data).train.micro_batch_size == 2
     with pytest.raises(SpecError, match=r"^job spec: train\.step: unknown key 'step'; did you mean 'steps'\?"):
         spec_from({**data, "train": {"steps": 1, "global_batch": 2, "step": 1}})
+
+
+@pytest.mark.parametrize(
+    ("said", "place"),
+    [
+        ("model.entrypoint: no such file", "job.yaml:2:9: "),
+        ("data.arrays /x/data.npz: no such file", "job.yaml:4:8: "),
+        ("loss mse: takes one tensor", "job.yaml:3:1: "),
+        ("train.eval_every: nothing is held out", "job.yaml:5:1: "),
+        ("compression.codec: not here", ""),
+        ("model.py:3: ValueError: mine", ""),
+        ("nothing of the kind", ""),
+    ],
+    ids=["key", "key and value", "section", "default in a section", "section not in the file", "code", "no key"],
+)
+def test_what_is_found_later_is_placed_by_the_key_it_begins_with(tmp_path, said, place):
+    path = tmp_path / "job.yaml"
+    path.write_text(GOOD)
+    with pytest.raises(DataError) as caught, placed(path):
+        raise DataError(said)
+    assert str(caught.value).replace(str(path), "job.yaml") == place + said
+
+
+def test_a_spec_that_is_gone_takes_no_error_with_it(tmp_path):
+    path = tmp_path / "job.yaml"
+    with pytest.raises(DataError, match=r"^data\.text: no such file$"), placed(path):
+        raise DataError("data.text: no such file")
