@@ -157,10 +157,12 @@ class Backups:
         self._books.save(job, announce=False)
 
     def failed(self, job: Job, member: Member, message: BackupFailed) -> bool:
-        """A snapshot can't be taken or kept; True when that is the end of the round."""
+        """A snapshot can't be taken or kept, or its fragment not be built; True when that is the end of the round."""
         run, found = job.run, self._of_round(job, message.epoch, message.step)
-        if run is None or found is None:
+        if run is None:
             return False
+        if found is None:
+            return message.cause == "memory" and self._cant_stand_by(job, run, member, message)
         where = found.backups.get(message.fragment, member.name)
         match message.cause:
             case "passed":
@@ -183,6 +185,22 @@ class Backups:
                     f"worker {member.name} has no room for the snapshot of fragment {message.fragment}"
                     + (f": {message.message}" if message.message else ""),
                 )
+        return True
+
+    def _cant_stand_by(self, job: Job, run: Run, member: Member, message: BackupFailed) -> bool:
+        """Who has no room to build a fragment that it is to take over says so when it finds out, in a round or between two.
+
+        What it holds stays the common snapshot until the next one is held by somebody else.
+        """
+        fragment = message.fragment
+        refused = run.refused.setdefault(fragment, [])
+        if message.epoch != job.epoch or run.backups.get(fragment) != member.name or member.name in refused:
+            return False
+        refused.append(member.name)
+        why = f": {message.message}" if message.message else ""
+        self._books.story(
+            job, "snapshot-refused", f"worker {member.name} has no room to take over fragment {fragment}{why}"
+        )
         return True
 
     def _of_round(self, job: Job, epoch: int, step: int) -> Round | None:

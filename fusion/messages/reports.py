@@ -130,7 +130,9 @@ class Holding(Message):
 
 
 class BackupFailed(Message):
-    """Worker -> coordinator: the snapshot after `step` can't be taken or kept (`passed` when the order came too late)."""
+    """Worker -> coordinator: the snapshot after `step` can't be taken or kept (`passed` when the order came too late), or, with
+    `memory` and whatever step, the fragment not be built by whom it is backed up to.
+    """
 
     type: Literal["backup-failed"] = "backup-failed"
     job: str

@@ -209,6 +209,36 @@ def test_a_worker_that_has_no_room_after_all_is_replaced() -> None:
     assert any("no other worker has room for the snapshot of fragment 0" in story for story in play.stories())
 
 
+def test_a_worker_that_can_t_build_what_it_is_to_take_over_is_replaced() -> None:
+    """It finds out when it likes, and names no round."""
+    play = Play("abc", backup_every=5)
+    step = play.backed_up()
+    assert play.run.holders[0] == play.run.backups[0] == "b"
+    cant = BackupFailed(job="job", epoch=0, step=0, fragment=0, cause="memory", message="full")
+    play.say("c", cant)
+    assert play.run.backups[0] == "b", "who is no backup of it has no say"
+    play.say("b", cant.model_copy(update={"epoch": 7}))
+    assert play.run.backups[0] == "b", "of another plan"
+    play.say("b", cant)
+    assert play.run.backups[0] == "c"
+    assert any("worker b has no room to take over fragment 0: full" in story for story in play.stories())
+    assert (play.run.common_step, play.run.holders[0]) == (step, "b"), "it still holds the common snapshot"
+    play.train(step + 1, step + 5)
+    order = play.sent(Backup)["a"]
+    assert order.backups[0] == "c"
+    play.hold_all(order)
+    assert play.run.holders[0] == "c"
+
+
+def test_a_round_whose_backup_worker_can_t_build_the_fragment_is_given_up() -> None:
+    play = Play("abc", backup_every=5)
+    play.train(1, 5)
+    order = play.sent(Backup)["a"]
+    assert order.backups[0] == "b"
+    play.say("b", BackupFailed(job="job", epoch=0, step=0, fragment=0, cause="memory"))
+    assert play.sent(Backup)["a"].backups[0] == "c"
+
+
 def test_fragments_without_a_backup_don_t_keep_the_others_from_it() -> None:
     play = Play("ab", memory={"a": 9000, "b": 10_000}, fragment_bytes=1000, backup_every=5)
     step = play.backed_up()

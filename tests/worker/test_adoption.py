@@ -17,10 +17,12 @@ from worker_cases import Case, Stack, make_case
 
 from executor.lanes import Lanes
 from executor.program import FragmentProgram
+from fusion.errors import PlanError, UnreachableError
 from fusion.messages import (
     Adopt,
     Adopted,
     Backup,
+    BackupFailed,
     CantAdopt,
     CaughtUp,
     CheckpointPart,
@@ -189,6 +191,47 @@ async def test_the_backup_worker_goes_on_where_the_lost_one_was(
         assert caught.steps >= 3
         await finish(coordinator, 1, *rest)
         assert_same(coordinator, expected)
+
+
+async def test_who_has_no_room_for_what_it_is_to_take_over_says_so(
+    coordinator: FakeCoordinator, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def build(_: Standby, fragment: int) -> Piece:
+        raise PlanError(f"fragment {fragment} is too large")
+
+    monkeypatch.setattr(Standby, "build", build)
+    async with pool(coordinator, "a", "b", "c"):
+        await start_job(coordinator, case, ("a", "b", "c"), log_bytes=LOG, backups=BACKUPS)
+        for fragment, name in BACKUPS.items():
+            failed = await coordinator.message(name, BackupFailed)
+            assert (failed.fragment, failed.cause) == (fragment, "memory")
+            assert failed.message == f"fragment {fragment} is too large"
+
+
+async def test_what_could_not_be_built_ahead_for_another_reason_is_built_when_it_is_needed(
+    coordinator: FakeCoordinator, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = await undisturbed(coordinator, case)
+    ahead: set[int] = set()
+    build_now = Standby.build
+
+    async def build(standby: Standby, fragment: int) -> Piece:
+        if fragment not in ahead:
+            ahead.add(fragment)
+            raise UnreachableError("the coordinator is away for a moment")
+        return await build_now(standby, fragment)
+
+    monkeypatch.setattr(Standby, "build", build)
+    async with pool(coordinator, "a", "b", "c") as workers:
+        prepare = await ready_job(coordinator, case, ("a", "b", "c"), log_bytes=LOG, backups=BACKUPS)
+        await snapshot(coordinator, prepare, BACKUPS, 12)
+        assert ahead == {0, 1, 2}
+        await end(workers[1])
+        for name in "ac":
+            coordinator.send(name, adopt(prepare, coordinator, 1, ("a", "c", "c"), 12))
+        await finish(coordinator, 1, "a", "c")
+        assert_same(coordinator, expected)
+    assert not any(coordinator.of(name, BackupFailed) for name in "abc")
 
 
 @pytest.mark.parametrize(("count", "room", "widest"), [(2, None, 3), (2, 0, 0), (1, None, 0)])

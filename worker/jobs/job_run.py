@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from executor.staging import Stager
-from fusion.errors import FusionError
+from fusion.errors import FusionError, PlanError
 from fusion.messages import (
     Adopt,
     Backup,
@@ -44,7 +44,7 @@ from fusion.wire import FrameKind, Header
 from worker.jobs.assembly import Assembly, Piece, assemble
 from worker.jobs.backups import Backups
 from worker.jobs.events import Switch
-from worker.jobs.explain import explain
+from worker.jobs.explain import explain, ran_out_of_memory
 from worker.jobs.fetch import Fetcher
 from worker.jobs.host import JobHost
 from worker.jobs.job_parts import Parts
@@ -393,9 +393,17 @@ class JobRun:
             )
 
     def _not_standing_by(self, fragment: int, error: BaseException) -> None:
-        if not isinstance(error, FusionError):
-            log.error("could not build fragment %d of job %s ahead of need", fragment, self.job, exc_info=error)
-        if self._parts is not None:
+        # What a fragment of a plan that fits fails for otherwise may be over when it is needed, and built once more.
+        if not (isinstance(error, PlanError) or ran_out_of_memory(error)):
+            unexpected = None if isinstance(error, FusionError) else error
+            log.warning(
+                "could not build fragment %d of job %s ahead of need: %s",
+                fragment,
+                self.job,
+                explain(error),
+                exc_info=unexpected,
+            )
+        elif self._parts is not None:
             host = self._parts.host
             self._send(
                 BackupFailed(
