@@ -82,8 +82,18 @@ def _load(path: Path, where: str) -> np.ndarray[Any, Any] | dict[str, np.ndarray
     except FileNotFoundError:
         raise DataError(f"{where}: no such file") from None
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, KeyError, MemoryError) as error:
-        if "allow_pickle" in str(error):
+        said = str(error).splitlines()[0] if str(error) else "damaged"
+        # Numpy takes whatever is neither of its own files for a pickle; those begin with this byte.
+        foreign = "allow_pickle" in said and "Object arrays" not in said and not _is_pickle(path)
+        if foreign:
+            reason = "not an .npz or .npy file; write one with numpy.savez"
+        elif "allow_pickle" in said:
             reason = "it holds Python objects, which are not read (they could run code); save plain numeric arrays"
         else:
-            reason = f"not a readable .npz or .npy file ({str(error).splitlines()[0] if str(error) else 'damaged'})"
+            reason = f"not a readable .npz or .npy file ({said})"
         raise DataError(f"{where}: {reason}") from None
+
+
+def _is_pickle(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(1) == b"\x80"
