@@ -82,8 +82,6 @@ class Control:
         try:
             secure_server(self._socket, self.keys, DOMAIN)
             keep_alive(self._socket, 5.0)
-            # A worker that connects again before its old connection is noticed dead takes its place.
-            self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
             self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
             self._socket.setsockopt(zmq.LINGER, 500)
             self.port = bind_tcp(self._socket, host, port)
