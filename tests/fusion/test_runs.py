@@ -16,7 +16,7 @@ from fusion.runs import Run, train_on
 def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: int | None) -> tuple[Run, list[Any]]:
     """A job of ten steps that is done, and what was fetched of it."""
     fetched: list[Any] = []
-    client = SimpleNamespace(download_checkpoint=lambda *asked: fetched.append(asked[1:3]))
+    client = SimpleNamespace(download_checkpoint=lambda *asked: fetched.append(asked[1:3]), jobs=list)
     final = {"id": "job-1", "state": "done", "step": 10, "steps": 10, "checkpoint": checkpoint}
     pool = SimpleNamespace(
         folder=folder,
@@ -25,7 +25,8 @@ def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: int | Non
         watch=lambda job, show: final,
     )
     monkeypatch.setattr("fusion.submit.submit", lambda *_, **__: {"id": "job-1"})
-    found = train_on(pool, lambda: None, show=lambda _: None, say=lambda _: None)  # type: ignore[arg-type,return-value]
+    deaf = {"show": lambda _: None, "say": lambda _: None, "remark": lambda _: None}
+    found = train_on(pool, lambda: None, **deaf)  # type: ignore[arg-type,return-value]
     return found, fetched
 
 
