@@ -16,7 +16,6 @@ from time import monotonic
 from typing import Any
 
 import aiohttp
-import psutil
 import torch
 
 from fusion import __version__
@@ -53,20 +52,17 @@ from worker.jobs.job_run import JobRun
 from worker.joining import connector, join
 from worker.machine.device import device_in_words, measure
 from worker.machine.memory import MemoryGuard
-from worker.machine.owner import Owner
-from worker.machine.processor import reading
+from worker.pause import LEAVE_PATIENCE, Pause
 from worker.transport.mover import Mover
 from worker.transport.neighbours import Neighbours
 from worker.transport.surroundings import surroundings
 from worker.whereabouts import clock_in_words, find, in_words
 
-# The coordinator lets a leaving worker wait for the next checkpoint for a minute at most.
-_LEAVE_PATIENCE = 90.0
 # A coordinator that is started again is back by then.
 _AWAY_PATIENCE = 20.0
-_LOOK_SECONDS = 1.0
 # Our coordinator is connected to again within seconds of its return; one that answers HTTP and is not has forgotten us.
 _FORGOTTEN_AFTER = 20.0
+_NEEDED = "the machine is needed"
 
 log = logging.getLogger("fusion.worker")
 
@@ -101,12 +97,12 @@ class Service:
         """Why, once we are."""
         self._patient = True
         self._exit_code = 0
-        self._paused = False
-        self._share = ""
-        """Why we are paused."""
-        self._patience: asyncio.TimerHandle | None = None
-        """Ends the coordinator's time to move our fragments, while we are paused."""
-        self._quiet = asyncio.Event()
+        self._pause = Pause(
+            say=say,
+            leave=self._control.send,
+            go=self._rest_at_last,
+            may_pause=lambda: self._control.connected and not self._leaving,
+        )
         self._was_lost = False
 
     async def run(self) -> int:
@@ -137,7 +133,7 @@ class Service:
                     asyncio.create_task(self._control.ended()),
                 ]
                 if config.pause_when_busy:
-                    tasks.append(asyncio.create_task(self._mind_the_owner()))
+                    tasks.append(asyncio.create_task(self._pause.mind_the_owner()))
                 over = asyncio.create_task(self._over.wait())
                 done, _ = await asyncio.wait([over, *tasks], return_when=asyncio.FIRST_COMPLETED)
                 for task in (over, *tasks):
@@ -173,7 +169,7 @@ class Service:
 
     def _say_leaving(self) -> None:
         self._control.send(Leaving(reason=self._leaving))
-        self._loop.call_later(_LEAVE_PATIENCE, self._over.set)
+        self._loop.call_later(LEAVE_PATIENCE, self._over.set)
 
     def _leave_unheard(self, words: str) -> None:
         """Nobody can take our fragments over in good order while the coordinator is away."""
@@ -194,44 +190,18 @@ class Service:
             self._exit_code = 1
             self._over.set()
 
-    # The owner of the machine -------------------------------------------------------------------------------------
-
-    async def _mind_the_owner(self) -> None:
-        """Give the machine back while its owner needs it."""
-        owner = Owner(psutil.cpu_count() or 1)
-        while True:
-            if owner.take(reading()) and not owner.away:
-                self._quiet.set()
-            if owner.away and not self._paused and not self._leaving and self._control.connected:
-                self._paused = True
-                self._quiet.clear()
-                self._share = f"other programs take {owner.others:.0%} of this machine"
-                self._say(f"{self._share}: leaving the pool until they are quiet")
-                self._say_paused()
-            await asyncio.sleep(_LOOK_SECONDS)
-
-    def _say_paused(self) -> None:
-        """To a coordinator that is there; once more when it has been away, as the word may have been lost."""
-        if self._patience is not None:
-            self._patience.cancel()
-        self._control.send(Leaving(reason=self._share))
-        self._patience = self._loop.call_later(_LEAVE_PATIENCE, self._rest_at_last)
-
     def _rest_at_last(self) -> None:
-        """The coordinator has had its time to move our fragments."""
-        if self._paused and self._control.connected:
-            self._messages.put_nowait(Shutdown(reason="the machine is needed"))
+        """The coordinator has had its time to move our fragments, and the owner needs the machine."""
+        if self._pause.on and self._control.connected:
+            self._messages.put_nowait(Shutdown(reason=_NEEDED))
 
     async def _rest(self) -> None:
         """Out of the pool until the machine is quiet."""
-        if self._patience is not None:
-            self._patience.cancel()
-        await self._drop_job("the machine is needed")
+        await self._drop_job(_NEEDED)
         await self._end_session()
-        await self._quiet.wait()
-        self._say("the machine is quiet again")
+        await self._pause.until_quiet()
         await self._join()
-        self._paused = False
+        self._pause.on = False
 
     # Joining ------------------------------------------------------------------------------------------------------
 
@@ -332,8 +302,8 @@ class Service:
             self._was_lost = False
             if self._leaving:
                 self._say_leaving()
-            elif self._paused:
-                self._say_paused()
+            elif self._pause.on:
+                self._pause.ask_to_leave()
         elif not self._over.is_set():
             self._was_lost = True
             lost = f"lost the coordinator at {self._url}"
@@ -363,11 +333,11 @@ class Service:
                         self._say(f"job {message.job}: {message.reason}")
                         await self._drop_job(message.reason)
                 case Shutdown():
-                    if self._leaving or not (message.evicted or self._paused):
+                    if self._leaving or not (message.evicted or self._pause.on):
                         self._say(f"leaving the pool: {message.reason}")
                         self._over.set()
                         return
-                    if self._paused:
+                    if self._pause.on:
                         await self._rest()
                     else:
                         await self._join_again(message.reason)

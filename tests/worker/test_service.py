@@ -34,7 +34,7 @@ from fusion.messages import (
     Warned,
 )
 from fusion.sockets import key_to_hex, new_keys
-from worker import service, whereabouts
+from worker import pause, service, whereabouts
 from worker.config import WorkerConfig
 from worker.jobs import part_uploads
 from worker.jobs.backups import Backups
@@ -515,9 +515,9 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.others, self._looks = 8.0, 0
-        monkeypatch.setattr(service, "reading", self._reading)
-        monkeypatch.setattr(service, "Owner", lambda cores: Owner(8))
-        monkeypatch.setattr(service, "_LOOK_SECONDS", 0.01)
+        monkeypatch.setattr(pause, "reading", self._reading)
+        monkeypatch.setattr(pause, "Owner", lambda cores: Owner(8))
+        monkeypatch.setattr(pause, "_LOOK_SECONDS", 0.01)
 
     def _reading(self) -> Reading:
         self._looks += 1
@@ -543,8 +543,8 @@ async def test_a_worker_gives_a_busy_machine_back_and_joins_again(
         await worker.said.until("the machine is quiet again")
         # The patience of the first time is none of the next.
         await coordinator.until(lambda: len(coordinator.of("a", Heartbeat)) > 1)
-        assert worker.service._patience is not None
-        assert worker.service._patience.cancelled()
+        assert worker.service._pause._patience is not None
+        assert worker.service._pause._patience.cancelled()
     finally:
         await end(worker)
 
@@ -557,7 +557,7 @@ async def test_that_a_machine_is_busy_is_said_again_to_a_coordinator_that_comes_
     worker = start_worker(coordinator.url, "a", pause_when_busy=True)
     try:
         await coordinator.message("a", Leaving)
-        first = worker.service._patience
+        first = worker.service._pause._patience
         await coordinator.stop()
         await worker.said.until("lost the coordinator")
         coordinator.messages.clear()
