@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -44,6 +44,28 @@ def test_in_good_weather_an_adoption_needs_no_message_twice(case: str) -> None:
         assert world.job.recoveries + world.job.restarts > 0
         if world.job.recoveries:
             assert not world.sent[FrameKind.RESEND]
+
+
+@cases
+def test_a_lost_word_that_somebody_follows_the_plan_is_asked_for_once(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for it holds back all that the other needs, and would be asked for each message by itself."""
+    say, lost = Session._say_switched, list[str]()
+
+    def said(session: Session[Any], floor: int, peers: Sequence[str], *, ask: bool = False) -> None:
+        if peers and not lost:
+            lost.append(peers[0])
+            peers = peers[1:]
+        say(session, floor, peers, ask=ask)
+
+    monkeypatch.setattr(Session, "_say_switched", said)
+    world = World(case, seed=1, workers=3)
+    disturbed(world, 4)
+    world.finish()
+    assert lost
+    assert (bool(world.job.recoveries), world.job.restarts) == (True, 0)
+    assert world.sent[FrameKind.RESEND] <= 4
 
 
 @cases

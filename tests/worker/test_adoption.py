@@ -34,6 +34,7 @@ from fusion.messages import (
     Finished,
     Holding,
     Paused,
+    PeerAddress,
     PeerLost,
     Prepare,
     Ready,
@@ -44,6 +45,8 @@ from worker.jobs.assembly import Piece
 from worker.jobs.side_by_side import SideBySide
 from worker.jobs.standby import Standby
 from worker.machine import cores
+from worker.transport.mover import Mover
+from worker.transport.route import Route
 
 LOG = 2**28
 Outcome = tuple[dict[int, float], dict[int, float], dict[str, Tensor]]
@@ -421,6 +424,36 @@ async def test_fragments_move_at_a_step_boundary_without_replay(coordinator: Fak
         ran = {message.step for message in coordinator.of("n", StepReport)}
         assert ran == set(range(at + 1, STEPS + 1))
         assert_same(coordinator, expected)
+
+
+async def test_who_could_not_be_reached_when_the_plan_came_is_reached_later(
+    coordinator: FakeCoordinator, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the network between two workers is down for a while, just then."""
+    expected = await undisturbed(coordinator, case)
+    tries: list[list[str]] = []
+
+    def connect(mover: Mover, route: Route, peers: Sequence[PeerAddress], **rest: Any) -> list[str]:
+        tries.append([peer.worker for peer in peers])
+        if len(tries) <= 2:
+            raise UnreachableError("can't reach c")
+        return connect_now(mover, route, peers, **rest)
+
+    connect_now = Mover.connect
+    async with pool(coordinator, "a", "b", "c") as workers:
+        prepare = await ready_job(coordinator, case, ("a", "b", "c"), log_bytes=LOG, backups=BACKUPS)
+        await snapshot(coordinator, prepare, BACKUPS, 12)
+        await end(workers[1])
+        run = workers[0].service._run
+        assert run is not None
+        assert run._parts is not None
+        await asyncio.to_thread(workers[0].service._mover.disconnect, run._parts.route, "c")
+        monkeypatch.setattr(Mover, "connect", connect)
+        for name in "ac":
+            coordinator.send(name, adopt(prepare, coordinator, 1, ("a", "c", "c"), 12))
+        await finish(coordinator, 1, "a", "c")
+        assert_same(coordinator, expected)
+    assert tries == [["c"]] * 3
 
 
 async def test_a_fragment_that_moved_away_takes_its_parameters_along(

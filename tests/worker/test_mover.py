@@ -338,6 +338,19 @@ def test_who_has_not_let_us_in_when_nobody_waits_any_more_is_connected_to_anew(e
     assert b.next()[0] == ACTIVATION
 
 
+def test_one_that_can_t_be_reached_keeps_no_other_from_being_connected(ends: tuple[End, End]) -> None:
+    a, b = ends
+    nobody = PeerAddress(worker="c", endpoint="tcp://127.0.0.1:1", public_key=new_keys().public)
+    route = a.open()
+    a.mover.admit([b.address])
+    b.open(a)
+    with pytest.raises(UnreachableError, match="can't reach c at"):
+        a.mover.connect(route, [nobody, b.address], patience=1.0)
+    assert list(route.connections) == ["b"]
+    route.send("b", ACTIVATION, Parcel(torch.ones(2, 6)))
+    assert b.next()[0] == ACTIVATION
+
+
 def test_peers_of_a_job_that_is_over_or_did_not_begin_are_let_in_no_more(ends: tuple[End, End]) -> None:
     a, b = ends
     nobody = PeerAddress(worker="c", endpoint="tcp://127.0.0.1:1", public_key=new_keys().public)

@@ -59,6 +59,7 @@ from worker.transport.surroundings import Surroundings
 
 _HANDSHAKE_PATIENCE = 30.0
 _READY_AGAIN = 5.0
+_CONNECT_AGAIN = 1.0
 _CHECK = "spot check"
 _LANES = 8
 """At most so many micro-batches are replayed at the same time: Python runs one at a time between operators."""
@@ -108,6 +109,7 @@ class JobRun:
         self._started = False
         self._backup_workers: Mapping[int, str] = prepare.backups
         """Fragment -> its backup worker, as ordered last."""
+        self._connecting = asyncio.Lock()
         self._parts: Parts | None = None
         self._assembling: asyncio.Task[tuple[Assembly, dict[int, Piece]]] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -305,12 +307,25 @@ class JobRun:
             case Adopt():
                 await self._adopt(parts, order)
 
-    async def _connect(self, route: Route, peers: list[PeerAddress], epoch: int | None = None) -> None:
-        """Admit and connect to workers that have fragments, or may get some soon.
+    async def _connect(self, route: Route, peers: list[PeerAddress], epoch: int | None = None) -> bool:
+        """Admit and connect to workers that have fragments, or may get some soon; False when some could not be reached.
 
         With the `epoch` of a plan this waits for handshakes no longer than the plan holds: a worker that it names may have
         died since, and then the next one, which says so, is here already.
         """
+        async with self._connecting:
+            return await self._connect_alone(route, peers, epoch)
+
+    async def _connect_at_last(self, parts: Parts, order: Adopt) -> None:
+        """Training under this plan waits for a worker that could not be reached when it came: try until another plan comes."""
+        while self._newest == order.plan.epoch:
+            if await self._connect(parts.route, order.peers, order.plan.epoch):
+                for peer in self._others(order.peers):
+                    parts.host.peer_back(peer.worker)
+                return
+            await asyncio.sleep(_CONNECT_AGAIN)
+
+    async def _connect_alone(self, route: Route, peers: list[PeerAddress], epoch: int | None) -> bool:
         new = []
         for peer in self._others(peers):
             known = route.connections.get(peer.worker)
@@ -334,8 +349,9 @@ class JobRun:
             raise
         except FusionError as error:
             self._send(Warned(job=self.job, message=explain(error)))
-            return
+            return False
         self._send(Connected(job=self.job, peers=[peer.worker for peer in peers if peer.worker not in missing]))
+        return True
 
     async def _adopt(self, parts: Parts, order: Adopt) -> None:
         """Follow another plan; what is new here is put in place first."""
@@ -357,8 +373,9 @@ class JobRun:
         for name, peer in route.connections.items():
             if wanted.get(name) != peer.address.public_key:
                 await asyncio.to_thread(self._mover.disconnect, route, name)
-        if any(peer.worker not in route.connections for peer in self._others(order.peers)):
-            await self._connect(route, order.peers, order.plan.epoch)
+        unconnected = any(peer.worker not in route.connections for peer in self._others(order.peers))
+        if unconnected and not await self._connect(route, order.peers, order.plan.epoch):
+            self._begin(self._connect_at_last(parts, order), f"connect {self.job}")
         route.admission = admission
         for fragment in set(host.hosted) - set(hosted):
             parts.backups.keep(fragment, order.step)

@@ -40,7 +40,12 @@ class Dispatch:
     @property
     def settled(self) -> bool:
         """Whether nothing is held back for anybody."""
-        return not self.moved or all(self._follows(peer) for peer in self.peers)
+        return not self.unheard
+
+    @property
+    def unheard(self) -> tuple[str, ...]:
+        """The peers for whom something may be held back, as they have not said that they follow the plan."""
+        return tuple(peer for peer in self.peers if not self._follows(peer)) if self.moved else ()
 
     @property
     def furthest(self) -> int:

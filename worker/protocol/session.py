@@ -7,7 +7,7 @@ tests play thousands of failures with this very class.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -177,6 +177,8 @@ class Session(Generic[P]):
             case FrameKind.SWITCHED:
                 if self.dispatch.heard(sender, header.epoch, header.step):
                     self._release(sender)
+                if header.micro_batch and header.epoch == self.epoch:
+                    self._say_switched(self._kept_floor(), (sender,))
                 self._restrain()
                 return True
             case FrameKind.RESEND | FrameKind.MISSED:
@@ -279,7 +281,7 @@ class Session(Generic[P]):
             # What went to a fragment elsewhere until now, and is needed here.
             if self._worker in self.dispatch.receivers(sent.header.kind, sent.header.edge):
                 self._accept(sent.header.key, sent.parcel)
-        self._say_switched(floor)
+        self._say_switched(floor, self.dispatch.peers)
         # Of those that stay too: what was handed over here is in no log, and its receiver may have moved away.
         lenders = [fragment for fragment, updated in self._updated.items() if updated == step]
         if self.board.wants_parameters(step + 1):
@@ -294,10 +296,8 @@ class Session(Generic[P]):
         for source, (kind, edge, step, micro_batch) in owed:
             header = Header(self._job, self.epoch, FrameKind.RESEND, edge, step, micro_batch, kind.name)
             self._out.append(Send(source, header))
-        if not self.dispatch.settled:
-            # Our word that we follow the plan may have been lost.
-            kept = (self.board.position(f) for f in self.hosted if f not in self._replaying)
-            self._say_switched(min(kept, default=self.base + 1))
+        # The word that we follow the plan may have been lost on either way.
+        self._say_switched(self._kept_floor(), self.dispatch.unheard, ask=True)
         return owed
 
     def measure_log(self) -> int:
@@ -346,9 +346,15 @@ class Session(Generic[P]):
         for sent in self.dispatch.held_back(peer, self.log):
             self._out.append(Send(peer, sent.again(self.epoch), sent.parcel))
 
-    def _say_switched(self, floor: int) -> None:
-        said = Header(self._job, self.epoch, FrameKind.SWITCHED, 0, floor, 0)
-        self._out.extend(Send(peer, said) for peer in self.dispatch.peers)
+    def _kept_floor(self) -> int:
+        """The first step that fragments here which don't replay still need."""
+        kept = (self.board.position(fragment) for fragment in self.hosted if fragment not in self._replaying)
+        return min(kept, default=self.base + 1)
+
+    def _say_switched(self, floor: int, peers: Sequence[str], *, ask: bool = False) -> None:
+        """That we follow the plan; with `ask`, they are to say so too."""
+        said = Header(self._job, self.epoch, FrameKind.SWITCHED, 0, floor, int(ask))
+        self._out.extend(Send(peer, said) for peer in peers)
 
     def _restrain(self) -> None:
         """How far tasks may go: to the hold, and with a full log to the next snapshot that was ordered."""

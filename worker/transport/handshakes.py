@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -22,6 +22,17 @@ AWAY_SECONDS = 3.0
 """Whoever could not be connected to for so long may need another way. Later, where there was a connection (`peer_watch.py`)."""
 _POLL_MILLISECONDS = 200
 _RETRY_SECONDS = 0.1
+
+
+class UnreachedPeersError(UnreachableError):
+    """These have not let us in within the time that there was; all others have."""
+
+    def __init__(self, missing: Sequence[Peer]) -> None:
+        places = ", ".join(f"{peer.address.worker} at {peer.address.endpoint}" for peer in missing)
+        super().__init__(
+            f"can't reach {places}; is that port open between the machines? (fusion worker --advertise HOST:PORT sets it)"
+        )
+        self.names = [peer.address.worker for peer in missing]
 
 
 def close_monitors(connections: dict[str, Peer], monitors: dict[str, zmq.Socket[bytes]]) -> None:
@@ -58,11 +69,7 @@ def await_handshakes(
     while names and not cancelled():
         left = deadline - monotonic()
         if left <= 0:
-            missing = ", ".join(f"{name} at {connections[name].address.endpoint}" for name in names.values())
-            raise UnreachableError(
-                f"can't reach {missing}; is that port open between the machines? "
-                "(fusion worker --advertise HOST:PORT sets it)"
-            )
+            raise UnreachedPeersError([connections[name] for name in names.values()])
         wait = min(left, _RETRY_SECONDS if refused else _POLL_MILLISECONDS / 1000)
         for monitor, _ in poller.poll(wait * 1000):
             event = recv_monitor_message(monitor)["event"]

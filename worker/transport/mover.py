@@ -24,7 +24,7 @@ from fusion.wire import FrameKind, Header, decode_header, encode_header
 from worker.protocol.admission import Admission, Refused, is_spoilt
 from worker.transport.arrival import FindPlaces, Received, received
 from worker.transport.delay_line import DelayLine
-from worker.transport.handshakes import HANDSHAKE_EVENTS, await_handshakes, close_monitors
+from worker.transport.handshakes import HANDSHAKE_EVENTS, UnreachedPeersError, await_handshakes, close_monitors
 from worker.transport.passages import Passages
 from worker.transport.peer_watch import PeerWatch
 from worker.transport.probe_answers import ProbeAnswers
@@ -192,7 +192,8 @@ class Mover:
     ) -> list[str]:
         """Admit these workers and connect to them too; waits for the handshakes as `open` does.
 
-        Returns those that had not let us in when it was `cancelled`; they are as unknown as before.
+        Returns those that had not let us in when it was `cancelled`; they are as unknown as before. Raises `UnreachableError` when
+        some have not within `patience`; the others are connected.
         """
         self.admit(peers)
         connections: dict[str, Peer] = {}
@@ -210,7 +211,11 @@ class Mover:
             # Before the handshakes are through, so that a peer whose own went faster is no stranger.
             route.add(connections)
             self._move_along(connections)
-            missing = await_handshakes(monitors, connections, patience, cancelled, self._unreached)
+            unreached: UnreachedPeersError | None = None
+            try:
+                missing = await_handshakes(monitors, connections, patience, cancelled, self._unreached)
+            except UnreachedPeersError as error:
+                missing, unreached = error.names, error
         except BaseException:
             self._let_go(route, connections, monitors)
             raise
@@ -220,6 +225,8 @@ class Mover:
         for name in connections:
             self._back(route, name)
         self._watch.add(monitors)
+        if unreached is not None:
+            raise unreached
         return missing
 
     def _let_go(self, route: Route, connections: dict[str, Peer], monitors: dict[str, zmq.Socket[bytes]]) -> None:
