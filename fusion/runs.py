@@ -68,8 +68,10 @@ def train_on(
     say("waiting for the workers")
     pool.wait_for_workers()
     # Imported late: this needs torch, and the workers import theirs at the same time.
-    from fusion.submit import submit
+    from fusion.submit import remarks_on, submit
 
+    for line in remarks_on(job):
+        remark(line)
     with pool.client() as client:
         began = time.monotonic()
         posted = submit(client, job, resume=resume, say=say)

@@ -187,6 +187,14 @@ class LrScheduleSpec(_Section):
     every: Count = Field(100, gt=0, description="Steps between drops, for step.")
     gamma: float = Field(0.1, gt=0, le=1, description="Factor of each drop, for step.")
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Options that were given but say nothing of a schedule of this shape."""
+        used = {"linear": ("final",), "cosine": ("final",), "step": ("every", "gamma")}.get(self.name, ())
+        fields = type(self).model_fields
+        others = (option for option in ("final", "every", "gamma") if option not in used)
+        return tuple(option for option in others if getattr(self, option) != fields[option].default)
+
 
 class TrainSpec(_Section):
     steps: Count = Field(gt=0, description="Optimiser updates.")

@@ -64,10 +64,7 @@ def capture_job(spec: JobSpec, base: Path, say: Say = _quiet) -> CapturedJob:
     say("reading the data")
     data = prepare(spec.data, spec.train, base, forward=model.forward, loss_is_the_models=loss == "model")
     say("capturing")
-    job = captured(spec, model, loss, data)
-    for remark in job.dag.notes:
-        say(f"note: {remark}")
-    return job
+    return captured(spec, model, loss, data)
 
 
 def captured(spec: JobSpec, model: nn.Module, loss: str | Callable[..., Any], data: PreparedData) -> CapturedJob:
@@ -78,6 +75,17 @@ def captured(spec: JobSpec, model: nn.Module, loss: str | Callable[..., Any], da
     if spec.train.eval_every is not None:
         compare_evaluation(model, loss, data.example, result)
     return CapturedJob(spec, result.dag, result.tensors, data)
+
+
+def remarks_on(job: CapturedJob) -> list[str]:
+    """What may not be as its author meant it, though it can be trained."""
+    schedule = job.spec.train.lr_schedule
+    unused = [
+        f"train.lr_schedule.{option} changes nothing: the schedule is {schedule.name}; "
+        f"{'step' if option in ('every', 'gamma') else 'linear or cosine'} would use it"
+        for option in schedule.unused
+    ]
+    return [f"note: {remark}" for remark in (*job.dag.notes, *unused)]
 
 
 def submit(client: Client, job: CapturedJob, *, resume: str | None = None, say: Say = _quiet) -> Json:

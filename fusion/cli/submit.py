@@ -48,7 +48,7 @@ def submit(
     client = connect(coordinator, token, ca)
     client.jobs()  # so is a coordinator that does not answer
     from fusion.metrics_file import MetricsFile
-    from fusion.submit import capture_job
+    from fusion.submit import capture_job, remarks_on
     from fusion.submit import submit as post
     from fusion.tensorboard import TensorBoardFile
 
@@ -56,6 +56,8 @@ def submit(
     with closing(MetricsFile(metrics)) as file, closing(TensorBoardFile(tensorboard)) as board, client:
         with placed(job):
             captured = capture_job(spec, folder_of(job), say=note)
+        for remark in remarks_on(captured):
+            note(remark)
         posted = post(client, captured, resume=resume, say=note)
         if as_json:
             print_json(posted)

@@ -121,6 +121,31 @@ def test_stream_of_events():
     assert [(item.kind, item.data) for item in items] == [("metrics", {"step": 1}), ("job", {"state": "done"})]
 
 
+def test_a_long_item_of_a_stream_is_read_whole():
+    story = "x" * (3 << 20)
+    lines = b'event: job\ndata: {"story": "%s"}\n\n' % story.encode()
+    with serving(lambda *_: (200, lines, {})) as url, Client(url) as client:
+        assert [item.data for item in client.stream("a")] == [{"story": story}]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (b"data: <html>\n\n", "no JSON object; is this a Fusion coordinator"),
+        (b"data: [1]\n\n", "no JSON object"),
+        (b"data: " + b"x" * 1000, "longer than 500 bytes"),
+    ],
+)
+def test_a_stream_of_something_else(lines, message, monkeypatch):
+    monkeypatch.setattr("fusion.event_stream.MAX_LINE_BYTES", 500)
+    with (
+        serving(lambda *_: (200, lines, {})) as url,
+        Client(url) as client,
+        pytest.raises(CoordinatorError, match=message),
+    ):
+        list(client.stream("a"))
+
+
 def test_a_broken_download_leaves_nothing(tmp_path):
     with (
         serving(lambda *_: (200, b"short", {"Content-Length": "100", "Connection": "close"})) as url,

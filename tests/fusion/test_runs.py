@@ -11,9 +11,19 @@ import pytest
 
 from fusion.errors import JobFailedError
 from fusion.runs import Run, train_on
+from fusion.spec import LrScheduleSpec
+from fusion.submit import remarks_on
 
 
-def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: int | None) -> tuple[Run, list[Any]]:
+def captured(*notes: str, **schedule: Any) -> Any:
+    """What is looked at of a captured job before it is submitted."""
+    train = SimpleNamespace(lr_schedule=LrScheduleSpec(**schedule))
+    return SimpleNamespace(dag=SimpleNamespace(notes=notes), spec=SimpleNamespace(train=train))
+
+
+def trained(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: int | None, remarks: list[str] | None = None, **job: Any
+) -> tuple[Run, list[Any]]:
     """A job of ten steps that is done, and what was fetched of it."""
     fetched: list[Any] = []
     client = SimpleNamespace(download_checkpoint=lambda *asked: fetched.append(asked[1:3]), jobs=list)
@@ -25,8 +35,8 @@ def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: int | Non
         watch=lambda job, show: final,
     )
     monkeypatch.setattr("fusion.submit.submit", lambda *_, **__: {"id": "job-1"})
-    deaf = {"show": lambda _: None, "say": lambda _: None, "remark": lambda _: None}
-    found = train_on(pool, lambda: None, **deaf)  # type: ignore[arg-type,return-value]
+    heard = {"show": lambda _: None, "say": lambda _: None, "remark": ([] if remarks is None else remarks).append}
+    found = train_on(pool, lambda: captured(**job), **heard)  # type: ignore[arg-type]
     return found, fetched
 
 
@@ -43,3 +53,21 @@ def test_an_older_checkpoint_is_not_taken_for_the_last(
     """As where the disk was full at the end."""
     with pytest.raises(JobFailedError, match=f"no checkpoint of its last step 10 could be kept: {there}"):
         trained(tmp_path, monkeypatch, checkpoint)
+
+
+def test_what_may_not_be_meant_so_stays_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    trained(tmp_path, monkeypatch, 10, said, final=0.1, warmup=20)
+    assert said == [
+        "note: train.lr_schedule.final changes nothing: the schedule is constant; linear or cosine would use it"
+    ]
+
+
+def test_remarks_on_a_job() -> None:
+    assert remarks_on(captured("a branch was baked in")) == ["note: a branch was baked in"]
+    assert remarks_on(captured(name="cosine", final=0.1, warmup=3)) == []
+    assert remarks_on(captured(name="step", every=3, gamma=0.5)) == []
+    assert [line.split()[1] for line in remarks_on(captured(name="linear", every=3, gamma=0.5))] == [
+        "train.lr_schedule.every",
+        "train.lr_schedule.gamma",
+    ]

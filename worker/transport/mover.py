@@ -204,9 +204,9 @@ class Mover:
                 socket.setsockopt(zmq.SNDHWM, 0)
                 socket.setsockopt(zmq.LINGER, 0)
                 secure_client(socket, self._keys, address.public_key)
-                monitors[address.worker] = socket.get_monitor_socket(_MONITORED)
                 peer = Peer(socket, address, self.passages.endpoint(address), max(self._silence, 2.0))
                 connections[address.worker] = peer
+                monitors[address.worker] = socket.get_monitor_socket(_MONITORED)
                 peer.connect()
             # Before the handshakes are through, so that a peer whose own went faster is no stranger.
             route.add(connections)
