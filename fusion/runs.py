@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from http.client import CONFLICT
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion.client import Client, StreamItem
-from fusion.errors import JobFailedError, UserError
+from fusion.errors import CoordinatorError, JobFailedError, UserError
 from fusion.local import LocalPool, check_done
 
 if TYPE_CHECKING:
@@ -104,11 +105,15 @@ def _give_up_earlier_jobs(client: Client, folder: Path, remark: Callable[[str], 
     for job in client.jobs():
         if job["state"] in ("done", "failed", "cancelled"):
             continue
-        client.cancel(str(job["id"]))
-        told = (
-            f"job {job['id']} of an earlier run in this folder is given up after step {job['step']} of {job['steps']}"
-        )
-        if job["checkpoint"] is not None:
-            kept = folder / "state" / "checkpoints" / str(job["id"]) / str(job["checkpoint"])
+        try:
+            # It may have gone on since it was listed, so that older checkpoints are there no more; or have ended.
+            left = client.cancel(str(job["id"]))
+        except CoordinatorError as error:
+            if error.status != CONFLICT:
+                raise
+            continue
+        told = f"job {left['id']} of an earlier run in this folder is given up after step {left['step']} of {left['steps']}"
+        if left["checkpoint"] is not None:
+            kept = folder / "state" / "checkpoints" / str(left["id"]) / str(left["checkpoint"])
             told += f"; its last checkpoint, for `fusion up --resume`, is {kept}"
         remark(told)

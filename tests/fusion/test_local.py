@@ -134,7 +134,9 @@ def test_up_trains_resumes_and_writes_what_it_says(capsys, job, tmp_path):
 
 def test_an_interrupted_run_does_not_hold_up_the_next_one_in_its_folder(capsys, job, tmp_path):
     folder, endless = tmp_path / "run", tmp_path / "endless.yaml"
-    endless.write_text(job.read_text().replace("steps: 6", "steps: 1000000000") + "checkpoint: {every: 4}\n")
+    endless.write_text(
+        job.read_text().replace("steps: 6", "steps: 1000000000") + "checkpoint: {every: 4, keep: 1000}\n"
+    )
     with LocalPool(folder, [LocalWorker("worker-1")]) as pool, fusion.Client(pool.url, pool.token) as client:
         left = client.submit(endless)["id"]
         next(item for item in follow(client, left) if item.data.get("event") == "checkpoint")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fusion.errors import JobFailedError
+from fusion.errors import CoordinatorError, JobFailedError
 from fusion.runs import Run, train_on
 from fusion.spec import LrScheduleSpec
 from fusion.submit import remarks_on
@@ -22,11 +23,19 @@ def captured(*notes: str, **schedule: Any) -> Any:
 
 
 def trained(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: int | None, remarks: list[str] | None = None, **job: Any
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: int | None,
+    remarks: list[str] | None = None,
+    earlier: Sequence[dict[str, Any]] = (),
+    cancel: Callable[[str], dict[str, Any]] = lambda _: {},
+    **job: Any,
 ) -> tuple[Run, list[Any]]:
     """A job of ten steps that is done, and what was fetched of it."""
     fetched: list[Any] = []
-    client = SimpleNamespace(download_checkpoint=lambda *asked: fetched.append(asked[1:3]), jobs=list)
+    client = SimpleNamespace(
+        download_checkpoint=lambda *asked: fetched.append(asked[1:3]), jobs=lambda: earlier, cancel=cancel
+    )
     final = {"id": "job-1", "state": "done", "step": 10, "steps": 10, "checkpoint": checkpoint}
     pool = SimpleNamespace(
         folder=folder,
@@ -71,3 +80,34 @@ def test_remarks_on_a_job() -> None:
         "train.lr_schedule.every",
         "train.lr_schedule.gamma",
     ]
+
+
+def test_what_an_earlier_run_has_left_is_told_as_it_is_when_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator takes such a job up at once, so that it goes on after it was listed: to its end, even."""
+    left = [
+        {"id": name, "state": state, "step": 8, "steps": 99, "checkpoint": 8}
+        for name, state in (("over", "done"), ("on", "running"), ("just-over", "running"))
+    ]
+
+    def cancel(job: str) -> dict[str, Any]:
+        if job != "on":
+            raise CoordinatorError(f"job {job} is done already", 409)
+        return {**left[1], "state": "cancelled", "step": 31, "checkpoint": 28}
+
+    said: list[str] = []
+    trained(tmp_path, monkeypatch, 10, said, left, cancel)
+    assert said == [
+        "job on of an earlier run in this folder is given up after step 31 of 99; its last checkpoint, for "
+        f"`fusion up --resume`, is {tmp_path / 'state' / 'checkpoints' / 'on' / '28'}"
+    ]
+
+
+def test_an_earlier_run_that_cannot_be_given_up_ends_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cancel(_: str) -> dict[str, Any]:
+        raise CoordinatorError("nothing can be recorded", 503)
+
+    left = [{"id": "on", "state": "running", "step": 8, "steps": 99, "checkpoint": None}]
+    with pytest.raises(CoordinatorError, match="nothing can be recorded"):
+        trained(tmp_path, monkeypatch, 10, [], left, cancel)
