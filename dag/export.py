@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from dag.blame import causes, line_of_exception, module_of_exception, module_words, torch_functions
 from dag.carried import refused_seeding
 from dag.custom_gradients import refused
+from dag.example_words import example_words
 from dag.objective import Objective
 from dag.operators import torch_dtype
 from dag.python_state import Attribute, PythonState
@@ -103,7 +104,7 @@ def export(
             return torch.export.export(objective, (), values, strict=True), held.changes()
         except Exception:
             # The first error speaks of the user's own lines; strict mode's speaks of bytecode.
-            raise _explained(failure, objective.model) from failure
+            raise _explained(failure, objective.model, example) from failure
         finally:
             held.put_back()
 
@@ -124,7 +125,7 @@ def casting(autocast: str | None) -> contextlib.AbstractContextManager[object]:
     return torch.autocast("cpu", torch_dtype(autocast or "bfloat16"), enabled=autocast is not None, cache_enabled=False)
 
 
-def _explained(error: Exception, model: nn.Module) -> CaptureError:
+def _explained(error: Exception, model: nn.Module, example: Mapping[str, torch.Tensor]) -> CaptureError:
     ours = next((each for each in causes(error) if isinstance(each, CaptureError)), None)
     if ours is not None:
         return ours
@@ -144,7 +145,7 @@ def _explained(error: Exception, model: nn.Module) -> CaptureError:
     for pattern, advice in _ADVICE:
         if re.search(pattern, whole):
             return CaptureError(f"{prefix}this model can't be captured: {advice} ({text})")
-    return CaptureError(f"{prefix}this model can't be captured: {text}")
+    return CaptureError(f"{prefix}this model can't be captured: {text} (a micro-batch has {example_words(example)})")
 
 
 def _kind(module: nn.Module) -> str:

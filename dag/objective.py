@@ -24,9 +24,37 @@ def cross_entropy(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
     Rows whose target is -100 don't count.
     """
+    _check_classes(output, targets)
     if output.shape[:-1] == targets.shape:
         return nn.functional.cross_entropy(output.reshape(-1, output.shape[-1]), targets.reshape(-1))
     return nn.functional.cross_entropy(output, targets)
+
+
+def _check_classes(output: torch.Tensor, targets: torch.Tensor) -> None:
+    """Raise `CaptureError` for targets that are neither classes nor probabilities of them."""
+    shapes = f"the model's output has shape {list(output.shape)} and the targets {list(targets.shape)}"
+    if output.shape == targets.shape and output.dim() > 0:
+        if not targets.is_floating_point():
+            raise CaptureError(
+                f"loss cross_entropy: {shapes}, of {_dtype(targets)}; probabilities of classes are floats: "
+                "convert them, or give the number of the class alone"
+            )
+        return
+    rows = {tuple(output.shape[:-1]), (*output.shape[:1], *output.shape[2:])} if output.dim() else set()
+    if tuple(targets.shape) not in rows:
+        advice = "; drop the targets' last axis" if tuple(targets.shape[:-1]) in rows and targets.shape[-1] == 1 else ""
+        raise CaptureError(
+            f"loss cross_entropy: {shapes}; it takes the number of a class for each row, of shape "
+            f"{' or '.join(str(list(shape)) for shape in sorted(rows)) or '[]'}, or probabilities of the output's shape{advice}"
+        )
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise CaptureError(
+            f"loss cross_entropy: the targets are {_dtype(targets)}; classes are whole numbers from 0 on: convert them to int64"
+        )
+
+
+def _dtype(value: torch.Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def mse(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,7 @@ def claim_our_names() -> None:
     with _lock:
         for name in OUR_NAMES:
             present = sys.modules.get(name)
-            if present is not None and _is_ours(_file_of(present)):
+            if present is not None and is_ours(_file_of(present)):
                 continue
             if present is not None:
                 _move_away(name, present)
@@ -98,7 +98,7 @@ def hidden_name(folder: Path, name: str) -> str | None:
         if known is None or not known.has(name):
             return None
         taken = sys.modules.get(name)
-        if name in OUR_NAMES and not _is_ours(known.path / name / "__init__.py"):
+        if name in OUR_NAMES and not is_ours(known.path / name / "__init__.py"):
             known.open()
             return f"{known.package}.{name}"
         if name not in sys.stdlib_module_names and taken is not None and not _inside(_file_of(taken), known.path):
@@ -132,7 +132,7 @@ def _move_away(name: str, module: ModuleType) -> None:
 
 
 def _shadows(folder: Path, name: str) -> bool:
-    return ((folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file()) and not _is_ours(
+    return ((folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file()) and not is_ours(
         folder / name / "__init__.py"
     )
 
@@ -148,7 +148,7 @@ def _inside(file: Path | None, folder: Path) -> bool:
     return file is not None and (file.is_relative_to(folder) or file.resolve().is_relative_to(folder))
 
 
-def _is_ours(file: Path | None) -> bool:
+def is_ours(file: Path | None) -> bool:
     return file is not None and any(_inside(file, ours) for ours in _OURS)
 
 
@@ -165,7 +165,7 @@ def _folder_of(importer: Mapping[str, Any]) -> _Folder | None:
         path = Path(file).resolve()
         around = [folder for folder in _folders.values() if path.is_relative_to(folder.path)]
         nearest = max(around, key=lambda folder: len(folder.path.parts), default=None)
-        _folder_of_file[file] = None if _is_ours(path) else nearest
+        _folder_of_file[file] = None if is_ours(path) else nearest
     return _folder_of_file[file]
 
 

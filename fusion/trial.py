@@ -8,6 +8,7 @@ as it was at capture; whether that is the same computation shows in the loss.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dag.blame import line_of_branch
+from dag.blame import line_of_branch, module_of_exception, module_words
 from dag.capture import Captured, ready_for_training
 from dag.evaluation import evaluation_form
+from dag.example_words import example_words
 from dag.export import casting
 from dag.graph import Op
-from dag.objective import Objective
+from dag.objective import TARGETS, Objective
 from dag.python_state import PythonState
 from executor.interpreter import Interpreter
 from fusion.errors import CaptureError, FusionError
@@ -43,15 +45,24 @@ def try_once(
     except FusionError:
         raise
     except Exception as error:
-        ranges = ", ".join(
-            f"{name} from {int(value.min())} to {int(value.max())}"
-            for name, value in example.items()
-            if value.dtype == torch.int64 and value.numel()
-        )
-        told = f" (the first micro-batch has {ranges})" if ranges else ""
         raise CaptureError(
-            f"the model fails on the first micro-batch: {explain(error, _folder_of(model))}{told}"
+            f"the model fails on the first micro-batch: {_placed(error, model)}"
+            f"{_advice(error, example)} (the first micro-batch has {example_words(example, ranges=True)})"
         ) from error
+
+
+def _placed(error: Exception, model: nn.Module) -> str:
+    """With the line of the user's; a model that is made of torch's own modules alone has none, but a module."""
+    told = explain(error, _folder_of(model))
+    found = module_of_exception(error, model) if told.startswith(type(error).__name__) else None
+    return f"{module_words(found[0], type(found[1]).__name__)}: {told}" if found is not None else told
+
+
+def _advice(error: Exception, example: Mapping[str, Tensor]) -> str:
+    whole = [name for name, value in example.items() if name != TARGETS and not value.is_floating_point()]
+    if whole and re.search(r"same dtype|expected scalar type", str(error)):
+        return f"; whole numbers go in as such: make {' and '.join(whole)} floats in the data, or in forward"
+    return ""
 
 
 def compare_training(captured: Captured, example: Mapping[str, Tensor], expected: Tensor) -> None:

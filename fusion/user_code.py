@@ -108,7 +108,7 @@ def explain(error: BaseException, folder: Path) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
-    inside = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(folder)]
+    inside = [frame for frame in frames if _is_own(Path(frame.filename).resolve(), folder)]
     message = f"{type(error).__name__}: {one_line(error)}" if str(error).strip() else type(error).__name__
     if isinstance(error, ModuleNotFoundError) and error.name:
         message = f"it imports {error.name!r}, which is not installed here ({message})"
@@ -117,6 +117,13 @@ def explain(error: BaseException, folder: Path) -> str:
     last = inside[-1]
     code = (last.line or linecache.getline(last.filename, last.lineno or 0)).strip()
     return f"{last.filename}:{last.lineno}: {message}" + (f"  (at: {code})" if code else "")
+
+
+def _is_own(file: Path, folder: Path) -> bool:
+    """Whether the file is of this folder, and neither of an environment there nor of Fusion: README's folder has both."""
+    if not file.is_relative_to(folder) or import_views.is_ours(file):
+        return False
+    return "site-packages" not in file.relative_to(folder).parts
 
 
 def _import(

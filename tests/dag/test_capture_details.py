@@ -336,6 +336,22 @@ def test_class_axis_of_cross_entropy() -> None:
     assert torch.equal(cross_entropy(logits.transpose(1, 2), labels), F.cross_entropy(logits.transpose(1, 2), labels))
 
 
+@pytest.mark.parametrize(
+    ("shape", "targets"),
+    [
+        ((5, 7), torch.rand(5, 7)),
+        ((5, 7), torch.randint(7, (5,)).to(torch.uint8)),
+        ((7,), torch.tensor(3)),
+        ((7,), torch.rand(7)),
+        ((2, 7, 3, 3), torch.randint(7, (2, 3, 3))),
+        ((2, 7, 3, 3), torch.rand(2, 7, 3, 3)),
+    ],
+)
+def test_what_torch_takes_for_cross_entropy_is_taken(shape: tuple[int, ...], targets: Tensor) -> None:
+    logits = torch.randn(shape)
+    assert torch.equal(cross_entropy(logits, targets), F.cross_entropy(logits, targets))
+
+
 @pytest.mark.parametrize("family", ["gpt tied", "resnet18", "moe", "hf gpt2", "hf llama"])
 def test_autocast_gives_the_bits_of_eager_autocast(family: str) -> None:
     torch.manual_seed(0)

@@ -335,6 +335,33 @@ def test_mse_refuses_to_broadcast() -> None:
     assert "[2, 3]" in attempt(nn.Linear(4, 3), "mse")
 
 
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        (torch.zeros(2), "the targets are float32; classes are whole numbers from 0 on: convert them to int64"),
+        (torch.zeros(2, dtype=torch.bool), "the targets are bool; classes are whole numbers"),
+        (
+            torch.zeros(2, 1).long(),
+            r"[2, 1]; it takes the number of a class for each row, of shape [2], or probabilities",
+        ),
+        (torch.zeros(2, 1).long(), "; drop the targets' last axis"),
+        (torch.zeros(2, 3), "output has shape [2, 4] and the targets [2, 3]; it takes the number of a class"),
+        (torch.zeros(2, 4).long(), "targets [2, 4], of int64; probabilities of classes are floats: convert them"),
+    ],
+)
+def test_targets_that_are_no_classes(targets: Tensor, says: str) -> None:
+    with pytest.raises(CaptureError, match=r"^loss cross_entropy: .*" + re.escape(says)):
+        capture(nn.Linear(4, 4), {"inputs": torch.randn(2, 4), "targets": targets}, "cross_entropy")
+
+
+def test_data_of_another_shape_than_the_model_takes_is_told() -> None:
+    model = nn.Sequential(nn.Linear(5, 4))
+    with pytest.raises(
+        CaptureError, match=r"^module 0 \(Linear\): .*a micro-batch has inputs float32 \[2, 4\], targets int64"
+    ):
+        capture(model, {"inputs": torch.randn(2, 4), "targets": torch.zeros(2).long()}, "cross_entropy")
+
+
 def test_losses_by_name_take_one_tensor() -> None:
     class Pair(Base):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

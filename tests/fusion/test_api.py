@@ -255,4 +255,4 @@ def test_a_trial_names_the_line_and_the_data():
     assert "test_api.py:" in message
     assert "IndexError: index out of range" in message
     assert "found = self.table(x)" in message
-    assert "inputs from 0 to 9" in message
+    assert "inputs int64 [2] from 0 to 9" in message

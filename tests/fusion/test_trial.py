@@ -185,3 +185,22 @@ def test_only_a_job_that_evaluates_is_asked() -> None:
     job(DropPath())
     with pytest.raises(CaptureError, match="evaluation would be wrong"):
         job(DropPath(), eval_every=1)
+
+
+@pytest.mark.parametrize(
+    ("example", "says"),
+    [
+        (
+            {"inputs": torch.tensor([[3, 250]]), "targets": torch.tensor([1])},
+            r"module 0 \(Linear\): RuntimeError: .*; whole numbers go in as such: make inputs floats in the data, or in forward "
+            r"\(the first micro-batch has inputs int64 \[1, 2\] from 3 to 250, targets int64 \[1\] from 1 to 1\)$",
+        ),
+        (
+            {"inputs": torch.ones(2, 2), "targets": torch.tensor([1, 6])},
+            r"IndexError: .* \(the first micro-batch has inputs float32 \[2, 2\], targets int64 \[2\] from 1 to 6\)$",
+        ),
+    ],
+)
+def test_data_that_does_not_fit_is_told_with_what_it_is(example: dict[str, Tensor], says: str) -> None:
+    with pytest.raises(CaptureError, match=r"^the model fails on the first micro-batch: " + says):
+        try_once(nn.Sequential(nn.Linear(2, 3)), "cross_entropy", example)
