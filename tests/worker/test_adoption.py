@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
@@ -454,6 +455,50 @@ async def test_who_could_not_be_reached_when_the_plan_came_is_reached_later(
         await finish(coordinator, 1, "a", "c")
         assert_same(coordinator, expected)
     assert tries == [["c"]] * 3
+
+
+async def test_who_is_still_being_tried_when_the_next_plan_comes_is_connected_to_for_that(
+    coordinator: FakeCoordinator, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that is about to be given up, as its plan holds no more, is none."""
+    expected = await undisturbed(coordinator, case)
+    tries, waiting = 0, threading.Event()
+
+    def connect(
+        mover: Mover, route: Route, peers: Sequence[PeerAddress], *, cancelled: Callable[[], bool], **rest: Any
+    ) -> list[str]:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise UnreachableError("can't reach c")
+        if tries == 2:
+            peers = [peer.model_copy(update={"endpoint": "tcp://127.0.0.1:1"}) for peer in peers]
+
+        def over() -> bool:
+            if tries == 2:
+                waiting.set()
+            return cancelled()
+
+        return connect_now(mover, route, peers, cancelled=over, **rest)
+
+    connect_now = Mover.connect
+    async with pool(coordinator, "a", "b", "c") as workers:
+        prepare = await ready_job(coordinator, case, ("a", "b", "c"), log_bytes=LOG, backups=BACKUPS)
+        await snapshot(coordinator, prepare, BACKUPS, 12)
+        await end(workers[1])
+        run = workers[0].service._run
+        assert run is not None
+        assert run._parts is not None
+        await asyncio.to_thread(workers[0].service._mover.disconnect, run._parts.route, "c")
+        monkeypatch.setattr(Mover, "connect", connect)
+        for name in "ac":
+            coordinator.send(name, adopt(prepare, coordinator, 1, ("a", "c", "c"), 12))
+        assert await asyncio.to_thread(waiting.wait, 20)
+        for name in "ac":
+            coordinator.send(name, adopt(prepare, coordinator, 2, ("a", "c", "c"), 12))
+        async with asyncio.timeout(60):
+            await finish(coordinator, 2, "a", "c")
+        assert_same(coordinator, expected)
 
 
 async def test_a_fragment_that_moved_away_takes_its_parameters_along(

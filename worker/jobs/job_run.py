@@ -303,7 +303,8 @@ class JobRun:
                 self._tasks = [task for task in self._tasks if task.get_name() != _CHECK or not task.done()]
                 self._begin(self._check(parts, order), _CHECK)
             case Connect():
-                await self._connect(parts.route, order.peers)
+                async with self._connecting:
+                    await self._connect(parts.route, order.peers)
             case Adopt():
                 await self._adopt(parts, order)
 
@@ -311,21 +312,8 @@ class JobRun:
         """Admit and connect to workers that have fragments, or may get some soon; False when some could not be reached.
 
         With the `epoch` of a plan this waits for handshakes no longer than the plan holds: a worker that it names may have
-        died since, and then the next one, which says so, is here already.
+        died since, and then the next one, which says so, is here already. Whoever calls it holds `_connecting`.
         """
-        async with self._connecting:
-            return await self._connect_alone(route, peers, epoch)
-
-    async def _connect_at_last(self, parts: Parts, order: Adopt) -> None:
-        """Training under this plan waits for a worker that could not be reached when it came: try until another plan comes."""
-        while self._newest == order.plan.epoch:
-            if await self._connect(parts.route, order.peers, order.plan.epoch):
-                for peer in self._others(order.peers):
-                    parts.host.peer_back(peer.worker)
-                return
-            await asyncio.sleep(_CONNECT_AGAIN)
-
-    async def _connect_alone(self, route: Route, peers: list[PeerAddress], epoch: int | None) -> bool:
         new = []
         for peer in self._others(peers):
             known = route.connections.get(peer.worker)
@@ -353,6 +341,19 @@ class JobRun:
         self._send(Connected(job=self.job, peers=[peer.worker for peer in peers if peer.worker not in missing]))
         return True
 
+    async def _connect_at_last(self, parts: Parts, order: Adopt) -> None:
+        """Training under this plan waits for a worker that could not be reached when it came: try until another plan comes."""
+        while True:
+            await asyncio.sleep(_CONNECT_AGAIN)
+            async with self._connecting:
+                if self._newest > order.plan.epoch:
+                    return
+                reached = await self._connect(parts.route, order.peers, order.plan.epoch)
+            if reached:
+                for peer in self._others(order.peers):
+                    parts.host.peer_back(peer.worker)
+                return
+
     async def _adopt(self, parts: Parts, order: Adopt) -> None:
         """Follow another plan; what is new here is put in place first."""
         host, route = parts.host, parts.route
@@ -370,12 +371,13 @@ class JobRun:
             self._send(CantAdopt(job=self.job, epoch=order.plan.epoch, message=explain(error)))
             return
         wanted = {peer.worker: peer.public_key for peer in order.peers}
-        for name, peer in route.connections.items():
-            if wanted.get(name) != peer.address.public_key:
-                await asyncio.to_thread(self._mover.disconnect, route, name)
-        unconnected = any(peer.worker not in route.connections for peer in self._others(order.peers))
-        if unconnected and not await self._connect(route, order.peers, order.plan.epoch):
-            self._begin(self._connect_at_last(parts, order), f"connect {self.job}")
+        async with self._connecting:  # Whom the plan before still tries to reach is about to be let go of.
+            for name, peer in route.connections.items():
+                if wanted.get(name) != peer.address.public_key:
+                    await asyncio.to_thread(self._mover.disconnect, route, name)
+            unconnected = any(peer.worker not in route.connections for peer in self._others(order.peers))
+            if unconnected and not await self._connect(route, order.peers, order.plan.epoch):
+                self._begin(self._connect_at_last(parts, order), f"connect {self.job}")
         route.admission = admission
         for fragment in set(host.hosted) - set(hosted):
             parts.backups.keep(fragment, order.step)
