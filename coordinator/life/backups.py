@@ -190,18 +190,21 @@ class Backups:
     def _cant_stand_by(self, job: Job, run: Run, member: Member, message: BackupFailed) -> bool:
         """Who has no room to build a fragment that it is to take over says so when it finds out, in a round or between two.
 
-        What it holds stays the common snapshot until the next one is held by somebody else.
+        What it holds stays the common snapshot until the next one is held by somebody else. A round in which fragments move goes on:
+        they don't go there. Said once, it counts whatever has become of the plan meanwhile. True when that is the end of the round.
         """
         fragment = message.fragment
-        refused = run.refused.setdefault(fragment, [])
-        if message.epoch != job.epoch or run.backups.get(fragment) != member.name or member.name in refused:
+        if run.backups.get(fragment) != member.name or member.name in run.refused.get(fragment, ()):
             return False
-        refused.append(member.name)
+        run.refused.setdefault(fragment, []).append(member.name)
         why = f": {message.message}" if message.message else ""
         self._books.story(
             job, "snapshot-refused", f"worker {member.name} has no room to take over fragment {fragment}{why}"
         )
-        return True
+        assert job.plan is not None
+        self.assign(job, job.plan)
+        self._books.save(job, announce=False)
+        return run.round is not None and not run.round.moves
 
     def _of_round(self, job: Job, epoch: int, step: int) -> Round | None:
         found = job.run.round if job.run is not None else None

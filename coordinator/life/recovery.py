@@ -116,7 +116,7 @@ class Recovery:
         assert job.plan is not None
         assert job.run is not None
         self.backups.assign(job, job.plan)
-        if job.run.move is not None:
+        if job.run.move is not None and job.run.round is not None and job.run.round.moves:
             job.run.cant_move = "its new host has no room for a fragment"
             self.moves.abandon(job, now, job.run.cant_move, blamed=job.run.move.newcomers, pause=True)
 

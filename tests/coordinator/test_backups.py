@@ -239,6 +239,18 @@ def test_a_round_whose_backup_worker_can_t_build_the_fragment_is_given_up() -> N
     assert play.sent(Backup)["a"].backups[0] == "c"
 
 
+def test_who_can_t_build_a_fragment_is_replaced_though_the_plan_has_changed_meanwhile() -> None:
+    """It says so once."""
+    play = Play("abcd", backup_every=5)
+    play.backed_up()
+    where = play.run.backups[0]
+    play.lose(next(name for name in "bcd" if name != where))
+    play.all_adopted()
+    assert (play.job.epoch, play.run.backups[0]) == (1, where)
+    play.say(where, BackupFailed(job="job", epoch=0, step=0, fragment=0, cause="memory"))
+    assert play.run.backups[0] not in ("a", where)
+
+
 def test_fragments_without_a_backup_don_t_keep_the_others_from_it() -> None:
     play = Play("ab", memory={"a": 9000, "b": 10_000}, fragment_bytes=1000, backup_every=5)
     step = play.backed_up()

@@ -115,6 +115,37 @@ def test_a_worker_that_has_handed_everything_over_leaves_without_a_step_back_nea
     assert play.member("b").state == "left"
 
 
+def test_who_can_t_build_what_it_is_to_take_over_keeps_no_fragments_from_moving() -> None:
+    """Nothing that moves goes there."""
+    play = Play("abc", backup_every=500)
+    play.train(1, 4)
+    play.leave("b")
+    play.answer(play.asked_plan(), ("a", "a", "c"))
+    order = ordered_hold(play)
+    assert play.run.backups[2] == "a"
+    play.say("a", BackupFailed(job="job", epoch=0, step=0, fragment=2, cause="memory"))
+    assert play.run.round is not None
+    play.pause_all(order)
+    play.hold_all(order)
+    assert play.plan.placement == ("a", "a", "c")
+    play.all_adopted()
+    assert 2 not in play.run.backups, "there is nobody else"
+
+
+def test_who_can_t_build_what_it_is_to_take_over_keeps_no_newcomer_out() -> None:
+    play = Play("abc", backup_every=500)
+    play.train(1, 4)
+    joined(play, seconds=0.5, current=1.0)
+    where = play.run.backups[0]
+    play.say(where, BackupFailed(job="job", epoch=0, step=0, fragment=0, cause="memory"))
+    assert play.run.move is not None
+    assert play.run.backups[0] != where
+    play.say("d", Ready(job="job", epoch=0))
+    play.connect_all()
+    held(play)
+    assert play.plan.placement == ("a", "d", "c")
+
+
 def test_everybody_must_have_stopped() -> None:
     play = Play("ab", backup_every=500)
     play.train(1, 4)
