@@ -123,6 +123,6 @@ class WorkerConfig:
         if self.advertise is None:
             return None
         host, _, port = self.advertise.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        if not host or set(host) & set("/?#") or not port.isdecimal() or not 0 < int(port) < 65536:
             raise UserError(f"--advertise {self.advertise!r} is not HOST:PORT")
         return host.strip("[]"), int(port)

@@ -504,7 +504,7 @@ def test_the_join_url_carries_the_token() -> None:
     assert (bare.coordinator, bare.bearer, bare.advertised) == ("http://host:8000", "other", ("fe80::1", 99))
     with pytest.raises(UserError, match="is not a coordinator's address"):
         _ = WorkerConfig(join="ftp://host").coordinator
-    for wrong in ("host", "host:²"):
+    for wrong in ("host", "host:²", "tcp://host:99", "host/x:99"):
         with pytest.raises(UserError, match="is not HOST:PORT"):
             _ = WorkerConfig(join="host", advertise=wrong).advertised
     assert default_name()
