@@ -5,6 +5,7 @@ Everything that is recorded has happened: what lies ahead counts from now, or it
 
 from __future__ import annotations
 
+from coordinator.life import setbacks
 from coordinator.life.jobs import Job
 from coordinator.life.pool import Member
 
@@ -26,6 +27,7 @@ def of_job(job: Job, now: float) -> None:
         partial.completed_at, partial.passed_at = _past(partial.completed_at, now), _past(partial.passed_at, now)
     if job.run is not None:
         job.run.asked_at, job.run.moved_at = _past(job.run.asked_at, now), _past(job.run.moved_at, now)
+        setbacks.set_back(job.run, now)
 
 
 def _past(moment: float | None, now: float) -> float | None:

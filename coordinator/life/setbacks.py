@@ -27,6 +27,13 @@ def bar(run: Run, member: Member, now: float, *, slow: bool) -> float:
     return pause
 
 
+def set_back(run: Run, now: float) -> None:
+    """The clock was: nobody is left alone for longer than was said."""
+    for setback in run.setbacks.values():
+        if setback.until is not None:
+            setback.until = min(setback.until, now + _grown(_PAUSE, setback.times - 1))
+
+
 def barred(run: Run, member: Member) -> bool:
     """Whether a worker is to be left alone."""
     setback = _of(run, member)

@@ -232,3 +232,14 @@ def test_it_is_remembered_over_a_restart_of_the_coordinator_and_old_records_load
     assert "d" in considered(play, 12)
     old = {"epoch": 0, "start": 0, "common_step": 0, "abandoned": 2}
     assert Run.model_validate(old).setbacks == {}
+
+
+def test_a_clock_that_was_set_back_keeps_no_newcomer_out_for_longer() -> None:
+    play = training()
+    play.join("d")
+    taken_in(play, "d")
+    waited_for(play)
+    play.now -= 3600.0
+    play.restart_coordinator()
+    assert "d" not in considered(play, 55.0)
+    assert "d" in considered(play, 20.0)
