@@ -212,7 +212,7 @@ class Warned(Message):
 
     type: Literal["warned"] = "warned"
     job: str | None = None
-    message: str
+    message: Words
 
 
 class Leaving(Message):

@@ -29,6 +29,7 @@ def test_the_same_is_kept_once_and_of_one_worker_only_so_much() -> None:
     # Later it may say something again.
     assert words.take(20.0, "a", said(-1)) == "message -1"
     assert len(words.take(20.0, "b", said(0, "x" * 10 * MOST_LETTERS)) or "") == MOST_LETTERS
+    assert max(len(warned.message) for _, warned in words._said) == MOST_LETTERS, "no more of it is kept"
     words.forget(frozenset({"b"}))
     assert set(words._allowed) == {"b"}
 
