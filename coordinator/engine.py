@@ -296,9 +296,11 @@ class Engine:
         now = self.clock()
         if (other := holder(self.lifecycle, request)) is not None:
             self.post(ev.NameClaimed(now, other.incarnation))
-        member = admit(self.lifecycle, request, now)
+        member, former = admit(self.lifecycle, request, now), self.lifecycle.pool.get(request.name)
         self.control.admit(member.public_key, member.incarnation)
         self.post(ev.WorkerJoined(now, member))
+        if former is not None:
+            self.control.forget(former.incarnation)
         return member
 
     def greet(self, member: Member, seen_as: str) -> None:

@@ -11,8 +11,9 @@ from coordinator_cases import FakeWorker, serving
 from coordinator import control as module
 from coordinator.control import DOMAIN, Control
 from fusion.errors import ServiceError
-from fusion.messages import Stop
+from fusion.messages import Device, JoinRequest, Stop
 from fusion.sockets import new_keys
+from fusion.wire import PROTOCOL_VERSION
 
 
 async def test_a_coordinator_that_hears_nothing_any_more_leaves_it_to_a_fresh_process(
@@ -30,6 +31,26 @@ async def test_a_coordinator_that_hears_nothing_any_more_leaves_it_to_a_fresh_pr
 
     with pytest.raises(ServiceError, match="can't hear its workers any more: OSError: bad descriptor; start it again"):
         await until_it_fails()
+
+
+async def test_whose_name_another_process_has_taken_is_gone(tmp_path: Path) -> None:
+    def asked() -> JoinRequest:
+        return JoinRequest(
+            name="a",
+            protocol_version=PROTOCOL_VERSION,
+            fusion_version="0",
+            torch_version="2",
+            device=Device(),
+            data_endpoint="tcp://127.0.0.1:1",
+            public_key=new_keys().public,
+        )
+
+    async with serving(tmp_path / "state") as server:
+        before = server.engine.join(asked())
+        before.last_heard -= server.engine.lifecycle.failure_timeout(before) / 2
+        now = server.engine.join(asked())
+        assert server.engine.lifecycle.pool.get("a") is now
+        assert list(server.control._gone) == [before.incarnation]
 
 
 async def test_who_is_gone_is_known_for_a_while_and_then_a_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
