@@ -25,6 +25,7 @@ from dag.operators import meta_of
 from dag.propagate import Observation, OpError, observe, with_observations
 from dag.randomness import draws
 from dag.tidy import outputs_next_to_producers, without_dead_code
+from dag.unregistered import notes_on_unregistered
 from dag.validate import validate
 from dag.writes import make_functional, refuse_lost_writes, with_sharing
 from fusion.errors import CaptureError, DagError
@@ -85,7 +86,12 @@ def capture(
         persistent_buffers=names.persistent_buffers(ops),
         name=name,
         autocast=autocast,
-        notes=(*_notes(ops), *notes_on(changed), *untried),
+        notes=(
+            *_notes(ops),
+            *notes_on(changed),
+            *untried,
+            *notes_on_unregistered(model, names.constants(ops)),
+        ),
         buffer_aliases=names.buffer_aliases(ops),
     )
     if not dag.loss.requires_grad:

@@ -45,6 +45,10 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         "Python needs a tensor's value here (if, while, .item(), int(), float() or bool() of a tensor); "
         "compute it with tensors, for example with torch.where",
     ),
+    (
+        r"cuda|CUDA",
+        "forward moves something to a GPU; leave out .cuda() and .to(device): each worker puts its piece on its own device",
+    ),
     (r"[Cc]omplex", "complex tensors are not supported; write the computation with real tensors"),
     (
         r"fake tensor in the exported program|Generator|CUSTOM_OBJ",

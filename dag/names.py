@@ -103,6 +103,10 @@ class Names:
                 found.append(Parameter(op.id, op.target, tuple(self._keys[id(tensor)][1:]), self._order[id(tensor)]))
         return tuple(sorted(found, key=lambda parameter: parameter.order))
 
+    def constants(self, ops: Sequence[Op]) -> list[torch.Tensor]:
+        """What the DAG reads and is neither a parameter nor a buffer of the model."""
+        return [self._tensors[(op.kind, op.target)] for op in ops if op.kind == "constant"]
+
     def persistent_buffers(self, ops: Sequence[Op]) -> tuple[str, ...]:
         """Buffer ops (frozen parameters among them) that are in the state dict."""
         return tuple(op.target for op in ops if op.kind == "buffer" and op.target in self._state)

@@ -205,6 +205,8 @@ def check_example(model: nn.Module, example: Mapping[str, Any], loss: Loss) -> N
         raise CaptureError("the model is one that torch.compile made; give the module that it was made from")
     if isinstance(loss, type):
         raise CaptureError(f"the loss is the class {loss.__name__}; make one, {loss.__name__}()")
+    if callable(loss):
+        _check_loss(loss)
     if loss != "model" and TARGETS not in example:
         raise CaptureError(f"the data has no {TARGETS!r} for the loss; its keys are {', '.join(example) or 'none'}")
     keys = [key for key in example if loss == "model" or key != TARGETS]
@@ -219,6 +221,19 @@ def check_example(model: nn.Module, example: Mapping[str, Any], loss: Loss) -> N
             f"{where} can't be called with the data's keys ({', '.join(keys) or 'none'}): {error}; "
             "`inputs` is passed first, other keys by name"
         ) from None
+
+
+def _check_loss(loss: Callable[..., Any]) -> None:
+    function = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError as error:
+        place = _placed(line_of_function(getattr(function, "__func__", function)))
+        raise CaptureError(
+            f"{place}the loss is called as loss(output, targets), which it does not take: {error}"
+        ) from None
+    except ValueError:  # Written in C: what it takes can't be seen.
+        return
 
 
 def _placed(place: str) -> str:

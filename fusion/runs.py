@@ -63,9 +63,9 @@ def train_on(
     `say` hears what happens now, `remark` what should stay to be read. Raises `UserError` from the capture, `ServiceError` from
     the pool, `JobFailedError` when the job does not end well.
     """
+    job = capture()
     with pool.client() as client:
         _give_up_earlier_jobs(client, pool.folder, remark)
-    job = capture()
     say("waiting for the workers")
     pool.wait_for_workers()
     # Imported late: this needs torch, and the workers import theirs at the same time.

@@ -362,6 +362,31 @@ def test_data_of_another_shape_than_the_model_takes_is_told() -> None:
         capture(model, {"inputs": torch.randn(2, 4), "targets": torch.zeros(2).long()}, "cross_entropy")
 
 
+def test_a_loss_of_other_arguments() -> None:
+    def lonely(output: Tensor) -> Tensor:
+        return output.mean()
+
+    class Lonely(nn.Module):
+        def forward(self, output: Tensor) -> Tensor:
+            return output.mean()
+
+    for loss in (lonely, Lonely()):
+        said = attempt(nn.Linear(4, 4), loss)
+        assert re.match(
+            r".*test_capture_errors.py:\d+: the loss is called as loss\(output, targets\), which it does", said
+        )
+
+
+def test_a_model_that_moves_to_a_gpu() -> None:
+    class Moved(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x.cuda())
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert "each worker puts its piece on its own device" in attempt(Moved())
+
+
 def test_losses_by_name_take_one_tensor() -> None:
     class Pair(Base):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

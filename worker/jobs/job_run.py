@@ -60,6 +60,8 @@ from worker.transport.surroundings import Surroundings
 _HANDSHAKE_PATIENCE = 30.0
 _READY_AGAIN = 5.0
 _CONNECT_AGAIN = 1.0
+_PATIENCE_AGAIN = 10.0
+"""Seconds for a handshake of another try; orders that come meanwhile wait for it."""
 _CHECK = "spot check"
 _LANES = 8
 """At most so many micro-batches are replayed at the same time: Python runs one at a time between operators."""
@@ -308,7 +310,13 @@ class JobRun:
             case Adopt():
                 await self._adopt(parts, order)
 
-    async def _connect(self, route: Route, peers: list[PeerAddress], epoch: int | None = None) -> bool:
+    async def _connect(
+        self,
+        route: Route,
+        peers: list[PeerAddress],
+        epoch: int | None = None,
+        patience: float = _HANDSHAKE_PATIENCE,
+    ) -> bool:
         """Admit and connect to workers that have fragments, or may get some soon; False when some could not be reached.
 
         With the `epoch` of a plan this waits for handshakes no longer than the plan holds: a worker that it names may have
@@ -327,7 +335,7 @@ class JobRun:
             return self._abandoned.is_set() or (epoch is not None and self._newest > epoch)
 
         connecting = asyncio.create_task(
-            asyncio.to_thread(self._mover.connect, route, new, patience=_HANDSHAKE_PATIENCE, cancelled=cancelled)
+            asyncio.to_thread(self._mover.connect, route, new, patience=patience, cancelled=cancelled)
         )
         try:
             missing = await asyncio.shield(connecting)
@@ -348,7 +356,7 @@ class JobRun:
             async with self._connecting:
                 if self._newest > order.plan.epoch:
                     return
-                reached = await self._connect(parts.route, order.peers, order.plan.epoch)
+                reached = await self._connect(parts.route, order.peers, order.plan.epoch, _PATIENCE_AGAIN)
             if reached:
                 for peer in self._others(order.peers):
                     parts.host.peer_back(peer.worker)
