@@ -14,7 +14,7 @@ from fusion.submit import capture_job, submit
 
 pytestmark = pytest.mark.system
 
-WIDTH, SAMPLES = 384, 256
+WIDTH, SAMPLES = 768, 256
 
 
 MODEL = f"""
