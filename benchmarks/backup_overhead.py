@@ -87,6 +87,10 @@ def main() -> None:
     parser.add_argument("--policy", help="how the model is cut (default: equal-compute, with a lossy codec equal-ops)")
     parser.add_argument("--every", type=int, metavar="STEPS", help="steps between backups (default: the job's, auto)")
     parser.add_argument("--steps", type=int, help="of each run, a fifth of them uncounted")
+    parser.add_argument(
+        "--warm-up", type=int, metavar="STEPS", help="so many are uncounted instead; the first rounds come early"
+    )
+    parser.add_argument("--width", type=int, help="of the model")
     options = parser.parse_args()
     rate = None if options.link is None else options.link * 1e6
     if rate is not None and (missing := shaping.unavailable()) is not None:
@@ -100,6 +104,10 @@ def main() -> None:
     for workload, workers in SETTINGS if options.setting is None else [SETTINGS[options.setting]]:
         if options.steps is not None:
             workload = replace(workload, steps=options.steps, warm_up=options.steps // 5)
+        if options.width is not None:
+            workload = replace(workload, width=options.width)
+        if options.warm_up is not None:
+            workload = replace(workload, warm_up=options.warm_up)
         with (
             tempfile.TemporaryDirectory() as folder,
             shaped_pool(Path(folder), [f"worker-{index}" for index in range(workers)], rate) as pool,
@@ -160,6 +168,8 @@ def main() -> None:
     names += [] if options.codec == "none" else [options.codec]
     names += [] if options.policy is None else [options.policy]
     names += [] if options.every is None else [f"every_{options.every}"]
+    names += [] if options.width is None else [f"width_{options.width}"]
+    names += [] if options.warm_up is None else [f"after_{options.warm_up}"]
     report(
         "_".join(names),
         "A step with backups and logs over one without",
