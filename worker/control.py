@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -37,7 +38,8 @@ _DEAD_SECONDS = 4.0
 """Two of our packets in a row may be lost, and it takes no new connection, whose handshake would have to get through as well."""
 _STALLED_SECONDS = 15.0
 _REPEAT_SECONDS = 20.0
-"""More than it may take to notice that a connection is dead, or stalled: what was said meanwhile may be lost."""
+"""More than it may take to notice that a connection is dead, or stalled: what was said meanwhile may be lost. Time in which this
+process was stopped does not count: nothing was said in it, and nothing noticed."""
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _AGAIN_SECONDS = 0.5
 _LOST = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
@@ -64,6 +66,9 @@ class Control:
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._kept: deque[bytes] = deque()
         self._recent: deque[tuple[float, bytes]] = deque()
+        """By when it was said, as `_awake` counts."""
+        self._awake_before, self._beat_at, self._longest_beat = 0.0, monotonic(), math.inf
+        self._lost_awake = 0.0
         self._answer: JoinResponse | None = None
         self.connected = False
         self.lost_at: float | None = None
@@ -80,7 +85,8 @@ class Control:
     def open(self, answer: JoinResponse) -> None:
         """Connect with what the join answered; reports kept from an earlier session go to this one."""
         self._answer = answer
-        self.lost_at = monotonic()
+        self.lost_at, self._lost_awake = monotonic(), self._awake()
+        self._longest_beat = 2 * answer.heartbeat_seconds
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 1000)
         socket.setsockopt(zmq.SNDHWM, 0)
@@ -140,13 +146,18 @@ class Control:
             return
         self._socket.send(data)
         if lasting:
-            now = monotonic()
+            now = self._awake()
             self._recent.append((now, data))
             while self._recent[0][0] < now - _REPEAT_SECONDS:
                 self._recent.popleft()
 
+    def _awake(self) -> float:
+        """Seconds that this process has not been stopped: between two beats no more count than they can be apart."""
+        return self._awake_before + min(monotonic() - self._beat_at, self._longest_beat)
+
     async def _beat(self, answer: JoinResponse) -> None:
         while True:
+            self._awake_before, self._beat_at = self._awake(), monotonic()
             self.send(self._heartbeat(answer))
             await asyncio.sleep(answer.heartbeat_seconds)
 
@@ -169,7 +180,7 @@ class Control:
             asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._connect_again, self._socket)
         elif event & _LOST and self.connected:
             self.connected = False
-            self.lost_at = monotonic()
+            self.lost_at, self._lost_awake = monotonic(), self._awake()
             self._on_connection(False)
 
     def _connect_again(self, socket: zmq.asyncio.Socket | None) -> None:
@@ -182,7 +193,7 @@ class Control:
 
     def _back(self) -> None:
         assert self._answer is not None
-        lost_at = self.lost_at if self.lost_at is not None else monotonic()
+        lost_at = self._lost_awake if self.lost_at is not None else self._awake()
         self.connected, self.lost_at = True, None
         # The coordinator learns our new route from the first message.
         self.send(self._heartbeat(self._answer))

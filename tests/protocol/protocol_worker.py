@@ -54,7 +54,8 @@ class Process:
         self._kept: deque[BaseModel] = deque()
         self._recent: deque[tuple[float, BaseModel]] = deque()
         self._frozen: list[Callable[[], None]] = []
-        self._lost_at = world.clock.now
+        self._stalled_at = self._slept = 0.0
+        self._lost_at = self._awake()
         self.leaving = False
 
     # Life and death ----------------------------------------------------------------------------------------------
@@ -92,11 +93,13 @@ class Process:
         self.world.process_ended(self)
 
     def stall(self) -> None:
-        self.stalled = True
+        if not self.stalled:
+            self.stalled, self._stalled_at = True, self.world.clock.now
 
     def wake(self) -> None:
         if self.stalled:
             self.stalled = False
+            self._slept += max(0.0, self.world.clock.now - self._stalled_at - 2 * HEARTBEAT_SECONDS)
             frozen, self._frozen = self._frozen, []
             for do in frozen:
                 self.happens(do)
@@ -148,6 +151,10 @@ class Process:
 
     # The control channel -----------------------------------------------------------------------------------------
 
+    def _awake(self) -> float:
+        """Seconds in which this process was not stopped, as `worker.control` counts them."""
+        return self.world.clock.now - self._slept
+
     def send(self, message: BaseModel) -> None:
         self.burns()
         self._send(message, lasting=True)
@@ -158,8 +165,8 @@ class Process:
                 self._kept.append(message)
             return
         if lasting:
-            self._recent.append((self.world.clock.now, message))
-            while self._recent[0][0] < self.world.clock.now - REPEAT_SECONDS:
+            self._recent.append((self._awake(), message))
+            while self._recent[0][0] < self._awake() - REPEAT_SECONDS:
                 self._recent.popleft()
         self.world.hear(self, message)
 
@@ -167,7 +174,7 @@ class Process:
         """The connection to the coordinator is seen to be broken."""
         if self.connected:
             self.connected = False
-            self._lost_at = self.world.clock.now
+            self._lost_at = self._awake()
             if self.leaving:
                 self.end()
                 return

@@ -10,6 +10,7 @@ import pytest
 from protocol_values import CASES, Value
 from protocol_world import COORDINATOR, World
 from pydantic import BaseModel
+from test_schedules import Schedule
 
 from coordinator.life.backups import Backups
 from executor.ordering import Task, TaskKind
@@ -358,3 +359,16 @@ def test_what_is_not_pushed_to_an_adopter_has_to_be_asked_for(monkeypatch: pytes
     world.finish()  # Asking again mends it, later.
     assert world.sent[FrameKind.RESEND]
     assert world.sent[FrameKind.MISSED]
+
+
+def test_what_was_said_before_a_long_stop_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last reports were lost, and while nobody noticed the worker was stopped for longer than it keeps reports."""
+    monkeypatch.setattr("test_schedules.note", lambda _: None)
+    state = Schedule()
+    state.begin(case="skips", seed=52, workers=2, backup_every=2, log_memory=2**20, keep=3, stopping=False, events=30)
+    state.part_from_coordinator(index=1)
+    state.stall(index=1)
+    state.kill_coordinator()
+    for _ in range(3):
+        state.heal()
+    state.teardown()
