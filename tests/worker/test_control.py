@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from time import time
+from time import monotonic, time
 
 import pytest
 from fake_coordinator import FakeCoordinator
 
-from fusion.messages import Heartbeat, JoinResponse
+from fusion.messages import Heartbeat, JoinResponse, Warned
 from fusion.sockets import new_keys
 from worker.control import Control
 
@@ -76,5 +76,37 @@ async def test_what_ends_the_channel_is_told() -> None:
     with pytest.raises(OSError, match="no such process"):
         async with asyncio.timeout(20):
             await control.ended()
+    await control.destroy()
+    await coordinator.stop()
+
+
+@pytest.mark.timeout(60)
+async def test_what_was_said_before_a_long_stop_is_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by SIGSTOP or a laptop that slept: it may have been lost, and nobody could notice."""
+    stopped_for = [0.0]
+    monkeypatch.setattr("worker.control.monotonic", lambda: monotonic() + stopped_for[0])
+    coordinator, keys = FakeCoordinator(), new_keys()
+    connected: asyncio.Queue[bool] = asyncio.Queue()
+    coordinator.incarnations["p"] = "i"
+    await coordinator.start()
+    assert coordinator.control is not None
+    coordinator.control.admit(keys.public, "i")
+    control = Control(keys, lambda _: None, connected.put_nowait)
+    control.open(answer(coordinator))
+    async with asyncio.timeout(20):
+        assert await connected.get()
+        control.send(Warned(message="before"))
+        await coordinator.message("p", Warned)
+        stopped_for[0] = 60.0
+        control.send(Warned(message="after"))
+        await coordinator.stop()
+        assert not await connected.get()
+        coordinator.messages.clear()
+        await coordinator.start()
+        assert coordinator.control is not None
+        coordinator.control.admit(keys.public, "i")
+        assert await connected.get()
+        again = await coordinator.message("p", Warned)
+        assert again.message == "before"
     await control.destroy()
     await coordinator.stop()
