@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from fake_coordinator import FakeCoordinator
-from pool_cases import addresses, end, launch, pool, ready_job, start_job
+from pool_cases import Running, addresses, end, launch, pool, ready_job, start_job
 from torch import Tensor
 from worker_cases import Case, Stack, make_case
 
@@ -427,6 +427,18 @@ async def test_fragments_move_at_a_step_boundary_without_replay(coordinator: Fak
         assert_same(coordinator, expected)
 
 
+async def b_is_lost_and_c_unconnected(coordinator: FakeCoordinator, case: Case, workers: Sequence[Running]) -> Prepare:
+    """Three workers train, b ends, and a has no connection to c any more; returns the job's order."""
+    prepare = await ready_job(coordinator, case, ("a", "b", "c"), log_bytes=LOG, backups=BACKUPS)
+    await snapshot(coordinator, prepare, BACKUPS, 12)
+    await end(workers[1])
+    run = workers[0].service._run
+    assert run is not None
+    assert run._parts is not None
+    await asyncio.to_thread(workers[0].service._mover.disconnect, run._parts.route, "c")
+    return prepare
+
+
 async def test_who_could_not_be_reached_when_the_plan_came_is_reached_later(
     coordinator: FakeCoordinator, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -442,13 +454,7 @@ async def test_who_could_not_be_reached_when_the_plan_came_is_reached_later(
 
     connect_now = Mover.connect
     async with pool(coordinator, "a", "b", "c") as workers:
-        prepare = await ready_job(coordinator, case, ("a", "b", "c"), log_bytes=LOG, backups=BACKUPS)
-        await snapshot(coordinator, prepare, BACKUPS, 12)
-        await end(workers[1])
-        run = workers[0].service._run
-        assert run is not None
-        assert run._parts is not None
-        await asyncio.to_thread(workers[0].service._mover.disconnect, run._parts.route, "c")
+        prepare = await b_is_lost_and_c_unconnected(coordinator, case, workers)
         monkeypatch.setattr(Mover, "connect", connect)
         for name in "ac":
             coordinator.send(name, adopt(prepare, coordinator, 1, ("a", "c", "c"), 12))
@@ -483,13 +489,7 @@ async def test_who_is_still_being_tried_when_the_next_plan_comes_is_connected_to
 
     connect_now = Mover.connect
     async with pool(coordinator, "a", "b", "c") as workers:
-        prepare = await ready_job(coordinator, case, ("a", "b", "c"), log_bytes=LOG, backups=BACKUPS)
-        await snapshot(coordinator, prepare, BACKUPS, 12)
-        await end(workers[1])
-        run = workers[0].service._run
-        assert run is not None
-        assert run._parts is not None
-        await asyncio.to_thread(workers[0].service._mover.disconnect, run._parts.route, "c")
+        prepare = await b_is_lost_and_c_unconnected(coordinator, case, workers)
         monkeypatch.setattr(Mover, "connect", connect)
         for name in "ac":
             coordinator.send(name, adopt(prepare, coordinator, 1, ("a", "c", "c"), 12))
