@@ -30,19 +30,18 @@ from fusion.messages import (
     CheckVoid,
     Commit,
     Connect,
-    Connected,
     Failure,
     PeerAddress,
     PeerLost,
     Prepare,
     Ready,
     Start,
-    Warned,
 )
 from fusion.units import format_bytes, format_seconds, plural
 from fusion.wire import FrameKind, Header
 from worker.jobs.assembly import Assembly, Piece, assemble
 from worker.jobs.backups import Backups
+from worker.jobs.connecting import HANDSHAKE_PATIENCE, Connecting
 from worker.jobs.events import Switch
 from worker.jobs.explain import explain, ran_out_of_memory
 from worker.jobs.fetch import Fetcher
@@ -57,11 +56,7 @@ from worker.transport.mover import Mover
 from worker.transport.route import Route
 from worker.transport.surroundings import Surroundings
 
-_HANDSHAKE_PATIENCE = 30.0
 _READY_AGAIN = 5.0
-_CONNECT_AGAIN = 1.0
-_PATIENCE_AGAIN = 10.0
-"""Seconds for a handshake of another try; orders that come meanwhile wait for it."""
 _CHECK = "spot check"
 _LANES = 8
 """At most so many micro-batches are replayed at the same time: Python runs one at a time between operators."""
@@ -105,13 +100,11 @@ class JobRun:
         self._say = say
         self._loop = asyncio.get_running_loop()
         self._orders: asyncio.Queue[Order] = asyncio.Queue()
-        self._newest = prepare.plan.epoch
-        """The newest plan epoch that we have orders for."""
         self._abandoned = threading.Event()
         self._started = False
         self._backup_workers: Mapping[int, str] = prepare.backups
         """Fragment -> its backup worker, as ordered last."""
-        self._connecting = asyncio.Lock()
+        self._connecting = Connecting(prepare, worker, mover, send, self._abandoned.is_set)
         self._parts: Parts | None = None
         self._assembling: asyncio.Task[tuple[Assembly, dict[int, Piece]]] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -129,7 +122,7 @@ class JobRun:
     def take(self, order: Order) -> None:
         """An order of the coordinator for this job; they are followed one after the other."""
         if isinstance(order, Adopt):
-            self._newest = max(self._newest, order.plan.epoch)
+            self._connecting.newest = max(self._connecting.newest, order.plan.epoch)
         self._orders.put_nowait(order)
 
     async def drop(self, why: str) -> None:
@@ -169,7 +162,7 @@ class JobRun:
         prepare = self._prepare
         begin = monotonic()
         before = self._fetcher.fetched_bytes
-        peers = self._others(prepare.peers)
+        peers = self._connecting.others(prepare.peers)
         self._mover.admit(peers)
         try:
             parts = self._parts = await self._build(peers)
@@ -256,7 +249,7 @@ class JobRun:
             on_peer_lost=self._peer_lost,
             on_peer_back=host.peer_back,
             silence=prepare.failure_timeout,
-            patience=_HANDSHAKE_PATIENCE,
+            patience=HANDSHAKE_PATIENCE,
             cancelled=self._abandoned.is_set,
         )
         return Parts(host, open_route, backups, standby)
@@ -267,9 +260,6 @@ class JobRun:
         failure = Failure(job=self.job, epoch=epoch, message=explain(error), detail=detail)
         self._say(f"job {self.job}: {failure.message}")
         self._send(failure)
-
-    def _others(self, peers: list[PeerAddress]) -> list[PeerAddress]:
-        return [peer for peer in peers if peer.worker != self._worker]
 
     # Orders --------------------------------------------------------------------------------------------------------
 
@@ -305,62 +295,9 @@ class JobRun:
                 self._tasks = [task for task in self._tasks if task.get_name() != _CHECK or not task.done()]
                 self._begin(self._check(parts, order), _CHECK)
             case Connect():
-                async with self._connecting:
-                    await self._connect(parts.route, order.peers)
+                await self._connecting.to(parts.route, order.peers)
             case Adopt():
                 await self._adopt(parts, order)
-
-    async def _connect(
-        self,
-        route: Route,
-        peers: list[PeerAddress],
-        epoch: int | None = None,
-        patience: float = _HANDSHAKE_PATIENCE,
-    ) -> bool:
-        """Admit and connect to workers that have fragments, or may get some soon; False when some could not be reached.
-
-        With the `epoch` of a plan this waits for handshakes no longer than the plan holds: a worker that it names may have
-        died since, and then the next one, which says so, is here already. Whoever calls it holds `_connecting`.
-        """
-        new = []
-        for peer in self._others(peers):
-            known = route.connections.get(peer.worker)
-            if known is not None and known.address.public_key != peer.public_key:
-                await asyncio.to_thread(self._mover.disconnect, route, peer.worker)  # its name has a new owner
-                known = None
-            if known is None:
-                new.append(peer)
-
-        def cancelled() -> bool:
-            return self._abandoned.is_set() or (epoch is not None and self._newest > epoch)
-
-        connecting = asyncio.create_task(
-            asyncio.to_thread(self._mover.connect, route, new, patience=patience, cancelled=cancelled)
-        )
-        try:
-            missing = await asyncio.shield(connecting)
-        except asyncio.CancelledError:
-            # The thread is about to see that we are: before the route is closed, or connections would be left behind.
-            await asyncio.gather(connecting, return_exceptions=True)
-            raise
-        except FusionError as error:
-            self._send(Warned(job=self.job, message=explain(error)))
-            return False
-        self._send(Connected(job=self.job, peers=[peer.worker for peer in peers if peer.worker not in missing]))
-        return True
-
-    async def _connect_at_last(self, parts: Parts, order: Adopt) -> None:
-        """Training under this plan waits for a worker that could not be reached when it came: try until another plan comes."""
-        while True:
-            await asyncio.sleep(_CONNECT_AGAIN)
-            async with self._connecting:
-                if self._newest > order.plan.epoch:
-                    return
-                reached = await self._connect(parts.route, order.peers, order.plan.epoch, _PATIENCE_AGAIN)
-            if reached:
-                for peer in self._others(order.peers):
-                    parts.host.peer_back(peer.worker)
-                return
 
     async def _adopt(self, parts: Parts, order: Adopt) -> None:
         """Follow another plan; what is new here is put in place first."""
@@ -378,14 +315,8 @@ class JobRun:
                 log.exception("could not adopt a fragment of job %s", self.job)
             self._send(CantAdopt(job=self.job, epoch=order.plan.epoch, message=explain(error)))
             return
-        wanted = {peer.worker: peer.public_key for peer in order.peers}
-        async with self._connecting:  # Whom the plan before still tries to reach is about to be let go of.
-            for name, peer in route.connections.items():
-                if wanted.get(name) != peer.address.public_key:
-                    await asyncio.to_thread(self._mover.disconnect, route, name)
-            unconnected = any(peer.worker not in route.connections for peer in self._others(order.peers))
-            if unconnected and not await self._connect(route, order.peers, order.plan.epoch):
-                self._begin(self._connect_at_last(parts, order), f"connect {self.job}")
+        if not await self._connecting.as_planned(route, order):
+            self._begin(self._connecting.at_last(route, order, host.peer_back), f"connect {self.job}")
         route.admission = admission
         for fragment in set(host.hosted) - set(hosted):
             parts.backups.keep(fragment, order.step)
