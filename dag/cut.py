@@ -8,7 +8,7 @@ holds the same OP-DAG and the same positions derives the same fragments and the 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -130,11 +130,26 @@ def _untearable(dag: OpDag) -> list[tuple[int, int]]:
         if not writers:
             continue
         touching = {op for member in members for op in (member, *dag.users[member]) if op in rank} | set(writers)
+        touching |= {op for op, read in dag.evaluation_inputs.items() if op in rank and not members.isdisjoint(read)}
         last_write = max(rank[op] for op in writers)
         lasting = any(dag.ops[member].kind != "call" for member in members)
         ranks = [rank[op] for op in touching]
         spans.append((min(ranks), max(ranks) if lasting else last_write))
+    spans.extend(_read_in_evaluation(dag, rank))
     return spans
+
+
+def _read_in_evaluation(dag: OpDag, rank: dict[int, int]) -> Iterator[tuple[int, int]]:
+    """Edges carry what training reads. What evaluation alone reads stays with its maker, or with an op that it comes to anyway."""
+    for op, sources in dag.evaluation_inputs.items():
+        if op not in rank:
+            continue
+        for source in sources:
+            if source not in rank and dag.ops[source].kind != "parameter":
+                continue
+            there = sorted(rank[place] for place in (source, *dag.users[source]) if place in rank)
+            nearest = there[max(0, bisect_right(there, rank[op]) - 1)]
+            yield min(nearest, rank[op]), max(nearest, rank[op])
 
 
 def _storage_members(dag: OpDag) -> dict[int, set[int]]:
@@ -245,7 +260,7 @@ def _fragment(
     arriving = {edge.value for edge in inputs}
     inside = set(body)
     needed: set[int] = set()
-    pending = [source for op in body for source in dag.ops[op].inputs()]
+    pending = [source for op in body for source in (*dag.ops[op].inputs(), *dag.evaluation_inputs.get(op, ()))]
     while pending:
         op = pending.pop()
         if op in inside or op in needed or op in arriving:

@@ -1,6 +1,7 @@
 """What an op does in evaluation: dropout off, running statistics used and left alone. Needs no torch.
 
-The captured graph has training behaviour baked into its arguments; these flip them back.
+The captured graph has training behaviour baked into its arguments; these flip them back. What a branch on `self.training`
+does there besides is in the OP-DAG itself (`dag.both_modes`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ def evaluation_form(op: Op, dag: OpDag) -> Op | None:
     In-place writes to buffers that nothing reads (batch norm's count of batches) are left out, so that evaluating changes
     no state.
     """
+    if op.only_in == "training":
+        return None
+    form = dag.rewired_ops.get(op.id)
+    if form is not None:
+        op = replace(op, args=form.args, kwargs=form.kwargs)
     if op.kind != "call" or not op.target.startswith("aten."):
         return op
     if _only_writes_buffers(op, dag):

@@ -103,6 +103,8 @@ class Op:
     backward_flops: int = 0
     saved_bytes: int = 0
     """Bytes that autograd keeps from this op until its backward, not counting parameters or values already counted."""
+    only_in: Literal["", "training", "evaluation"] = ""
+    """Where a branch on `self.training` has it alone; in both when empty."""
 
     @property
     def meta(self) -> TensorMeta:
@@ -115,11 +117,7 @@ class Op:
 
     def inputs(self) -> tuple[int, ...]:
         """Ids of the ops whose values this op reads, in argument order, without repeats."""
-        seen: dict[int, None] = {}
-        for arg in (*self.args, *(value for _, value in self.kwargs)):
-            for ref in refs_of(arg):
-                seen[ref] = None
-        return tuple(seen)
+        return _inputs(self.args, self.kwargs)
 
 
 def refs_of(arg: Arg) -> Iterator[int]:
@@ -129,6 +127,27 @@ def refs_of(arg: Arg) -> Iterator[int]:
     elif isinstance(arg, tuple):
         for item in arg:
             yield from refs_of(item)
+
+
+def _inputs(args: tuple[Arg, ...], kwargs: tuple[tuple[str, Arg], ...]) -> tuple[int, ...]:
+    seen: dict[int, None] = {}
+    for arg in (*args, *(value for _, value in kwargs)):
+        for ref in refs_of(arg):
+            seen[ref] = None
+    return tuple(seen)
+
+
+@dataclass(frozen=True, slots=True)
+class Rewired:
+    """An op that reads other values in evaluation than in training: past what training alone does, say."""
+
+    op: int
+    args: tuple[Arg, ...] = ()
+    kwargs: tuple[tuple[str, Arg], ...] = ()
+
+    def inputs(self) -> tuple[int, ...]:
+        """As `Op.inputs`."""
+        return _inputs(self.args, self.kwargs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +182,8 @@ class OpDag:
     """What capture wants a person to know (a Python branch that was baked in, say)."""
     buffer_aliases: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Buffers that `model.state_dict()` holds under several names: the canonical name and the further ones."""
+    rewired: tuple[Rewired, ...] = ()
+    """What `self.training` decides in forward, ascending by op. Flags that operators take are not among it (`dag.evaluation`)."""
 
     @property
     def loss(self) -> Op:
@@ -170,12 +191,31 @@ class OpDag:
 
     @cached_property
     def users(self) -> tuple[tuple[int, ...], ...]:
-        """For each op, the ids of the ops that read its value, ascending."""
+        """For each op, the ids of the ops that read its value in training, ascending."""
         users: list[list[int]] = [[] for _ in self.ops]
-        for op in self.ops:
+        for op in self.training:
             for source in op.inputs():
                 users[source].append(op.id)
         return tuple(tuple(ids) for ids in users)
+
+    @cached_property
+    def training(self) -> tuple[Op, ...]:
+        """The ops without those of evaluation alone."""
+        return tuple(op for op in self.ops if op.only_in != "evaluation")
+
+    @cached_property
+    def rewired_ops(self) -> dict[int, Rewired]:
+        """By op."""
+        return {form.op: form for form in self.rewired}
+
+    @cached_property
+    def evaluation_inputs(self) -> dict[int, tuple[int, ...]]:
+        """By op, what it reads in evaluation and not in training."""
+        found = {op.id: op.inputs() for op in self.ops if op.only_in == "evaluation"}
+        for form in self.rewired:
+            known = self.ops[form.op].inputs()
+            found[form.op] = tuple(source for source in form.inputs() if source not in known)
+        return found
 
     @cached_property
     def placeholders(self) -> tuple[Op, ...]:

@@ -198,28 +198,35 @@ def check_shapes(dag: OpDag, op_ids: Iterable[int]) -> None:
     inside = sorted(set(op_ids))
     members = set(inside)
     values: dict[int, Any] = {}
+
+    def checked(op: Op) -> Any:
+        for source in op.inputs():
+            if source not in values:
+                if source in members and dag.ops[source].kind in ("call", "loss"):
+                    raise DagError(f"op {op.name} runs before op {dag.ops[source].name}, which it reads")
+                outputs = [fake(meta, requires_grad=False) for meta in dag.ops[source].outputs]
+                values[source] = outputs[0] if len(outputs) == 1 and op.target != "py.getitem" else outputs
+        _check_pieces(dag, op)
+        try:
+            value = run(op, values, CPU)
+        except DagError:
+            raise
+        except Exception as error:
+            raise DagError(f"op {op.name} ({op.target}) can't run: {' '.join(str(error).split())[:300]}") from None
+        found = _metas(value)
+        if found != op.outputs:
+            raise DagError(f"op {op.name} ({op.target}) declares {_spell(op.outputs)} but gives {_spell(found)}")
+        return value
+
     with quiet(), FakeTensorMode(), torch.no_grad():
         for op_id in inside:
             op = dag.ops[op_id]
             if op.kind not in ("call", "loss"):
                 continue
-            for source in op.inputs():
-                if source not in values:
-                    if source in members and dag.ops[source].kind in ("call", "loss"):
-                        raise DagError(f"op {op.name} runs before op {dag.ops[source].name}, which it reads")
-                    outputs = [fake(meta, requires_grad=False) for meta in dag.ops[source].outputs]
-                    values[source] = outputs[0] if len(outputs) == 1 and op.target != "py.getitem" else outputs
-            _check_pieces(dag, op)
-            try:
-                value = run(op, values, CPU)
-            except DagError:
-                raise
-            except Exception as error:
-                raise DagError(f"op {op.name} ({op.target}) can't run: {' '.join(str(error).split())[:300]}") from None
-            found = _metas(value)
-            if found != op.outputs:
-                raise DagError(f"op {op.name} ({op.target}) declares {_spell(op.outputs)} but gives {_spell(found)}")
-            values[op_id] = value
+            form = dag.rewired_ops.get(op_id)
+            if form is not None:
+                checked(replace(op, args=form.args, kwargs=form.kwargs))
+            values[op_id] = checked(op)
 
 
 def _metas(value: Any) -> tuple[TensorMeta, ...] | None:

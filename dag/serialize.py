@@ -1,9 +1,9 @@
 """The OP-DAG as bytes: msgpack of plain values with a schema version and a content hash. Reading runs nothing.
 
 Layout: `[magic, schema version, sha256 of body, body]`, where body is the msgpack of
-`[name, autocast, notes, persistent buffers, parameters, ops, buffer aliases]` and an argument is nil, a boolean, an
-integer, a float, a string, or a tagged list: `[0, op]` a reference, `[1, kind, name]` a named torch object,
-`[2, item...]` a list.
+`[name, autocast, notes, persistent buffers, parameters, ops, buffer aliases]`, with the rewired ops as one item more where
+there are some, and an argument is nil, a boolean, an integer, a float, a string, or a tagged list: `[0, op]` a reference,
+`[1, kind, name]` a named torch object, `[2, item...]` a list.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import msgpack
 
-from dag.graph import SCHEMA_VERSION, Arg, Named, Op, OpDag, Parameter, Ref, TensorMeta
+from dag.graph import SCHEMA_VERSION, Arg, Named, Op, OpDag, Parameter, Ref, Rewired, TensorMeta
 from dag.validate import (
     MAX_ARGUMENTS,
     MAX_BYTES,
@@ -28,6 +28,8 @@ _REF, _NAMED, _LIST = 0, 1, 2
 _KINDS = ("placeholder", "parameter", "buffer", "constant", "call", "loss")
 _NAMED_KINDS = ("dtype", "layout", "memory_format", "device")
 _FLAGS = ("no_grad", "random", "requires_grad")
+_ONLY_IN = {0: "", 8: "training", 16: "evaluation"}
+"""By the bits of the flags above those."""
 
 
 def digest(data: bytes) -> str:
@@ -47,6 +49,7 @@ def dumps(dag: OpDag) -> bytes:
             [[p.op, p.name, list(p.aliases), p.order] for p in dag.parameters],
             [_pack_op(op) for op in dag.ops],
             [[name, list(aliases)] for name, aliases in dag.buffer_aliases],
+            *([[_pack_rewired(form) for form in dag.rewired]] if dag.rewired else []),
         ]
     )
     packed: bytes = msgpack.packb([MAGIC, SCHEMA_VERSION, hashlib.sha256(body).digest(), body])
@@ -88,12 +91,12 @@ def _unpack(data: bytes) -> Any:
 
 def _pack_op(op: Op) -> list[Any]:
     flags = sum(1 << bit for bit, name in enumerate(_FLAGS) if getattr(op, name))
+    flags += next(bits for bits, name in _ONLY_IN.items() if name == op.only_in)
     return [
         op.name,
         _KINDS.index(op.kind),
         op.target,
-        [_pack_arg(arg) for arg in op.args],
-        [[name, _pack_arg(arg)] for name, arg in op.kwargs],
+        *_pack_call(op.args, op.kwargs),
         [[list(meta.shape), meta.dtype] for meta in op.outputs],
         op.module,
         flags,
@@ -103,6 +106,14 @@ def _pack_op(op: Op) -> list[Any]:
         op.backward_flops,
         op.saved_bytes,
     ]
+
+
+def _pack_call(args: tuple[Arg, ...], kwargs: tuple[tuple[str, Arg], ...]) -> list[Any]:
+    return [[_pack_arg(arg) for arg in args], [[name, _pack_arg(arg)] for name, arg in kwargs]]
+
+
+def _pack_rewired(form: Rewired) -> list[Any]:
+    return [form.op, *_pack_call(form.args, form.kwargs)]
 
 
 def _pack_arg(arg: Arg) -> Any:
@@ -146,7 +157,9 @@ def _naturals(value: Any, where: str) -> tuple[int, ...]:
 
 
 def _read_dag(fields: Any) -> OpDag:
-    name, autocast, notes, buffers, parameters, ops, buffer_aliases = _items(fields, "the body", 7)
+    fields = _items(fields, "the body")
+    name, autocast, notes, buffers, parameters, ops, buffer_aliases = _items(fields[:7], "the body", 7)
+    rewired = _items(fields[7:], "what follows the body", 1)[0] if len(fields) > 7 else []
     return OpDag(
         ops=tuple(_read_op(index, op) for index, op in enumerate(_items(ops, "ops"))),
         parameters=tuple(_read_parameter(item) for item in _items(parameters, "parameters")),
@@ -158,6 +171,7 @@ def _read_dag(fields: Any) -> OpDag:
             (_text(pair[0], "a buffer's name"), _texts(pair[1], "a buffer's aliases"))
             for pair in (_items(item, "a buffer's aliases", 2) for item in _items(buffer_aliases, "buffer aliases"))
         ),
+        rewired=tuple(_read_rewired(item) for item in _items(rewired, "rewired ops")),
     )
 
 
@@ -178,17 +192,17 @@ def _read_op(index: int, fields: Any) -> Op:
     )
     if type(kind) is not int or not 0 <= kind < len(_KINDS):
         _refuse(f"{where}: its kind", "known")
-    if type(flags) is not int or not 0 <= flags < 1 << len(_FLAGS):
+    if type(flags) is not int or flags < 0 or flags & ~7 not in _ONLY_IN:
         _refuse(f"{where}: its flags", "known")
-    pairs = [_items(pair, f"{where}: a keyword", 2) for pair in _items(kwargs, f"{where}: keywords")]
+    given, named = _read_call(args, kwargs, where)
     metas = [_items(meta, f"{where}: an output", 2) for meta in _items(outputs, f"{where}: outputs")]
     return Op(
         id=index,
         name=_text(name, f"{where}: its name"),
         kind=_KINDS[kind],  # type: ignore[arg-type]
         target=_text(target, f"{where}: its target"),
-        args=tuple(_read_arg(arg, where, 0) for arg in _items(args, f"{where}: arguments")),
-        kwargs=tuple((_text(key, f"{where}: a keyword"), _read_arg(arg, where, 0)) for key, arg in pairs),
+        args=given,
+        kwargs=named,
         outputs=tuple(
             TensorMeta(_naturals(shape, f"{where}: a shape"), _text(dtype, f"{where}: a dtype"))
             for shape, dtype in metas
@@ -202,7 +216,22 @@ def _read_op(index: int, fields: Any) -> Op:
         flops=_natural(flops, f"{where}: its FLOPs"),
         backward_flops=_natural(backward_flops, f"{where}: its FLOPs"),
         saved_bytes=_natural(saved, f"{where}: its saved bytes"),
+        only_in=_ONLY_IN[flags & ~7],  # type: ignore[arg-type]
     )
+
+
+def _read_call(args: Any, kwargs: Any, where: str) -> tuple[tuple[Arg, ...], tuple[tuple[str, Arg], ...]]:
+    pairs = [_items(pair, f"{where}: a keyword", 2) for pair in _items(kwargs, f"{where}: keywords")]
+    return (
+        tuple(_read_arg(arg, where, 0) for arg in _items(args, f"{where}: arguments")),
+        tuple((_text(key, f"{where}: a keyword"), _read_arg(arg, where, 0)) for key, arg in pairs),
+    )
+
+
+def _read_rewired(fields: Any) -> Rewired:
+    op, args, kwargs = _items(fields, "a rewired op", 3)
+    number = _natural(op, "a rewired op's number")
+    return Rewired(number, *_read_call(args, kwargs, f"op {number} in evaluation"))
 
 
 def _read_arg(value: Any, where: str, depth: int) -> Arg:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from dag.allowlist import ALLOWED, GETITEM
 from dag.graph import DTYPE_BYTES, Arg, Named, Op, OpDag, Ref
@@ -66,8 +67,9 @@ def validate(dag: OpDag) -> None:
             if (space, op.target) in stored:
                 raise DagError(f"{where}: {op.target!r} is read by another op already")
             stored.add((space, op.target))
-    _check_loss(dag)
+    _check_loss(dag, dag.loss)
     _check_parameters(dag)
+    _check_evaluation(dag)
 
 
 def _check_text(text: str, where: str) -> None:
@@ -102,6 +104,8 @@ def _check_leaf(op: Op, where: str) -> None:
         raise DagError(f"{where}: a {op.kind} takes no arguments and has no effects")
     if not op.target:
         raise DagError(f"{where}: a {op.kind} without a name")
+    if op.only_in:
+        raise DagError(f"{where}: a {op.kind} is in training and in evaluation")
     if op.kind == "parameter" and not op.meta.is_floating:
         raise DagError(f"{where}: a parameter of dtype {op.meta.dtype}")
     if op.requires_grad != (op.kind == "parameter"):
@@ -175,8 +179,44 @@ def _check_getitem(dag: OpDag, op: Op, where: str) -> None:
         raise DagError(f"{where}: its shape is not that of the output it takes")
 
 
-def _check_loss(dag: OpDag) -> None:
-    loss = dag.ops[-1]
+def _check_evaluation(dag: OpDag) -> None:
+    """What a branch on `self.training` has alone is read there alone."""
+    for op in dag.ops:
+        where = f"OP-DAG op {op.id} ({op.name[:80]})"
+        if op.only_in == "evaluation" and (
+            op.mutates or op.requires_grad or op.flops or op.backward_flops or op.saved_bytes
+        ):
+            raise DagError(f"{where}: what is in evaluation alone writes nothing, has no gradients and no costs")
+        if op.only_in != "evaluation" and any(dag.ops[source].only_in == "evaluation" for source in op.inputs()):
+            raise DagError(f"{where}: it reads an op that is in evaluation alone")
+    before = -1
+    for form in dag.rewired:
+        if not before < form.op < len(dag.ops):
+            raise DagError(f"OP-DAG: rewired op {form.op} is out of order or not there")
+        before = form.op
+        op = dag.ops[form.op]
+        where = f"OP-DAG op {op.id} ({op.name[:80]}) in evaluation"
+        if op.kind not in ("call", "loss") or op.only_in or op.id in dag.constant:
+            raise DagError(f"{where}: it can't read other values there")
+        changed = replace(op, args=form.args, kwargs=form.kwargs)
+        _check_call(dag, changed, where)
+        if op.kind == "loss":
+            _check_loss(dag, changed)
+    for sources in dag.evaluation_inputs.values():
+        for source in sources:
+            if dag.ops[source].kind == "parameter" and not dag.users[source]:
+                raise DagError(f"OP-DAG: parameter {dag.ops[source].target[:80]!r} is read in evaluation alone")
+    read = {form.op: form.inputs() for form in dag.rewired}
+    for op in dag.ops:
+        if op.only_in != "training" and any(
+            dag.ops[source].only_in == "training" for source in read.get(op.id, op.inputs())
+        ):
+            raise DagError(
+                f"OP-DAG op {op.id} ({op.name[:80]}): in evaluation, it reads an op that is in training alone"
+            )
+
+
+def _check_loss(dag: OpDag, loss: Op) -> None:
     if loss.kind != "loss":
         raise DagError("OP-DAG has no loss op at its end")
     if loss.target != "loss" or len(loss.args) != 1 or not isinstance(loss.args[0], Ref) or loss.kwargs:
@@ -186,6 +226,8 @@ def _check_loss(dag: OpDag) -> None:
         raise DagError("OP-DAG: the loss is not a floating-point scalar")
     if not loss.requires_grad:
         raise DagError("OP-DAG: the loss does not depend on any parameter")
+    if loss.only_in:
+        raise DagError("OP-DAG: the loss is in training and in evaluation")
 
 
 def _check_parameters(dag: OpDag) -> None:

@@ -205,8 +205,8 @@ def _cumulative(column: Floats) -> Floats:
 
 
 def _traffic(dag: OpDag, op: Op) -> int:
-    """Bytes that a call reads and writes; 0 for views and for taking one output of several."""
-    if op.kind != "call" or op.target == "py.getitem" or (op.aliases and not op.mutates):
+    """Bytes that a call reads and writes in training; 0 for views and for taking one output of several."""
+    if op.kind != "call" or op.only_in == "evaluation" or op.target == "py.getitem" or (op.aliases and not op.mutates):
         return 0
     return op.output_bytes + sum(dag.ops[source].output_bytes for source in op.inputs())
 

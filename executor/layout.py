@@ -53,7 +53,7 @@ def layouts(dag: OpDag) -> Layouts:
     values: dict[int, Layout] = {}
     gradients: dict[int, Layout] = {}
     made: dict[int, Any] = {}
-    last_use = {source: op.id for op in dag.ops for source in op.inputs()}
+    last_use = {source: op.id for op in dag.training for source in op.inputs()}
 
     def watch(op: int, value: Tensor) -> None:
         usual = torch.empty_like(value).is_contiguous()
@@ -66,7 +66,7 @@ def layouts(dag: OpDag) -> Layouts:
         value.register_hook(found)  # type: ignore[no-untyped-call]
 
     with FakeTensorMode(), torch.enable_grad():
-        for op in dag.ops:
+        for op in dag.training:
             if op.kind in ("call", "loss"):
                 value = run(op, made, torch.device("cpu"))
             else:

@@ -5,7 +5,7 @@ So several threads may do so at the same time, each with parameters (or leaves t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -89,8 +89,9 @@ class Passes:
 
         self._cached = tuple(op for op in fragment.ops if op in dag.constant and not storage.written(op))
         cached = frozenset(self._cached)
-        body = [dag.ops[op] for op in fragment.ops if op not in cached]
-        evaluated = [form for op in body if (form := evaluation_form(op, dag)) is not None]
+        ops = [dag.ops[op] for op in fragment.ops if op not in cached]
+        body = [op for op in ops if op.only_in != "evaluation"]
+        evaluated = [form for op in ops if (form := evaluation_form(op, dag)) is not None]
         arriving = (edge.value for edge in fragment.inputs)
         given = (
             *fragment.parameters,
@@ -188,17 +189,24 @@ class Passes:
             values = self._evaluating.fresh()
             self._feed(self._evaluating, values, replace(inputs, buffers=buffers))
             self._evaluating.run(values, step, batch)
-            return self._result(self._evaluating, values)
+            # Who reads other values than in training may share memory in another way.
+            lasting = {op for op, _ in self._outgoing} if self._dag.rewired else self._lasting
+            return self._result(self._evaluating, values, lasting)
 
     def result(self, values: Values) -> ForwardResult:
         """What is to be told of a training pass with these values."""
-        return self._result(self._training, values)
+        return self._result(self._training, values, self._lasting)
 
-    def _result(self, interpreter: Interpreter, values: Values) -> ForwardResult:
+    def _result(self, interpreter: Interpreter, values: Values, lasting: Set[int]) -> ForwardResult:
         outputs: dict[int, Tensor] = {}
         for op, edges in self._outgoing:
-            value = values[interpreter.slot[op]]
-            value = value.detach().clone(memory_format=torch.contiguous_format) if op in self._lasting else alone(value)
+            if op in interpreter.slot:
+                value = values[interpreter.slot[op]]
+            else:
+                # In training alone: nobody reads in evaluation what the edge brings.
+                meta = self._dag.ops[op].meta
+                value = torch.zeros(meta.shape, dtype=torch_dtype(meta.dtype), device=self._device)
+            value = value.detach().clone(memory_format=torch.contiguous_format) if op in lasting else alone(value)
             outputs.update((edge.index, value) for edge in edges)
         loss = None if self._loss is None else float(values[interpreter.slot[self._loss]].item())
         return ForwardResult(outputs, loss)

@@ -25,7 +25,7 @@ from fusion.models import build_loss, build_model
 from fusion.remote_files import RemoteFolder, fetch, is_url, shown
 from fusion.spec import JobSpec
 from fusion.spec_file import folder_of, load_spec, spec_from
-from fusion.trial import compare_evaluation, compare_training, try_once
+from fusion.trial import compare_training, evaluating, try_once
 from fusion.user_code import printing_aside
 
 Say = Callable[[str], None]
@@ -73,7 +73,7 @@ def captured(spec: JobSpec, model: nn.Module, loss: str | Callable[..., Any], da
     result = capture(model, data.example, loss, name=spec.name, autocast=autocast)
     compare_training(result, data.example, try_once(model, loss, data.example, autocast))
     if spec.train.eval_every is not None:
-        compare_evaluation(model, loss, data.example, result)
+        result = evaluating(model, loss, data.example, result)
     return CapturedJob(spec, result.dag, result.tensors, data)
 
 

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from dag.blame import line_of_branch, module_of_exception, module_words
-from dag.capture import Captured, ready_for_training
+from dag.capture import Captured
+from dag.capture_evaluation import with_evaluation
 from dag.evaluation import evaluation_form
 from dag.example_words import example_words
 from dag.export import casting
 from dag.graph import Op
+from dag.modes import in_evaluation, ready_for_training
 from dag.objective import TARGETS, Objective
 from dag.python_state import PythonState
 from executor.interpreter import Interpreter
@@ -70,9 +72,10 @@ def compare_training(captured: Captured, example: Mapping[str, Tensor], expected
 
     Random ops are seeded one by one, so that an OP-DAG with some has numbers of its own: it is not compared.
     """
-    if any(op.random for op in captured.dag.ops):
+    ops = captured.dag.training
+    if any(op.random for op in ops):
         return
-    found = _run(captured, captured.dag.ops, example)
+    found = _run(captured, ops, example)
     if not _close(captured, found, expected):
         raise CaptureError(
             f"on the first micro-batch the captured model has loss {float(found):.6g} and the model itself "
@@ -81,23 +84,49 @@ def compare_training(captured: Captured, example: Mapping[str, Tensor], expected
         )
 
 
-def compare_evaluation(
+def evaluating(
     model: nn.Module, loss: str | Callable[..., Any], example: Mapping[str, Tensor], captured: Captured
-) -> None:
-    """Raise `CaptureError` when the OP-DAG's evaluation is not what the model computes after `model.eval()`.
+) -> Captured:
+    """`captured`, so that its evaluation is what the model computes after `model.eval()`.
 
-    A model that is random in evaluation too is not compared.
+    Flags of operators, as of dropout, are known; where a branch on `self.training` does more, evaluation is captured too.
+    Raises `CaptureError` when that can't be done. A model that is random in evaluation too is not compared.
     """
+    difference = _difference(model, loss, example, captured)
+    classes = {type(module): module for module in Objective(model, loss).modules()}
+    place = next((line for module in classes.values() if (line := line_of_branch(module, "training"))), "")
+    # What evaluation does in code of one's own may be little on the first micro-batch.
+    if difference is None and (not place or "site-packages" in place):
+        return captured
+    try:
+        found = with_evaluation(captured, model, example, loss)
+        if _difference(model, loss, example, found) is None:
+            return found
+        why = ""
+    except CaptureError as error:
+        why = f"; what it does in evaluation can't be captured by itself: {error}"
+    if difference is None:
+        return captured
+    raise CaptureError(
+        f"{place + ': ' if place else ''}evaluation would be wrong: after model.eval() the loss of the first micro-batch is "
+        f"{difference[0]:.6g}, the captured model's is {difference[1]:.6g}; forward does something else in evaluation than in "
+        f"training{why}; let it do the same, or leave out train.eval_every"
+    )
+
+
+def _difference(
+    model: nn.Module, loss: str | Callable[..., Any], example: Mapping[str, Tensor], captured: Captured
+) -> tuple[float, float] | None:
+    """The losses in evaluation of the model and of the OP-DAG, unless they are the same."""
     objective = Objective(model, loss)
-    autocast = captured.dag.autocast
+    dag = captured.dag
 
     def eager(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        return _loss_of(objective, example, autocast)
+        return _loss_of(objective, example, dag.autocast)
 
-    dag = captured.dag
     forms = [form for op in dag.ops if (form := evaluation_form(op, dag)) is not None]
-    with _left_alone(objective), _evaluating(objective), _moved_on(model, captured, forms):
+    with _left_alone(objective), in_evaluation(objective), _moved_on(model, captured, forms):
         try:
             expected = eager(0)
         except Exception as error:
@@ -108,14 +137,8 @@ def compare_evaluation(
             ) from error
         found = _run(captured, forms, example)
         if _close(captured, found, expected) or not _close(captured, eager(1), expected):
-            return
-    place = next((line for module in objective.modules() if (line := line_of_branch(module, "training"))), "")
-    raise CaptureError(
-        f"{place + ': ' if place else ''}evaluation would be wrong: after model.eval() the loss of the first micro-batch is "
-        f"{float(expected):.6g}, the captured model's is {float(found):.6g}; forward branches on self.training, which is "
-        "taken once, at capture: use torch's layers and F.dropout(..., training=self.training) for what training alone "
-        "does, or leave out train.eval_every"
-    )
+            return None
+    return float(expected), float(found)
 
 
 @contextlib.contextmanager
@@ -160,21 +183,6 @@ def _left_alone(objective: Objective) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in kept:
                 buffer.copy_(value)
-
-
-@contextlib.contextmanager
-def _evaluating(objective: Objective) -> Iterator[None]:
-    modes = [(module, module.training) for module in objective.modules()]
-    # Torch's attention layers have a path for evaluation that gives zeros at places that are masked.
-    fast: bool = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    objective.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _run(captured: Captured, ops: tuple[Op, ...] | list[Op], example: Mapping[str, Tensor]) -> Tensor:

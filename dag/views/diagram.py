@@ -167,6 +167,8 @@ def _op(dag: OpDag, op: Op, group: str) -> dict[str, Any]:
         "in place": bool(op.mutates),
         "view": bool(op.aliases) and not op.mutates,
         "constant": op.id in dag.constant,
+        f"in {op.only_in} alone": bool(op.only_in),
+        "reads other values in evaluation": op.id in dag.rewired_ops,
     }
     details = [
         ["Kind", op.kind],

@@ -56,6 +56,7 @@ def _op(dag: OpDag, op: Op) -> dict[str, Any]:
         "mutates": list(op.mutates),
         "aliases": list(op.aliases),
         "constant": op.id in dag.constant,
+        "only_in": op.only_in or None,
         "flops": op.flops,
         "backward_flops": op.backward_flops,
         "saved_bytes": op.saved_bytes,

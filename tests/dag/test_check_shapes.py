@@ -9,7 +9,7 @@ import pytest
 from dag_cases import captured
 
 from dag.cut import cut, cut_points
-from dag.graph import Arg, Op, OpDag, Ref, TensorMeta
+from dag.graph import Arg, Op, OpDag, Ref, Rewired, TensorMeta
 from dag.propagate import check_shapes
 from fusion.errors import DagError
 
@@ -40,6 +40,14 @@ def test_a_lie_about_shape_or_dtype(field: dict[str, Any]) -> None:
     ops[at] = replace(ops[at], outputs=(replace(ops[at].meta, **field),))
     with pytest.raises(DagError, match=f"{ops[at].name} .*declares"):
         check_shapes(replace(dag, ops=tuple(ops)), [at])
+
+
+def test_a_lie_about_what_evaluation_reads() -> None:
+    row, column = TensorMeta((1, 4), "float32"), TensorMeta((4, 1), "float32")
+    dag = one("aten.relu.default", Ref(0), outputs=(row,), inputs=(row, column))
+    with pytest.raises(DagError, match=r"declares float32\[1, 4\] but gives float32\[4, 1\]"):
+        check_shapes(replace(dag, rewired=(Rewired(2, (Ref(1),)),)), [2])
+    check_shapes(dag, [2])
 
 
 def test_an_allocation_larger_than_declared_takes_no_memory() -> None:

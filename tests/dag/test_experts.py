@@ -10,7 +10,8 @@ import torch
 from dag_cases import Case, assert_same_bits, interpret
 from torch import nn
 
-from dag.capture import capture, ready_for_training
+from dag.capture import capture
+from dag.modes import ready_for_training
 
 transformers = pytest.importorskip("transformers")
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dag.graph import Arg, Named, Op, OpDag, OpKind, Parameter, Ref, TensorMeta
+from dag.graph import Arg, Named, Op, OpDag, OpKind, Parameter, Ref, Rewired, TensorMeta
 from dag.serialize import MAGIC, digest, dumps, loads
 from dag.validate import MAX_ELEMENTS, MAX_OP_ARGUMENTS, MAX_STRING, validate
 from fusion.errors import DagError
@@ -66,11 +66,32 @@ def small() -> OpDag:
     )
 
 
+def of_two_modes() -> OpDag:
+    """As `small`; training alone adds to the mean, and evaluation sums what it has doubled."""
+    ops = list(small().ops)
+    ops[6] = replace(ops[6], only_in="training")
+    doubled = op(7, "call", "aten.mul.Tensor", Ref(5), 2, meta=ops[5].meta, requires_grad=False, only_in="evaluation")
+    ops[7:] = [
+        doubled,
+        replace(ops[7], id=8, name="op8"),
+        replace(ops[8], id=9, name="op9", args=(Ref(8),), aliases=(8,)),
+    ]
+    return replace(small(), ops=tuple(ops), rewired=(Rewired(8, (Ref(7), *ops[8].args[1:]), ops[8].kwargs),))
+
+
 def changed(position: int, **fields: Any) -> OpDag:
     dag = small()
     ops = list(dag.ops)
     ops[position] = replace(ops[position], **fields)
     return replace(dag, ops=tuple(ops))
+
+
+def changed_modes(position: int | None = None, rewired: tuple[Rewired, ...] | None = None, **fields: Any) -> OpDag:
+    dag = of_two_modes()
+    ops = list(dag.ops)
+    if position is not None:
+        ops[position] = replace(ops[position], **fields)
+    return replace(dag, ops=tuple(ops), rewired=dag.rewired if rewired is None else rewired)
 
 
 def sealed(body: Any, version: object = 1, magic: object = MAGIC) -> bytes:
@@ -83,8 +104,9 @@ def body_of(dag: OpDag) -> Any:
     return msgpack.unpackb(msgpack.unpackb(dumps(dag))[3])
 
 
-def test_a_dag_survives_the_trip() -> None:
-    dag = small()
+@pytest.mark.parametrize("make", [small, of_two_modes])
+def test_a_dag_survives_the_trip(make: Callable[[], OpDag]) -> None:
+    dag = make()
     data = dumps(dag)
     assert loads(data) == dag
     assert dumps(loads(data)) == data
@@ -144,6 +166,33 @@ HOSTILE: dict[str, tuple[Callable[[], OpDag], str]] = {
     "parameter of another name": (lambda: replace(small(), parameters=(Parameter(0, "other"),)), "differ"),
     "parameter that is no parameter": (lambda: replace(small(), parameters=(Parameter(1, "inputs"),)), "match"),
     "autocast": (lambda: replace(small(), autocast="int4"), "autocast"),
+    "leaf of one mode": (lambda: changed(2, only_in="training"), "in training and in evaluation"),
+    "loss of one mode": (lambda: changed(8, only_in="evaluation"), "the loss is in training and in evaluation"),
+    "gradient in evaluation": (lambda: changed_modes(7, requires_grad=True), "has no gradients"),
+    "cost in evaluation": (lambda: changed_modes(7, flops=1), "no costs"),
+    "write in evaluation": (lambda: changed_modes(7, mutates=(2,)), "writes nothing"),
+    "training reads evaluation": (lambda: changed_modes(8, args=(Ref(7), (0,), False)), "in evaluation alone"),
+    "evaluation reads training": (lambda: changed_modes(7, args=(Ref(6), 2)), "in training alone"),
+    "unrewired, and training's input is gone": (lambda: changed_modes(5, only_in="training"), "in training alone"),
+    "rewired to what comes later": (lambda: changed_modes(rewired=(Rewired(8, (Ref(9),)),)), "does not come before"),
+    "rewired beyond the end": (lambda: changed_modes(rewired=(Rewired(10, (Ref(7),)),)), "not there"),
+    "rewired twice": (lambda: changed_modes(rewired=(Rewired(8, (Ref(7),)),) * 2), "out of order"),
+    "rewired data": (lambda: changed_modes(rewired=(Rewired(1),)), "can't read other values"),
+    "rewired loss of two values": (lambda: changed_modes(rewired=(Rewired(9, (Ref(8), Ref(8))),)), "passes one value"),
+    "rewired loss that is no scalar": (lambda: changed_modes(rewired=(Rewired(9, (Ref(7),)),)), "scalar"),
+    "parameter of evaluation": (
+        lambda: replace(
+            of_two_modes(),
+            ops=(
+                *of_two_modes().ops[:3],
+                replace(of_two_modes().ops[3], args=(Ref(1), Ref(1))),
+                *of_two_modes().ops[4:7],
+                replace(of_two_modes().ops[7], args=(Ref(5), Ref(0))),
+                *of_two_modes().ops[8:],
+            ),
+        ),
+        "read in evaluation alone",
+    ),
 }
 
 
@@ -201,6 +250,24 @@ def test_claimed_sizes_take_no_memory() -> None:
             loads(sealed(claim))
 
 
+@pytest.mark.parametrize("flags", [-1, 24, 32, "7", None])
+def test_unknown_flags(flags: object) -> None:
+    body = body_of(of_two_modes())
+    body[5][3][7] = flags
+    with pytest.raises(DagError, match="flags"):
+        loads(sealed(body))
+
+
+@pytest.mark.parametrize("rewired", [None, [[8, []]], [["8", [], []]], [[8, [[0, 7, 1]], []]]])
+def test_rewired_ops_that_are_something_else(rewired: object) -> None:
+    body = body_of(of_two_modes())
+    body[7] = rewired
+    with pytest.raises(DagError):
+        loads(sealed(body))
+    with pytest.raises(DagError):
+        loads(sealed([*body, []]))
+
+
 @pytest.mark.parametrize("kind", [-1, 6, "call", None, True])
 def test_unknown_kinds(kind: object) -> None:
     body = body_of(small())
@@ -213,7 +280,7 @@ def test_unknown_kinds(kind: object) -> None:
 @given(st.data())
 def test_changed_bytes_are_refused_or_read(data: st.DataObject) -> None:
     """Any change of the body, under a right hash, gives a valid DAG or a DagError, never another exception."""
-    original = msgpack.unpackb(dumps(small()))[3]
+    original = msgpack.unpackb(dumps(data.draw(st.sampled_from([small, of_two_modes]))()))[3]
     body = bytearray(original)
     for _ in range(data.draw(st.integers(1, 4))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
@@ -240,7 +307,7 @@ VALUES = st.recursive(
 @given(st.data())
 def test_replaced_parts_are_refused_or_read(data: st.DataObject) -> None:
     """The same with any part of the structure replaced by any value."""
-    body = body_of(small())
+    body = body_of(data.draw(st.sampled_from([small, of_two_modes]))())
     place: Any = body
     while True:
         index = data.draw(st.integers(0, len(place) - 1))

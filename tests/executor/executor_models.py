@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dag.capture import Captured, capture
+from dag.capture_evaluation import with_evaluation
 from dag.cut import cut_points
 from dag.graph import OpDag
 
@@ -36,8 +37,10 @@ class Case:
     """A model, its loss, and how to draw a micro-batch."""
 
     build: Callable[[], nn.Module]
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[..., Tensor]
     batch: Callable[[torch.Generator], dict[str, Tensor]]
+    evaluation: bool = False
+    """Whether evaluation is captured by itself."""
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
@@ -47,7 +50,9 @@ class Case:
         return self.batch(torch.Generator().manual_seed(1000 * step + micro_batch + 10**6))
 
     def captured(self, autocast: str | None = None) -> Captured:
-        return capture(self.model(), self.batch_of(0, 0), self.loss, autocast=autocast)
+        model, example = self.model(), self.batch_of(0, 0)
+        found = capture(model, example, self.loss, autocast=autocast)
+        return with_evaluation(found, model, example, self.loss) if self.evaluation else found
 
 
 def _tokens(generator: torch.Generator) -> dict[str, Tensor]:
@@ -145,6 +150,43 @@ class Filled(nn.Module):
         return self.last(again + kept)
 
 
+class TwoModes(nn.Module):
+    """Does other things in evaluation than flags say: skips a branch, moves no codebook, has one head, scales, reads a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+        self.gain = nn.Parameter(torch.full((8,), 1.5))
+        self.early, self.last = nn.Linear(8, 5), nn.Linear(8, 5)
+        self.register_buffer("mean", torch.ones(8))
+        self.register_buffer("table", torch.linspace(0.5, 1.5, 8))
+        self.register_buffer("ramp", torch.linspace(0.0, 2.0, 4)[:, None])
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        early = x
+        for index, layer in enumerate(self.layers):
+            rest = torch.tanh(layer(x))
+            if self.training and index % 2:
+                rest = rest * self.ramp
+            x = x + rest
+            if index == 1:
+                early = self.early(x)
+        if self.training:
+            with torch.no_grad():
+                self.mean.mul_(0.9).add_(x.mean(0), alpha=0.1)
+            x = x * self.gain
+        else:
+            x = x * self.gain.exp() + self.table
+        x = self.last((x - self.mean).view(2, 2, 8).transpose(0, 1).reshape(4, 8))
+        return (x, early) if self.training else x
+
+
+def _of_both_heads(output: Tensor | tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+    if isinstance(output, Tensor):
+        return nn.functional.cross_entropy(output, targets)
+    return nn.functional.cross_entropy(output[0], targets) + 0.3 * nn.functional.cross_entropy(output[1], targets)
+
+
 def _vectors(generator: torch.Generator) -> dict[str, Tensor]:
     return {
         "inputs": torch.randn(4, 8, generator=generator),
@@ -168,6 +210,7 @@ def cases() -> dict[str, Case]:
         ),
         "tricky": Case(Tricky, nn.functional.cross_entropy, _vectors),
         "filled": Case(Filled, nn.functional.cross_entropy, _vectors),
+        "two-modes": Case(TwoModes, _of_both_heads, _vectors, evaluation=True),
     }
 
 

@@ -45,7 +45,7 @@ def test_losses_norms_weights_and_buffers_are_plain_pytorchs(name: str) -> None:
         assert differing(outcome, state) == []
 
 
-@pytest.mark.parametrize("name", ["tricky", "filled"])
+@pytest.mark.parametrize("name", ["tricky", "filled", "two-modes"])
 def test_fragments_of_one_op_each_and_two_fragments_wherever_they_may_be_cut(name: str) -> None:
     made = captured(name)
     losses, state, _ = plain_loop(CASES[name], steps=2, micro_batches=3, optimizer=adamw)
@@ -167,12 +167,23 @@ def plain_evaluations(name: str, steps: int, micro_batches: int, every: int, bat
     return found
 
 
-@pytest.mark.parametrize("name", ["gpt-tied", "resnet", "unet", "lstm"])
+@pytest.mark.parametrize("name", ["gpt-tied", "resnet", "unet", "lstm", "two-modes"])
 def test_evaluation_is_plain_pytorchs_and_changes_nothing(name: str) -> None:
     settings = Settings(steps=4, micro_batches=2, eval_every=2, eval_batches=3)
     outcome = run(name, 4, 3, settings)
     assert outcome.evaluations == plain_evaluations(name, 4, 2, 2, 3)
     assert outcome.losses == run(name, 4, 3, Settings(steps=4, micro_batches=2)).losses
+
+
+def test_evaluation_that_is_another_computation_wherever_it_is_cut() -> None:
+    made = captured("two-modes")
+    expected = plain_evaluations("two-modes", 2, 2, 1, 2)
+    everywhere = [point.position for point in cut_points(made.dag)]
+    settings = Settings(steps=2, micro_batches=2, eval_every=1, eval_batches=2)
+    assert len(everywhere) > 15
+    for cuts in (everywhere, *([position] for position in everywhere)):
+        pipeline = Pipeline(made.dag, made.tensors, cuts, settings)
+        assert pipeline.run(CASES["two-modes"].batch_of).evaluations == expected
 
 
 def test_evaluation_turns_dropout_off() -> None:

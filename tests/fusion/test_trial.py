@@ -16,7 +16,7 @@ from fusion.data import prepare_object
 from fusion.errors import CaptureError
 from fusion.spec_file import spec_from
 from fusion.submit import captured
-from fusion.trial import compare_evaluation, compare_training, try_once
+from fusion.trial import compare_training, evaluating, try_once
 
 EXAMPLE = {"inputs": torch.linspace(-1, 1, 32).reshape(4, 8), "targets": torch.tensor([0, 1, 2, 0])}
 SCALE = [1.0]
@@ -30,14 +30,14 @@ class Base(nn.Module):
 
 class DropPath(Base):
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:  # here
+        if self.training:
             x = x * x.new_empty(len(x), 1).bernoulli_(0.5).div_(0.5)
         return self.linear(x)
 
 
 class Scaled(Base):
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) if self.training else self.linear(x) * 2  # here
+        return self.linear(x) if self.training else self.linear(x) * 2
 
 
 class Moving(Base):
@@ -48,10 +48,30 @@ class Moving(Base):
         self.register_buffer("mean", torch.zeros(8))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:  # here
+        if self.training:
             with torch.no_grad():
                 self.mean.mul_(0.5).add_(x.mean(0), alpha=0.5)
         return self.linear(x - self.mean)
+
+
+class ByValue(Base):
+    """Looks at a number in evaluation alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and x.sum() < 100:  # here
+            x = x * 2
+        return self.linear(x)
+
+
+class Untrained(Base):
+    """Has a layer for evaluation alone, which nobody trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) if self.training else self.other(x)  # here
 
 
 class TwoHeads(Base):
@@ -93,14 +113,37 @@ def both_losses(output: Any, targets: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("model", [DropPath, Scaled, Moving])
-def test_an_evaluation_that_would_be_another_one(model: type[nn.Module]) -> None:
+def test_an_evaluation_that_is_another_computation(model: type[nn.Module]) -> None:
+    """Told by its branch too, where it does little on the first micro-batch."""
+    made = model()
+    alone = capture(made, EXAMPLE, "cross_entropy")
+    found = evaluating(made, "cross_entropy", EXAMPLE, alone)
+    assert found.dag.rewired
+    assert evaluating(made, "cross_entropy", EXAMPLE, found) is not alone
+    compare_training(found, EXAMPLE, try_once(made, "cross_entropy", EXAMPLE))
+
+
+def test_an_evaluation_that_is_nearly_the_same_at_first() -> None:
+    """Spectral norm's vectors fit its weights when it is made; training writes them, and evaluation does not."""
+    made = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 6)), nn.Linear(6, 3))
+    alone = capture(made, EXAMPLE, "cross_entropy")
+    state = {name: value.clone() for name, value in made.state_dict().items()}
+    found = evaluating(made, "cross_entropy", EXAMPLE, alone)
+    assert {op.only_in for op in found.dag.ops} == {"", "training"}
+    assert all(torch.equal(value, state[name]) for name, value in made.state_dict().items())
+    assert all(torch.equal(value, state[name]) for name, value in found.tensors.items() if name in state)
+
+
+@pytest.mark.parametrize(("model", "says"), [(ByValue, "Python needs a tensor's value"), (Untrained, "does not use")])
+def test_an_evaluation_that_can_not_be_captured(model: type[nn.Module], says: str) -> None:
     made = model()
     found = capture(made, EXAMPLE, "cross_entropy")
     with pytest.raises(CaptureError) as caught:
-        compare_evaluation(made, "cross_entropy", EXAMPLE, found)
+        evaluating(made, "cross_entropy", EXAMPLE, found)
     message = str(caught.value)
     assert "\n" not in message
-    assert "self.training" in message
+    assert "evaluation would be wrong" in message
+    assert says in message
     assert "train.eval_every" in message
     place = re.match(r"(.+):(\d+): ", message)
     assert place is not None
@@ -108,22 +151,11 @@ def test_an_evaluation_that_would_be_another_one(model: type[nn.Module]) -> None
         assert source.read().splitlines()[int(place[2]) - 1].endswith("# here")
 
 
-def test_an_evaluation_that_is_nearly_right_at_first() -> None:
-    """Spectral norm's vectors fit its weights when it is made; training writes them, and evaluation does not."""
-    made = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 6)), nn.Linear(6, 3))
-    found = capture(made, EXAMPLE, "cross_entropy")
-    state = {name: value.clone() for name, value in made.state_dict().items()}
-    with pytest.raises(CaptureError, match="evaluation would be wrong"):
-        compare_evaluation(made, "cross_entropy", EXAMPLE, found)
-    assert all(torch.equal(value, state[name]) for name, value in made.state_dict().items())
-    assert all(torch.equal(value, state[name]) for name, value in found.tensors.items() if name in state)
-
-
 def test_a_model_that_fails_in_evaluation() -> None:
     model = TwoHeads()
     found = capture(model, EXAMPLE, both_losses)
     with pytest.raises(CaptureError, match=r"fails in evaluation mode .*leave out train\.eval_every"):
-        compare_evaluation(model, both_losses, EXAMPLE, found)
+        evaluating(model, both_losses, EXAMPLE, found)
 
 
 @pytest.mark.parametrize("autocast", [None, "bfloat16"])
@@ -135,7 +167,7 @@ def test_an_evaluation_that_is_right(model: type[nn.Module], autocast: str | Non
     modes = {name: module.training for name, module in made.named_modules()}
     state = {name: value.clone() for name, value in made.state_dict().items()}
     drawn = torch.get_rng_state()
-    compare_evaluation(made, "cross_entropy", EXAMPLE, found)
+    evaluating(made, "cross_entropy", EXAMPLE, found)
     compare_training(found, EXAMPLE, try_once(made, "cross_entropy", EXAMPLE, autocast))
     assert {name: module.training for name, module in made.named_modules()} == modes
     assert all(torch.equal(value, state[name]) for name, value in made.state_dict().items())
@@ -182,9 +214,11 @@ def job(model: nn.Module, **train: Any) -> Any:
 
 
 def test_only_a_job_that_evaluates_is_asked() -> None:
-    job(DropPath())
+    assert not job(DropPath()).dag.rewired
+    assert job(DropPath(), eval_every=1).dag.rewired
+    job(ByValue())
     with pytest.raises(CaptureError, match="evaluation would be wrong"):
-        job(DropPath(), eval_every=1)
+        job(ByValue(), eval_every=1)
 
 
 @pytest.mark.parametrize(
