@@ -1,7 +1,7 @@
 """What an op does in evaluation: dropout off, running statistics used and left alone. Needs no torch.
 
 The captured graph has training behaviour baked into its arguments; these flip them back. What a branch on `self.training`
-does there besides is in the OP-DAG itself (`dag.both_modes`).
+does there besides is in the OP-DAG itself (`dag.capture.both_modes`).
 """
 
 from __future__ import annotations

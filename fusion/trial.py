@@ -16,16 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dag.blame import line_of_branch, module_of_exception, module_words
-from dag.capture import Captured
-from dag.capture_evaluation import with_evaluation
+from dag.capture import Captured, with_evaluation
+from dag.capture.blame import line_of_branch, module_of_exception, module_words
+from dag.capture.example_words import example_words
+from dag.capture.export import casting
+from dag.capture.modes import in_evaluation, ready_for_training
+from dag.capture.objective import TARGETS, Objective
+from dag.capture.python_state import PythonState
 from dag.evaluation import evaluation_form
-from dag.example_words import example_words
-from dag.export import casting
 from dag.graph import Op
-from dag.modes import in_evaluation, ready_for_training
-from dag.objective import TARGETS, Objective
-from dag.python_state import PythonState
 from executor.interpreter import Interpreter
 from fusion.errors import CaptureError, FusionError
 from fusion.user_code import explain

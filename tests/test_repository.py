@@ -20,6 +20,7 @@ PACKAGES = ("fusion", "dag", "compress", "executor", "scheduler", "worker", "coo
 WITHOUT_TORCH = (
     "dag.allowlist",
     "dag.cut",
+    "dag.evaluation",
     "dag.graph",
     "dag.serialize",
     "dag.validate",

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dag.capture import Captured, capture
+from dag.capture.objective import Loss
 from dag.graph import OpDag
-from dag.objective import Loss
 from dag.operators import run
 
 CPU = torch.device("cpu")

@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from dag_cases import CPU
 from torch import Tensor, nn
 
-from dag.capture import Captured, capture
-from dag.capture_evaluation import with_evaluation
+from dag.capture import Captured, capture, with_evaluation
+from dag.capture.objective import Loss
 from dag.cut import cut, cut_points
 from dag.evaluation import evaluation_form
-from dag.objective import Loss
 from dag.operators import run
 from dag.serialize import dumps, loads
 from fusion.errors import CaptureError

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dag.capture import Captured, capture
-from dag.objective import cross_entropy
+from dag.capture.objective import cross_entropy
 
 
 class Model(nn.Module):

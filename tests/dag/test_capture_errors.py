@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
-from dag import blame
-from dag.capture import capture
+from dag.capture import blame, capture
 from fusion.errors import CaptureError
 
 

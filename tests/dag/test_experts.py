@@ -11,7 +11,7 @@ from dag_cases import Case, assert_same_bits, interpret
 from torch import nn
 
 from dag.capture import capture
-from dag.modes import ready_for_training
+from dag.capture.modes import ready_for_training
 
 transformers = pytest.importorskip("transformers")
 

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dag.capture import Captured, capture
-from dag.capture_evaluation import with_evaluation
+from dag.capture import Captured, capture, with_evaluation
 from dag.cut import cut_points
 from dag.graph import OpDag
 

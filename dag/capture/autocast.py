@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dag.allowlist import ALLOWED, GETITEM
-from dag.draft import Draft, number_one
+from dag.capture.draft import Draft, number_one
 from dag.graph import Named, TensorMeta
 from dag.operators import dtype_name, named, run, torch_dtype
 from dag.propagate import CPU, fake

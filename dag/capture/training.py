@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dag.custom_gradients import check_hooks
+from dag.capture.custom_gradients import check_hooks
+from dag.capture.modes import ready_for_training
+from dag.capture.objective import Loss, check_example
+from dag.capture.trace import Trace, trace
+from dag.capture.unregistered import notes_on_unregistered
 from dag.cut import differentiated
 from dag.graph import Op, OpDag
-from dag.modes import ready_for_training
-from dag.objective import Loss, check_example
-from dag.trace import Trace, trace
-from dag.unregistered import notes_on_unregistered
 from dag.validate import validate
 from fusion.errors import CaptureError, DagError
 

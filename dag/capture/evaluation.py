@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from dag.both_modes import joined
-from dag.capture import Captured
+from dag.capture.both_modes import joined
+from dag.capture.modes import in_evaluation
+from dag.capture.names import CONSTANT_PREFIX
+from dag.capture.objective import Loss
+from dag.capture.trace import trace
+from dag.capture.training import Captured
 from dag.graph import OpDag
-from dag.modes import in_evaluation
-from dag.names import CONSTANT_PREFIX
-from dag.objective import Loss
-from dag.trace import trace
 from dag.validate import validate
 from fusion.errors import CaptureError, DagError
 

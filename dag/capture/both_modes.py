@@ -2,7 +2,7 @@
 
 Stochastic depth multiplies by a mask in training and by nothing in evaluation; a variational model adds noise to its mean; a
 codebook moves. The two traces are alike but for such places. So their calls are matched in order, by operator, module,
-plain arguments and shapes, and what remains belongs to one of the two alone. Needs no torch.
+plain arguments and shapes, and what remains belongs to one of the two alone.
 """
 
 from __future__ import annotations

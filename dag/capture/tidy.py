@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dag.allowlist import GETITEM
-from dag.draft import Draft
+from dag.capture.draft import Draft
+from dag.capture.writes import written_by
 from dag.propagate import Observation
-from dag.writes import written_by
 
 
 def outputs_next_to_producers(drafts: Sequence[Draft]) -> list[Draft]:

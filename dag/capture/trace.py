@@ -9,19 +9,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from dag.autocast import explicit_casts
-from dag.carried import notes_on, refuse_carried, unchanged_random_state
-from dag.draft import Draft, number
-from dag.export import casting, export
+from dag.capture.autocast import explicit_casts
+from dag.capture.carried import notes_on, refuse_carried, unchanged_random_state
+from dag.capture.draft import Draft, number
+from dag.capture.export import casting, export
+from dag.capture.inline import inline
+from dag.capture.names import Names
+from dag.capture.objective import Loss, Objective
+from dag.capture.randomness import draws
+from dag.capture.tidy import outputs_next_to_producers, without_dead_code
+from dag.capture.writes import make_functional, refuse_lost_writes, with_sharing
 from dag.graph import Op, TensorMeta
-from dag.inline import inline
-from dag.names import Names
-from dag.objective import Loss, Objective
 from dag.operators import meta_of
 from dag.propagate import Observation, OpError, observe, with_observations
-from dag.randomness import draws
-from dag.tidy import outputs_next_to_producers, without_dead_code
-from dag.writes import make_functional, refuse_lost_writes, with_sharing
 from fusion.errors import CaptureError
 
 
@@ -43,7 +43,7 @@ def trace(
     autocast: str | None,
     mode: Callable[[Objective], AbstractContextManager[None]],
 ) -> Trace:
-    """The ops of `model` and `loss` within `mode` (`dag.modes`). Raises `CaptureError`."""
+    """The ops of `model` and `loss` within `mode` (`dag.capture.modes`). Raises `CaptureError`."""
     objective = Objective(model, loss)
     with mode(objective), unchanged_random_state(objective, example):
         program, changed = export(objective, example, autocast)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from dag.draft import Draft, replace_everywhere
+from dag.capture.draft import Draft, replace_everywhere
+from dag.capture.objective import Objective
 from dag.graph import Op, Parameter
-from dag.objective import Objective
 from fusion.errors import CaptureError
 
 MODEL_PREFIX = "model."

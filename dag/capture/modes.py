@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dag.experts import dense_experts
-from dag.objective import Objective
+from dag.capture.experts import dense_experts
+from dag.capture.objective import Objective
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 
 from dag.allowlist import ALLOWED, GETITEM
-from dag.autocast import Region
-from dag.blame import line_of_stack, module_words
-from dag.draft import Draft, Value
+from dag.capture.autocast import Region
+from dag.capture.blame import line_of_stack, module_words
+from dag.capture.draft import Draft, Value
 from dag.generate_allowlist import rule
 from dag.graph import DTYPE_BYTES
 from dag.operators import dtype_name, named

@@ -34,7 +34,7 @@ def refused() -> Iterator[None]:
     """Within it, applying a custom `torch.autograd.Function`, hooking a tensor's gradient and taking one raise `CaptureError`.
 
     Reentrant checkpointing is one of them: traced, it would cut the gradient. Those that torch's control flow operators
-    use pass here; `dag.inline` refuses these operators.
+    use pass here; `dag.capture.inline` refuses these operators.
     """
     apply, hook = torch.autograd.Function.__dict__["apply"], torch.Tensor.register_hook
     grad, backward = torch.autograd.grad, torch.Tensor.backward
@@ -52,7 +52,7 @@ def refused() -> Iterator[None]:
         raise CaptureError(f"forward hooks the gradient of a tensor, which can't be captured; {_ADVICE}")
 
     def checked_grad(*args: Any, **kwargs: Any) -> Any:
-        # torch.func takes gradients that way; `dag.inline` refuses what it leaves.
+        # torch.func takes gradients that way; `dag.capture.inline` refuses what it leaves.
         if str(sys._getframe(1).f_globals.get("__name__", "")).startswith("torch."):
             return grad(*args, **kwargs)
         raise CaptureError(_TAKEN)

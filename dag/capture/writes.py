@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from dag.allowlist import ALLOWED, GETITEM
-from dag.draft import Draft, final, number, replace_everywhere
+from dag.capture.draft import Draft, final, number, replace_everywhere
+from dag.capture.randomness import arguments, draws
 from dag.graph import Op
 from dag.operators import resolve
 from dag.propagate import Observation, OpError, observe
-from dag.randomness import arguments, draws
 from fusion.errors import CaptureError
 
 _DERIVED_FROM_RESULTS = frozenset({"elu_", "selu_", "celu_"})

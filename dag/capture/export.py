@@ -12,13 +12,13 @@ from torch.distributions import Distribution
 from torch.export import ExportedProgram
 from torch.nn.modules.batchnorm import _NormBase
 
-from dag.blame import causes, line_of_exception, module_of_exception, module_words, torch_functions
-from dag.carried import refused_seeding
-from dag.custom_gradients import refused
-from dag.example_words import example_words
-from dag.objective import Objective
+from dag.capture.blame import causes, line_of_exception, module_of_exception, module_words, torch_functions
+from dag.capture.carried import refused_seeding
+from dag.capture.custom_gradients import refused
+from dag.capture.example_words import example_words
+from dag.capture.objective import Objective
+from dag.capture.python_state import Attribute, PythonState
 from dag.operators import torch_dtype
-from dag.python_state import Attribute, PythonState
 from dag.quiet import quiet
 from fusion.errors import CaptureError
 
@@ -74,7 +74,7 @@ def export(
     """Trace `objective` on `example`: non-strict first, then strict. Raises `CaptureError`.
 
     Under `autocast` the traced code sees the dtypes that it will see in training; the casts themselves are not in the
-    graph, `dag.autocast` adds them. With the program come the Python attributes that forward changed; they are put back.
+    graph, `dag.capture.autocast` adds them. With the program come the Python attributes that forward changed; they are put back.
     """
     # Each value is its own tensor: a tensor passed under two names would be traced as one input.
     device = next(objective.parameters()).device

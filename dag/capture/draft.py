@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dag.graph import Arg, Named, Op, OpKind, Ref
 
 if TYPE_CHECKING:
-    from dag.autocast import Region
+    from dag.capture.autocast import Region
 
 Value = Any
 """A draft's argument: None, bool, int, float, str, Named, another Draft, or a tuple of these."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dag.blame import line_of_attribute, line_of_function
+from dag.capture.blame import line_of_attribute, line_of_function
 from fusion.errors import CaptureError
 
 INPUTS = "inputs"

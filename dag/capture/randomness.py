@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dag.allowlist import GETITEM
-from dag.draft import Draft
+from dag.capture.draft import Draft
 from dag.operators import resolve
 
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})

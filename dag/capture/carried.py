@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dag.blame import is_users, line_of_attribute, line_of_function
-from dag.objective import Objective
-from dag.python_state import Attribute, PythonState
+from dag.capture.blame import is_users, line_of_attribute, line_of_function
+from dag.capture.objective import Objective
+from dag.capture.python_state import Attribute, PythonState
 from dag.quiet import quiet
 from fusion.errors import CaptureError
 

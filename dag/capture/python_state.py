@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dag.objective import Objective
+from dag.capture.objective import Objective
 
 _INTERNAL = frozenset(nn.Module().__dict__)
 # Lists of its parameters, which torch makes anew when these are swapped for tracing.
