@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_OURS = str(Path(__file__).parent)
+_OURS = str(Path(__file__).parents[1])
 _TORCH = str(Path(torch.__file__).parent)
 _LIBRARIES = (_OURS, _TORCH, sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), "<")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
