@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,36 +89,46 @@ def evaluating(
 ) -> Captured:
     """`captured`, so that its evaluation is what the model computes after `model.eval()`.
 
-    Flags of operators, as of dropout, are known; where a branch on `self.training` does more, evaluation is captured too.
+    Flags of operators, as of dropout, are known; where `self.training` decides more, evaluation is captured too.
     Raises `CaptureError` when that can't be done. A model that is random in evaluation too is not compared.
     """
-    difference = _difference(model, loss, example, captured)
-    classes = {type(module): module for module in Objective(model, loss).modules()}
-    place = next((line for module in classes.values() if (line := line_of_branch(module, "training"))), "")
-    # What evaluation does in code of one's own may be little on the first micro-batch.
-    if difference is None and (not place or "site-packages" in place):
+    objective = Objective(model, loss)
+    usual = _compare(objective, example, captured)
+    place = _branch(objective, own=True)
+    # On the first micro-batch of a new model, what differs may be little: random numbers tell, and branches in one's own code.
+    if usual.right and not usual.draws and not place:
         return captured
+    why = ""
     try:
         found = with_evaluation(captured, model, example, loss)
-        if _difference(model, loss, example, found) is None:
+        if _compare(objective, example, found).right:
             return found
-        why = ""
     except CaptureError as error:
         why = f"; what it does in evaluation can't be captured by itself: {error}"
-    if difference is None:
+    if usual.right and (not usual.draws or usual.model_draws):
         return captured
+    place = place or _branch(objective, own=False)
     raise CaptureError(
         f"{place + ': ' if place else ''}evaluation would be wrong: after model.eval() the loss of the first micro-batch is "
-        f"{difference[0]:.6g}, the captured model's is {difference[1]:.6g}; forward does something else in evaluation than in "
-        f"training{why}; let it do the same, or leave out train.eval_every"
+        f"{usual.expected:.6g}, the captured model's is {usual.found:.6g}{' and random' if usual.draws else ''}; forward does "
+        f"something else in evaluation than in training{why}; let it do the same, or leave out train.eval_every"
     )
 
 
-def _difference(
-    model: nn.Module, loss: str | Callable[..., Any], example: Mapping[str, Tensor], captured: Captured
-) -> tuple[float, float] | None:
-    """The losses in evaluation of the model and of the OP-DAG, unless they are the same."""
-    objective = Objective(model, loss)
+@dataclass(frozen=True)
+class _Comparison:
+    """Losses of the first micro-batch in evaluation."""
+
+    expected: float
+    found: float
+    right: bool
+    draws: bool
+    """The OP-DAG draws random numbers in evaluation."""
+    model_draws: bool
+    """So does the model."""
+
+
+def _compare(objective: Objective, example: Mapping[str, Tensor], captured: Captured) -> _Comparison:
     dag = captured.dag
 
     def eager(seed: int) -> Tensor:
@@ -125,19 +136,32 @@ def _difference(
         return _loss_of(objective, example, dag.autocast)
 
     forms = [form for op in dag.ops if (form := evaluation_form(op, dag)) is not None]
-    with _left_alone(objective), in_evaluation(objective), _moved_on(model, captured, forms):
+    draws = any(form.random for form in forms)
+    with _left_alone(objective), in_evaluation(objective), _moved_on(objective.model, captured, forms):
         try:
             expected = eager(0)
         except Exception as error:
-            told = str(error) if isinstance(error, FusionError) else explain(error, _folder_of(model))
+            told = str(error) if isinstance(error, FusionError) else explain(error, _folder_of(objective.model))
             raise CaptureError(
                 f"the model fails in evaluation mode (model.eval()) on the first micro-batch: {told}; let forward "
                 "return in evaluation what the loss takes, or leave out train.eval_every"
             ) from error
         found = _run(captured, forms, example)
-        if _close(captured, found, expected) or not _close(captured, eager(1), expected):
-            return None
-    return float(expected), float(found)
+        close = _close(captured, found, expected)
+        other = expected if close and not draws else eager(1)
+        model_draws = not torch.equal(other, expected) if draws else not _close(captured, other, expected)
+    return _Comparison(float(expected), float(found), close or model_draws, draws, model_draws)
+
+
+def _branch(objective: Objective, *, own: bool) -> str:
+    """`file:line` of a branch on `self.training` in one's own code, or in a library's, or ""."""
+    for module in {type(module): module for module in objective.modules()}.values():
+        code = getattr(type(module).forward, "__code__", None)
+        if code is not None and own != ("site-packages" in code.co_filename):
+            line = line_of_branch(module, "training")
+            if line:
+                return line
+    return ""
 
 
 @contextlib.contextmanager

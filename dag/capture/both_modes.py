@@ -12,8 +12,10 @@ from dataclasses import replace
 from difflib import SequenceMatcher
 from typing import Any
 
+from dag.allowlist import GETITEM
+from dag.capture.randomness import arguments
 from dag.evaluation import evaluation_form
-from dag.graph import Arg, Op, OpDag, Ref, Rewired, refs_of
+from dag.graph import Arg, Named, Op, OpDag, Ref, Rewired, refs_of
 
 _CALLS = ("call", "loss")
 _Call = tuple[tuple[Arg, ...], tuple[tuple[str, Arg], ...]]
@@ -44,12 +46,11 @@ def joined(training: OpDag, evaluation: OpDag, constants: Mapping[str, str]) -> 
     for form in wanted:
         if form.id in same and form.kind in _CALLS:
             usual = by_flags[same[form.id]]
-            call = _renumbered(form, theirs)
-            if call == _renumbered(usual, ours):
+            if _sources(form, theirs) == _sources(usual, ours):
                 continue
             if [theirs[op] for op in form.mutates] != [ours[op] for op in usual.mutates]:
                 return None
-            rewired.append(Rewired(theirs[form.id], *call))
+            rewired.append(Rewired(theirs[form.id], *_renumbered(form, theirs)))
 
     shared = set(same.values())
     names = {op.name for op in training.ops}
@@ -91,9 +92,15 @@ def _matched(training: OpDag, by_flags: Mapping[int, Op], wanted: Iterable[Op]) 
         for offset in range(block.size):
             mine, other = ours[block.a + offset], theirs[block.b + offset]
             # A constant is computed once, for both modes.
-            if mine.id not in training.constant or [same.get(source) for source in _refs(other)] == _refs(mine):
+            if mine.id not in training.constant or _reads_alike(mine, other, same):
                 same[other.id] = mine.id
     return same
+
+
+def _reads_alike(mine: Op, other: Op, same: Mapping[int, int]) -> bool:
+    return all(source in same for source in other.inputs()) and _sources(other, same) == _sources(
+        mine, {source: source for source in mine.inputs()}
+    )
 
 
 def _order(training: OpDag, wanted: Iterable[Op], same: Mapping[int, int]) -> list[tuple[bool, int]]:
@@ -137,15 +144,23 @@ def _renumbered(op: Op, places: Mapping[int, int]) -> _Call:
 
 
 def _key(op: Op) -> tuple[Any, ...]:
-    return (op.target, op.module, op.outputs, _plain(op.args), tuple((name, _plain(arg)) for name, arg in op.kwargs))
+    return (op.target, op.module, op.outputs, tuple(_plain(value) for value in _given(op)))
 
 
-def _plain(arg: Arg) -> Any:
+def _given(op: Op) -> list[Any]:
+    """All arguments, whether they were written out or left to the operator."""
+    return [*arguments(op).values()] if op.kind == "call" and op.target != GETITEM else [*op.args]
+
+
+def _plain(arg: Any) -> Any:
     """An argument without what it refers to; 1, 1.0 and True are three things."""
     if isinstance(arg, Ref):
         return Ref
-    return tuple(_plain(item) for item in arg) if isinstance(arg, tuple) else (type(arg), arg)
+    if isinstance(arg, tuple | list):
+        return tuple(_plain(item) for item in arg)
+    return (arg,) if isinstance(arg, Named) else (type(arg), str(arg))
 
 
-def _refs(op: Op) -> list[int]:
-    return [ref for arg in (*op.args, *(value for _, value in op.kwargs)) for ref in refs_of(arg)]
+def _sources(op: Op, places: Mapping[int, int]) -> list[int]:
+    """What it reads, in the order of the operator's arguments."""
+    return [places[ref] for arg in _given(op) for ref in refs_of(arg)]

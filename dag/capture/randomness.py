@@ -8,6 +8,7 @@ import torch
 
 from dag.allowlist import GETITEM
 from dag.capture.draft import Draft
+from dag.graph import Op
 from dag.operators import resolve
 
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
@@ -33,13 +34,14 @@ def draws(draft: Draft) -> bool:
     return True
 
 
-def arguments(draft: Draft) -> dict[str, Any]:
+def arguments(call: Draft | Op) -> dict[str, Any]:
     """The call's arguments by the names in the operator's schema, defaults filled in."""
-    overload: Any = resolve(draft.target)
+    overload: Any = resolve(call.target)
+    named = dict(call.kwargs)
     found: dict[str, Any] = {}
     for position, argument in enumerate(overload._schema.arguments):
-        if position < len(draft.args):
-            found[argument.name] = draft.args[position]
+        if position < len(call.args):
+            found[argument.name] = call.args[position]
         else:
-            found[argument.name] = draft.kwargs.get(argument.name, argument.default_value)
+            found[argument.name] = named.get(argument.name, argument.default_value)
     return found

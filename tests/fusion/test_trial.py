@@ -54,6 +54,23 @@ class Moving(Base):
         return self.linear(x - self.mean)
 
 
+class Faint(Base):
+    """As layer scale: when the model is new, what its masks do is nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((8,), 1e-9))
+        self.mask = Mask()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x + self.mask(torch.tanh(x)) * self.scale)
+
+
+class Mask(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.empty(len(x), 1).bernoulli_(0.5).div_(0.5) if getattr(self, "training") else x  # noqa: B009
+
+
 class ByValue(Base):
     """Looks at a number in evaluation alone."""
 
@@ -112,7 +129,7 @@ def both_losses(output: Any, targets: Tensor) -> Tensor:
     return F.cross_entropy(first, targets) + F.cross_entropy(second, targets)
 
 
-@pytest.mark.parametrize("model", [DropPath, Scaled, Moving])
+@pytest.mark.parametrize("model", [DropPath, Scaled, Moving, Faint])
 def test_an_evaluation_that_is_another_computation(model: type[nn.Module]) -> None:
     """Told by its branch too, where it does little on the first micro-batch."""
     made = model()
