@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,27 @@ from fusion.user_code import explain
 _HALF = ("bfloat16", "float16")
 
 
+@dataclass(frozen=True)
+class Trial:
+    """The loss of a micro-batch, and torch's random state after it; it began with seed 0."""
+
+    loss: Tensor
+    random_state: Tensor
+
+
 def try_once(
     model: nn.Module, loss: str | Callable[..., Any], example: Mapping[str, Tensor], autocast: str | None = None
-) -> Tensor:
-    """The loss of `example`; the model's buffers and attributes and torch's random state are afterwards what they were.
+) -> Trial:
+    """Try `example`; the model's buffers and attributes and torch's random state are afterwards what they were.
 
     Raises `CaptureError` with the user's line and the range of the data when it fails.
     """
     objective = Objective(model, loss)
     try:
         with ready_for_training(model), _left_alone(objective):
-            return _loss_of(objective, example, autocast)
+            torch.manual_seed(0)
+            found = _loss_of(objective, example, autocast)
+            return Trial(found, torch.get_rng_state())
     except FusionError:
         raise
     except Exception as error:
@@ -67,19 +77,17 @@ def _advice(error: Exception, example: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def compare_training(captured: Captured, example: Mapping[str, Tensor], expected: Tensor) -> None:
+def compare_training(captured: Captured, example: Mapping[str, Tensor], expected: Trial) -> None:
     """Raise `CaptureError` when the OP-DAG gives another loss than `expected`, what the model gave.
 
-    Random ops are seeded one by one, so that an OP-DAG with some has numbers of its own: it is not compared.
+    In training each random op has a seed of its own; here all draw from one generator, as the model's did. An OP-DAG that does
+    not draw as many numbers (the model throws some away) is not compared.
     """
-    ops = captured.dag.training
-    if any(op.random for op in ops):
-        return
-    found = _run(captured, ops, example)
-    if not _close(captured, found, expected):
+    found = _run(captured, [replace(op, random=False) for op in captured.dag.training], example)
+    if torch.equal(found.random_state, expected.random_state) and not _close(captured, found.loss, expected.loss):
         raise CaptureError(
-            f"on the first micro-batch the captured model has loss {float(found):.6g} and the model itself "
-            f"{float(expected):.6g}; forward or the loss depends on something that changes outside the model (a global, "
+            f"on the first micro-batch the captured model has loss {float(found.loss):.6g} and the model itself "
+            f"{float(expected.loss):.6g}; forward or the loss depends on something that changes outside the model (a global, "
             "a counter, a file), which is taken once, at capture: make it a buffer of the model or part of the data"
         )
 
@@ -90,13 +98,13 @@ def evaluating(
     """`captured`, so that its evaluation is what the model computes after `model.eval()`.
 
     Flags of operators, as of dropout, are known; where `self.training` decides more, evaluation is captured too.
-    Raises `CaptureError` when that can't be done. A model that is random in evaluation too is not compared.
+    Raises `CaptureError` when that can't be done. A model that throws away random numbers in evaluation is not compared.
     """
     objective = Objective(model, loss)
     usual = _compare(objective, example, captured)
     place = _branch(objective, own=True)
     # On the first micro-batch of a new model, what differs may be little: random numbers tell, and branches in one's own code.
-    if usual.right and not usual.draws and not place:
+    if usual.right and not (usual.draws or usual.model_draws or place):
         return captured
     why = ""
     try:
@@ -130,27 +138,28 @@ class _Comparison:
 
 def _compare(objective: Objective, example: Mapping[str, Tensor], captured: Captured) -> _Comparison:
     dag = captured.dag
-
-    def eager(seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        return _loss_of(objective, example, dag.autocast)
-
     forms = [form for op in dag.ops if (form := evaluation_form(op, dag)) is not None]
-    draws = any(form.random for form in forms)
     with _left_alone(objective), in_evaluation(objective), _moved_on(objective.model, captured, forms):
         try:
-            expected = eager(0)
+            torch.manual_seed(0)
+            before = torch.get_rng_state()
+            expected = _loss_of(objective, example, dag.autocast)
         except Exception as error:
             told = str(error) if isinstance(error, FusionError) else explain(error, _folder_of(objective.model))
             raise CaptureError(
                 f"the model fails in evaluation mode (model.eval()) on the first micro-batch: {told}; let forward "
                 "return in evaluation what the loss takes, or leave out train.eval_every"
             ) from error
-        found = _run(captured, forms, example)
-        close = _close(captured, found, expected)
-        other = expected if close and not draws else eager(1)
-        model_draws = not torch.equal(other, expected) if draws else not _close(captured, other, expected)
-    return _Comparison(float(expected), float(found), close or model_draws, draws, model_draws)
+        after = torch.get_rng_state()
+        found = _run(captured, [replace(form, random=False) for form in forms], example)
+    model_draws = not torch.equal(after, before)
+    return _Comparison(
+        expected=float(expected),
+        found=float(found.loss),
+        right=_close(captured, found.loss, expected) if torch.equal(found.random_state, after) else model_draws,
+        draws=any(form.random for form in forms),
+        model_draws=model_draws,
+    )
 
 
 def _branch(objective: Objective, *, own: bool) -> str:
@@ -208,8 +217,8 @@ def _left_alone(objective: Objective) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def _run(captured: Captured, ops: tuple[Op, ...] | list[Op], example: Mapping[str, Tensor]) -> Tensor:
-    """The loss that `ops`, all of the OP-DAG's or another form of them, give for `example`."""
+def _run(captured: Captured, ops: Sequence[Op], example: Mapping[str, Tensor]) -> Trial:
+    """What `ops`, all of the OP-DAG's or another form of them, give for `example`."""
     leaves = [op for op in ops if op.kind not in ("call", "loss")]
     calls = [op for op in ops if op.kind in ("call", "loss")]
     written = {target for op in calls for target in op.mutates}
@@ -220,9 +229,9 @@ def _run(captured: Captured, ops: tuple[Op, ...] | list[Op], example: Mapping[st
         interpreter.bind(op.id, value.clone() if op.id in written else value)
     values = interpreter.fresh()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         interpreter.run(values, 0, 0)
-    result: Tensor = values[interpreter.slot[loss]]
-    return result
+        return Trial(values[interpreter.slot[loss]], torch.get_rng_state())
 
 
 def _close(captured: Captured, found: Tensor, expected: Tensor) -> bool:

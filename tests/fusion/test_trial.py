@@ -124,6 +124,19 @@ class FromOutside(Base):
         return self.linear(x) * SCALE[0]
 
 
+class RandomFromOutside(FromOutside):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(super().forward(F.dropout(x + torch.randn_like(x), 0.1, self.training)), 0.5, self.training)
+
+
+class ThrowsAway(RandomFromOutside):
+    """Draws numbers that come to nothing, which the OP-DAG leaves out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.rand(3)
+        return super().forward(x)
+
+
 def both_losses(output: Any, targets: Tensor) -> Tensor:
     first, second = output
     return F.cross_entropy(first, targets) + F.cross_entropy(second, targets)
@@ -192,13 +205,20 @@ def test_an_evaluation_that_is_right(model: type[nn.Module], autocast: str | Non
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_what_forward_takes_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = FromOutside()
+@pytest.mark.parametrize("kind", [FromOutside, RandomFromOutside])
+def test_what_forward_takes_from_outside(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = kind()
     found = capture(model, EXAMPLE, "cross_entropy")
     compare_training(found, EXAMPLE, try_once(model, "cross_entropy", EXAMPLE))
     monkeypatch.setattr(f"{__name__}.SCALE", [3.0])
     with pytest.raises(CaptureError, match="outside the model"):
         compare_training(found, EXAMPLE, try_once(model, "cross_entropy", EXAMPLE))
+
+
+def test_numbers_that_are_thrown_away_are_no_difference() -> None:
+    model = ThrowsAway()
+    found = capture(model, EXAMPLE, "cross_entropy")
+    compare_training(found, EXAMPLE, try_once(model, "cross_entropy", EXAMPLE))
 
 
 def test_a_trial_puts_attributes_back() -> None:
