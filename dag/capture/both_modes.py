@@ -53,14 +53,16 @@ def joined(training: OpDag, evaluation: OpDag, constants: Mapping[str, str]) -> 
             rewired.append(Rewired(theirs[form.id], *_renumbered(form, theirs)))
 
     shared = set(same.values())
+    left = {op.id for op in training.ops if op.kind == "call" and op.id not in shared}
+    if not rewired and not alone and left.isdisjoint(by_flags):
+        return training
     names = {op.name for op in training.ops}
     forms = {form.id: form for form in alone}
     ops = []
     for place, (mine, op) in enumerate(order):
         if mine:
             moved = _moved(training.ops[op], place, ours)
-            one_sided = moved.kind == "call" and op in by_flags and op not in shared
-            ops.append(replace(moved, only_in="training") if one_sided else moved)
+            ops.append(replace(moved, only_in="training") if op in left else moved)
         else:
             ops.append(_for_evaluation_alone(_moved(forms[op], place, theirs), names))
     added = {form.target for form in alone if form.kind == "buffer"}

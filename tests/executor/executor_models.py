@@ -261,5 +261,36 @@ def plain_loop(
     return losses, dict(model.state_dict()), norms
 
 
+def evaluations_of(
+    case: Case,
+    steps: int,
+    micro_batches: int,
+    every: int,
+    batches: int,
+    optimizer: Callable[[nn.Module], list[torch.optim.Optimizer]],
+) -> dict[int, float]:
+    """By step, the mean loss after `model.eval()` of plain PyTorch."""
+    model = case.model()
+    optimizers = optimizer(model)
+    found = {}
+    for step in range(1, steps + 1):
+        for micro_batch in range(micro_batches):
+            batch = case.batch_of(step, micro_batch)
+            (case.loss(model(batch["inputs"]), batch["targets"]) / micro_batches).backward()
+        for one in optimizers:
+            one.step()
+            one.zero_grad()
+        if step % every == 0:
+            model.eval()
+            total = 0.0
+            with torch.no_grad():
+                for index in range(batches):
+                    batch = case.batch_of(-step, index)
+                    total += case.loss(model(batch["inputs"]), batch["targets"]).item()
+            found[step] = total / batches
+            model.train()
+    return found
+
+
 def mapping_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in state.items()}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from executor_models import CASES, captured, plain_loop, random_cuts
+from executor_models import CASES, captured, evaluations_of, plain_loop, random_cuts
 from executor_pipeline import Outcome, Pipeline, Settings, differing, same
 from torch import nn
 
@@ -146,25 +146,7 @@ def test_bfloat16_autocast(name: str) -> None:
 
 
 def plain_evaluations(name: str, steps: int, micro_batches: int, every: int, batches: int) -> dict[int, float]:
-    model = CASES[name].model()
-    optimizer = adamw(model)[0]
-    found = {}
-    for step in range(1, steps + 1):
-        for micro_batch in range(micro_batches):
-            batch = CASES[name].batch_of(step, micro_batch)
-            (CASES[name].loss(model(batch["inputs"]), batch["targets"]) / micro_batches).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % every == 0:
-            model.eval()
-            total = 0.0
-            with torch.no_grad():
-                for index in range(batches):
-                    batch = CASES[name].batch_of(-step, index)
-                    total += CASES[name].loss(model(batch["inputs"]), batch["targets"]).item()
-            found[step] = total / batches
-            model.train()
-    return found
+    return evaluations_of(CASES[name], steps, micro_batches, every, batches, adamw)
 
 
 @pytest.mark.parametrize("name", ["gpt-tied", "resnet", "unet", "lstm", "two-modes"])
