@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +18,12 @@ from fusion.cli.hidden_arguments import hide_secrets
 from fusion.cli.output import note, out
 from fusion.errors import FusionError
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM ends a command as Ctrl-C does. Daemons have handlers of their own."""
+
 
 app = typer.Typer(
     name="fusion",
@@ -44,7 +51,7 @@ def _frame(
         bool, typer.Option("--debug", envvar="FUSION_DEBUG", help="Show the traceback of an error; works anywhere.")
     ] = False,
 ) -> None:
-    """Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
+    """Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted, 143 terminated."""
 
 
 _COMMANDS: dict[str, Callable[..., Any]] = {
@@ -76,14 +83,25 @@ def main(arguments: list[str] | None = None) -> None:
     # `--debug` is meant for the whole command, so it is taken wherever a person writes it.
     debug = "--debug" in given or os.environ.get("FUSION_DEBUG", "") not in ("", "0", "false")
     given = [argument for argument in given if argument != "--debug"]
-    sys.exit(_run(given, debug))
+    terminated: list[int] = []
+
+    def terminate(number: int, _: FrameType | None) -> None:
+        terminated.append(number)
+        raise _Terminated
+
+    if arguments is None:
+        signal.signal(signal.SIGTERM, terminate)
+    code = _run(given, debug)
+    interrupted = code == EXIT_INTERRUPTED
+    if interrupted:
+        note("terminated" if terminated else "interrupted")
+    sys.exit(EXIT_TERMINATED if interrupted and terminated else code)
 
 
 def _run(arguments: list[str], debug: bool) -> int:
     try:
+        # typer turns Ctrl-C into its exit code by itself
         result: Any = app(args=arguments, prog_name="fusion", standalone_mode=False)
-        if result == EXIT_INTERRUPTED:  # typer turns Ctrl-C into this by itself
-            note("interrupted")
         return result if isinstance(result, int) else 0
     except FusionError as error:
         if debug:
@@ -93,7 +111,6 @@ def _run(arguments: list[str], debug: bool) -> int:
     except (KeyboardInterrupt, typer.Abort):
         if debug:
             raise
-        note("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has left; Python would complain again when it flushes stdout at exit.

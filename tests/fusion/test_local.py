@@ -132,6 +132,33 @@ def test_up_trains_resumes_and_writes_what_it_says(capsys, job, tmp_path):
     assert [line["step"] for line in resumed if "event" not in line] == [7, 8]
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_run_that_is_told_to_end_says_where_it_is_and_leaves_nobody_behind(job, tmp_path, number, code, word):
+    endless = tmp_path / "endless.yaml"
+    endless.write_text(job.read_text().replace("steps: 6", "steps: 1000000000"))
+    command = [sys.executable, "-m", "fusion", "up", str(endless), "--workers", "1", "--state", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    try:
+        assert process.stdout is not None
+        told = []
+        for line in process.stdout:
+            told.append(line)
+            if line.startswith("step "):
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        told += process.stdout.readlines()
+        assert process.wait(30) == code
+    finally:
+        process.kill()
+    assert f"stopping; what there is stays in {tmp_path / 'run'}\n" in told
+    assert told[-1] == f"{word}\n"
+    assert len(children) == 2
+    assert psutil.wait_procs(children, 20)[1] == []
+
+
 def test_an_interrupted_run_does_not_hold_up_the_next_one_in_its_folder(capsys, job, tmp_path):
     folder, endless = tmp_path / "run", tmp_path / "endless.yaml"
     endless.write_text(
