@@ -220,7 +220,8 @@ def cut(dag: OpDag, positions: Sequence[int]) -> Partition:
         if position not in legal:
             op = dag.ops[dag.body[position]]
             raise PlanError(
-                f"can't cut before op {op.name} ({op.target}): an in-place write or multi-output call spans it"
+                f"can't cut before op {op.name} ({op.target}): an in-place write, a multi-output call or what evaluation alone "
+                "reads spans it"
             )
 
     home_of_body = {op: bisect_right(bounds, rank) - 1 for rank, op in enumerate(dag.body)}

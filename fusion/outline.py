@@ -5,17 +5,19 @@ For questions that shapes answer, such as a plan on paper. The OP-DAG is the one
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from dag.capture import capture
+from dag.capture import capture, with_evaluation
 from dag.graph import OpDag
 from fusion.data import prepare
-from fusion.errors import FusionError
+from fusion.errors import CaptureError, FusionError
 from fusion.models import build_loss, build_model
 from fusion.spec import EntrypointData, JobSpec, ModelFromEntrypoint
 from fusion.submit import capture_job
+from fusion.trial import evaluates_otherwise
 from fusion.user_code import load_entrypoint, printing_aside
 
 
@@ -45,4 +47,9 @@ def _without_weights(spec: JobSpec, base: Path) -> OpDag:
         data = data.model_copy(update={"limit": min(size, data.limit or size)})
     prepared = prepare(data, train, base, forward=model.forward, loss_is_the_models=loss == "model")
     autocast = "bfloat16" if spec.train.precision == "bfloat16" else None
-    return capture(model, prepared.example, loss, name=spec.name, autocast=autocast).dag
+    captured = capture(model, prepared.example, loss, name=spec.name, autocast=autocast)
+    if spec.train.eval_every is not None and evaluates_otherwise(model, loss, captured):
+        # Where that can't be captured, numbers decide whether the job can be submitted.
+        with suppress(CaptureError):
+            captured = with_evaluation(captured, model, prepared.example, loss)
+    return captured.dag

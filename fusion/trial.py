@@ -102,9 +102,8 @@ def evaluating(
     """
     objective = Objective(model, loss)
     usual = _compare(objective, example, captured)
-    place = _branch(objective, own=True)
-    # On the first micro-batch of a new model, what differs may be little: random numbers tell, and branches in one's own code.
-    if usual.right and not (usual.draws or usual.model_draws or place):
+    # On the first micro-batch of a new model, what differs may be little.
+    if usual.right and not usual.model_draws and not evaluates_otherwise(model, loss, captured):
         return captured
     why = ""
     try:
@@ -115,12 +114,24 @@ def evaluating(
         why = f"; what it does in evaluation can't be captured by itself: {error}"
     if usual.right and (not usual.draws or usual.model_draws):
         return captured
-    place = place or _branch(objective, own=False)
+    place = _branch(objective, own=True) or _branch(objective, own=False)
     raise CaptureError(
         f"{place + ': ' if place else ''}evaluation would be wrong: after model.eval() the loss of the first micro-batch is "
         f"{usual.expected:.6g}, the captured model's is {usual.found:.6g}{' and random' if usual.draws else ''}; forward does "
         f"something else in evaluation than in training{why}; let it do the same, or leave out train.eval_every"
     )
+
+
+def evaluates_otherwise(model: nn.Module, loss: str | Callable[..., Any], captured: Captured) -> bool:
+    """Whether evaluation may be more than flags, by what needs no numbers: random operators that flags leave in the OP-DAG, and
+    branches on `self.training` in code of one's own.
+    """
+    return any(form.random for form in _forms(captured)) or bool(_branch(Objective(model, loss), own=True))
+
+
+def _forms(captured: Captured) -> list[Op]:
+    dag = captured.dag
+    return [form for op in dag.ops if (form := evaluation_form(op, dag)) is not None]
 
 
 @dataclass(frozen=True)
@@ -137,13 +148,12 @@ class _Comparison:
 
 
 def _compare(objective: Objective, example: Mapping[str, Tensor], captured: Captured) -> _Comparison:
-    dag = captured.dag
-    forms = [form for op in dag.ops if (form := evaluation_form(op, dag)) is not None]
+    forms = _forms(captured)
     with _left_alone(objective), in_evaluation(objective), _moved_on(objective.model, captured, forms):
         try:
             torch.manual_seed(0)
             before = torch.get_rng_state()
-            expected = _loss_of(objective, example, dag.autocast)
+            expected = _loss_of(objective, example, captured.dag.autocast)
         except Exception as error:
             told = str(error) if isinstance(error, FusionError) else explain(error, _folder_of(objective.model))
             raise CaptureError(

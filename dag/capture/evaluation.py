@@ -54,6 +54,8 @@ def _called(
     name: str, value: torch.Tensor, of_training: Mapping[str, torch.Tensor], taken: Mapping[str, torch.Tensor]
 ) -> str:
     """The name of the same constant in training's trace; a free one where there is none."""
+    if value.is_meta and name in of_training:
+        return name  # There are no values that could differ.
     for other, held in of_training.items():
         if other.startswith(CONSTANT_PREFIX) and _equal(held, value):
             return other

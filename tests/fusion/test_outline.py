@@ -39,6 +39,20 @@ class Peeks(nn.Module):
     def forward(self, inputs):
         return self.linear(inputs) * WEIGHTS.sum()
 
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 8)
+    def forward(self, inputs):
+        rest = torch.tanh(inputs) * torch.tensor(0.5)
+        if self.training:
+            rest = rest * rest.new_empty(2, 1).bernoulli_(0.5)
+        return self.linear(inputs + rest)
+
+class Unseen(Deep):
+    def forward(self, inputs):
+        return super().forward(inputs) if self.training or inputs.sum() < 100 else inputs
+
 class Broken(nn.Module):
     def __init__(self):
         super().__init__()
@@ -46,20 +60,23 @@ class Broken(nn.Module):
 
 def data(samples):
     for index in range(samples):
-        if index >= 2:
+        if index >= 2 and samples == 16:
             raise ValueError("one micro-batch is enough")
         yield torch.zeros(4), torch.zeros(8)
 """
 
 
-def job(folder: Path, model: str):
+def job(folder: Path, model: str, **train):
     (folder / "outlined.py").write_text(MODEL)
     return read_job(
         {
             "model": {"entrypoint": f"outlined.py:{model}"},
             "loss": "mse",
-            "data": {"entrypoint": "outlined.py:data", "args": {"samples": 2 if model == "Peeks" else 16}},
-            "train": {"steps": 1, "global_batch": 2, "micro_batch": 2},
+            "data": {
+                "entrypoint": "outlined.py:data",
+                "args": {"samples": {"Peeks": 2, "Deep": 40, "Unseen": 40}.get(model, 16)},
+            },
+            "train": {"steps": 1, "global_batch": 2, "micro_batch": 2, **train},
         },
         folder,
     )
@@ -79,6 +96,15 @@ def test_a_model_larger_than_memory_is_captured(tmp_path):
 def test_it_is_the_dag_of_the_real_thing(tmp_path):
     spec, base = small_gpt()
     assert dumps(outline_job(spec, base)) == dumps(capture_job(spec, base).dag)
+
+
+def test_it_is_the_dag_of_the_real_thing_in_evaluation_too(tmp_path):
+    spec, base = job(tmp_path, "Deep", eval_every=1)
+    dag = outline_job(spec, base)
+    assert dag.rewired
+    assert dumps(dag) == dumps(capture_job(spec, base).dag)
+    assert not outline_job(*job(tmp_path, "Deep")).rewired
+    assert not outline_job(*job(tmp_path, "Unseen", eval_every=1)).rewired
 
 
 def test_a_model_that_looks_at_its_weights_is_made_with_them(tmp_path):
