@@ -142,7 +142,10 @@ def test_spectral_norm_writes_its_vectors(norm: Callable[[nn.Module], nn.Module]
     assert len(written) == 2
 
 
-def test_distributions_are_captured_without_their_checks() -> None:
+def test_distributions_are_captured_without_their_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch.compile turns them off for good.
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
+
     def run(model: Model, x: Tensor) -> Tensor:
         mean = model.linear(x)
         return torch.distributions.Normal(mean, mean.exp()).log_prob(x)
