@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import ClassVar, Literal
 
-from dag.graph import DTYPE_BYTES, FLOATING
+from dag.graph import COMPLEX, DTYPE_BYTES, FLOATING
 from fusion.codec_names import CODEC_OPTIONS, check_option, read_codec
 from fusion.errors import PlanError
 
@@ -29,8 +29,9 @@ REUSED = "topk-reused"
 def dtype_name(dtype: object) -> str:
     """`torch.float32` or `float32` -> `float32`. Raises `PlanError` for a dtype that never travels."""
     name = str(dtype).removeprefix("torch.")
-    if name not in DTYPE_BYTES:
-        raise PlanError(f"tensors of dtype {name} can't travel; known: {', '.join(DTYPE_BYTES)}")
+    known = [known for known in DTYPE_BYTES if known not in COMPLEX]
+    if name not in known:
+        raise PlanError(f"tensors of dtype {name} can't travel; known: {', '.join(known)}")
     return name
 
 

@@ -1,7 +1,7 @@
 """Cuts an OP-DAG into fragments: contiguous ranges of its body, with the edges between them.
 
 A cut position `p` (1 <= p < len(dag.body)) puts `body[:p]` left of the cut. Positions where an in-place write, or a
-multi-output call and its outputs, would be torn apart are not legal. Cutting is deterministic, so every process that
+multi-output call and its outputs, would be torn apart are not legal, nor are those that a complex value would cross. Cutting is deterministic, so every process that
 holds the same OP-DAG and the same positions derives the same fragments and the same edge numbers.
 """
 
@@ -124,6 +124,9 @@ def _untearable(dag: OpDag) -> list[tuple[int, int]]:
             items = [rank[user] for user in dag.users[op.id] if dag.ops[user].target == "py.getitem"]
             if items:
                 spans.append((rank[op.id], max(items)))
+        if any(meta.is_complex for meta in op.outputs) and (op.id in rank or op.kind == "parameter"):
+            places = [rank[place] for place in (op.id, *dag.users[op.id]) if place in rank]
+            spans.append((min(places, default=0), max(places, default=0)))
     storage = _storage_members(dag)
     for members in storage.values():
         writers = [op.id for op in dag.ops if op.id in rank and not members.isdisjoint(op.mutates)]
@@ -220,8 +223,8 @@ def cut(dag: OpDag, positions: Sequence[int]) -> Partition:
         if position not in legal:
             op = dag.ops[dag.body[position]]
             raise PlanError(
-                f"can't cut before op {op.name} ({op.target}): an in-place write, a multi-output call or what evaluation alone "
-                "reads spans it"
+                f"can't cut before op {op.name} ({op.target}): an in-place write, a multi-output call, a complex value or what "
+                "evaluation alone reads spans it"
             )
 
     home_of_body = {op: bisect_right(bounds, rank) - 1 for rank, op in enumerate(dag.body)}

@@ -52,11 +52,9 @@ REFUSED_NAMES: dict[str, str] = {
             "batch_norm_backward_elemt"
         ),
         "renormalises a parameter in place": "embedding_renorm_ embedding_renorm",
-        "makes or needs complex numbers": (
-            "complex polar view_as_complex view_as_real stft istft cfloat cdouble chalf angle real imag "
-            "linalg_eig linalg_eigvals view_as_complex_copy view_as_real_copy conj conj_physical conj_physical_ "
-            "resolve_conj resolve_neg"
-        ),
+        "gives complex numbers of another precision": "cdouble chalf",
+        "gives complex numbers in no certain order or phase": "linalg_eig linalg_eigvals",
+        "looks at values": "istft",
         "is an implementation detail or a stub": (
             "convolution_overrideable choose_qparams_optimized alias to_padded_tensor hspmm sspaddmm smm native_norm "
             "values indices slice_inverse hash_tensor linalg__powsum flatten_dense_tensors unflatten_dense_tensors "
@@ -86,7 +84,6 @@ REFUSED_PARTS: dict[str, str] = {
     "miopen": "back-end detail",
     "mps": "back-end detail",
     "nested": "nested tensors are not supported",
-    "fft": "complex tensors are not supported",
     "slow_": "back-end detail",
     "thnn": "back-end detail",
     "unsafe": "skips checks",
@@ -109,6 +106,8 @@ ALLOWED_PRIVATE = frozenset(
         "__xor__",
         "__lshift__",
         "__rshift__",
+        "_conj",
+        "_neg_view",
     }
 )
 """Private operators that public functions call at the composite level."""

@@ -28,7 +28,10 @@ DTYPE_BYTES: dict[str, int] = {
     "int8": 1,
     "uint8": 1,
     "bool": 1,
+    "complex64": 8,
 }
+COMPLEX = frozenset({"complex64"})
+"""Never crosses a cut: links carry real numbers."""
 FLOATING = frozenset({"float64", "float32", "bfloat16", "float16"})
 
 
@@ -69,6 +72,10 @@ class TensorMeta:
     def is_floating(self) -> bool:
         return self.dtype in FLOATING
 
+    @property
+    def is_complex(self) -> bool:
+        return self.dtype in COMPLEX
+
 
 @dataclass(frozen=True, slots=True)
 class Op:
@@ -93,7 +100,7 @@ class Op:
     random: bool = False
     """Draws random numbers; seeded from (job seed, step, micro-batch, op id) before each run."""
     requires_grad: bool = False
-    """At least one floating output takes part in differentiation."""
+    """At least one floating or complex output takes part in differentiation."""
     mutates: tuple[int, ...] = ()
     """Ops whose storage this call writes in place (buffers, or intermediates that could not be made functional)."""
     aliases: tuple[int, ...] = ()

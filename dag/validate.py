@@ -106,7 +106,9 @@ def _check_leaf(op: Op, where: str) -> None:
         raise DagError(f"{where}: a {op.kind} without a name")
     if op.only_in:
         raise DagError(f"{where}: a {op.kind} is in training and in evaluation")
-    if op.kind == "parameter" and not op.meta.is_floating:
+    if op.kind == "placeholder" and op.meta.is_complex:
+        raise DagError(f"{where}: data of dtype {op.meta.dtype}")
+    if op.kind == "parameter" and not (op.meta.is_floating or op.meta.is_complex):
         raise DagError(f"{where}: a parameter of dtype {op.meta.dtype}")
     if op.requires_grad != (op.kind == "parameter"):
         raise DagError(f"{where}: of the inputs, parameters and no others require gradients")
@@ -132,8 +134,8 @@ def _check_call(dag: OpDag, op: Op, where: str) -> None:
         raise DagError(f"{where}: it writes a parameter")
     if any(dag.ops[other].kind == "placeholder" for other in op.mutates):
         raise DagError(f"{where}: it writes its input data")
-    if op.requires_grad and not any(meta.is_floating for meta in op.outputs):
-        raise DagError(f"{where}: it requires gradients but has no floating output")
+    if op.requires_grad and not any(meta.is_floating or meta.is_complex for meta in op.outputs):
+        raise DagError(f"{where}: it requires gradients but has no floating or complex output")
     if op.target == GETITEM:
         _check_getitem(dag, op, where)
 

@@ -31,6 +31,7 @@ DTYPES: dict[str, tuple[str, int]] = {
     "I8": ("int8", 1),
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
+    "C64": ("complex64", 8),
 }
 
 

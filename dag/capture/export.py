@@ -49,7 +49,7 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         r"cuda|CUDA",
         "forward moves something to a GPU; leave out .cuda() and .to(device): each worker puts its piece on its own device",
     ),
-    (r"[Cc]omplex", "complex tensors are not supported; write the computation with real tensors"),
+    (r"[Cc]omplex(Double|128|Half|32)", "complex numbers are supported as complex64 only, which comes of float32"),
     (
         r"fake tensor in the exported program|Generator|CUSTOM_OBJ",
         "forward does something that can't be traced (torch.autograd.grad, .backward(), .data, a torch.Generator, or "

@@ -235,8 +235,8 @@ def _check_dtypes(node: Node, value: Any) -> None:
                 "an output shape depends on values (nonzero, masked_select, x[mask], unique); "
                 "keep shapes fixed, for example with torch.where",
             )
-        if tensor.dtype.is_complex:
-            raise _error(node, "complex tensors are not supported; write the computation with real tensors")
+        if tensor.dtype.is_complex and dtype_name(tensor.dtype) not in DTYPE_BYTES:
+            raise _error(node, f"tensors of dtype {tensor.dtype} are not supported; compute with complex64, of float32")
         if tensor.layout != torch.strided:
             raise _error(node, f"{tensor.layout} tensors are not supported")
         if dtype_name(tensor.dtype) not in DTYPE_BYTES:
@@ -278,6 +278,8 @@ def _plain(arg: Any, node: Node) -> Value:
         raise _error(
             node, "a torch.Generator can't be captured; leave the generator out, every operator gets its own seed"
         )
+    if isinstance(arg, complex):
+        raise _error(node, "a complex number in Python can't be captured; make it a tensor, as torch.tensor(1j)")
     raise _error(node, f"an argument of type {type(arg).__name__} can't be captured; shapes and numbers must be fixed")
 
 

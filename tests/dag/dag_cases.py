@@ -102,6 +102,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "lstm dropout": lambda: _own("lstm", tokens(), torch.tensor([1, 2]), width=16, dropout=0.2, bidirectional=True),
     "unet": lambda: _own("unet", torch.randn(2, 1, 16, 16), torch.randint(2, (2, 16, 16)), width=4),
     "moe": lambda: _own("moe", tokens(), tokens(), width=16),
+    "fourier": lambda: _own("fourier", torch.randn(2, 16), torch.randn(2, 16), width=8, modes=5),
     "hf gpt2": lambda: _transformers("GPT2Config", "GPT2LMHeadModel", **_GPT2),
     "hf llama": lambda: _transformers("LlamaConfig", "LlamaForCausalLM", **_LLAMA),
     "hf qwen2": lambda: _transformers("Qwen2Config", "Qwen2ForCausalLM", **_LLAMA),

@@ -52,7 +52,12 @@ class BooleanIndex(Base):
 
 class Complex(Base):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.fft.fft(self.linear(x)).real  # here
+        return torch.fft.fft(self.linear(x).double()).real.float()  # here
+
+
+class Imaginary(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.linear(x) * 2j).imag  # here
 
 
 class Sparse(Base):
@@ -223,7 +228,8 @@ def attempt(model: nn.Module, loss: object = lambda output, targets: output.mean
         (Nonzero, "shape depends on values"),
         (MaskedSelect, "shape depends on values"),
         (BooleanIndex, "shape depends on values"),
-        (Complex, "complex"),
+        (Complex, "complex128 are not supported; compute with complex64"),
+        (Imaginary, r"a complex number in Python can't be captured; make it a tensor, as torch.tensor\(1j\)"),
         (Sparse, "sparse"),
         (Strided, "as_strided"),
         (ControlFlow, "torch.cond"),

@@ -53,6 +53,7 @@ CASES = {
     ),
     "unet": ("unet", {"width": 4}, lambda: (torch.rand(2, 1, 16, 16), torch.randint(0, 2, (2, 16, 16)))),
     "moe": ("moe", {"width": 32, "experts": 3}, tokens),
+    "fourier": ("fourier", {"width": 8, "modes": 5}, lambda: (torch.rand(6, 16), torch.rand(6, 16))),
 }
 
 
@@ -81,7 +82,7 @@ def test_tied_gpt_shares_one_tensor() -> None:
     assert model.head.weight is model.token_embedding.weight
 
 
-@pytest.mark.parametrize("name", ["gpt", "resnet", "vit", "lstm", "unet", "moe"])
+@pytest.mark.parametrize("name", ["gpt", "resnet", "vit", "lstm", "unet", "moe", "fourier"])
 def test_defaults_build(name: str) -> None:
     assert sum(parameter.numel() for parameter in load(f"models/{name}.py").build().parameters()) > 10_000
 

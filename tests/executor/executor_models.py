@@ -186,6 +186,40 @@ def _of_both_heads(output: Tensor | tuple[Tensor, Tensor], targets: Tensor) -> T
     return nn.functional.cross_entropy(output[0], targets) + 0.3 * nn.functional.cross_entropy(output[1], targets)
 
 
+class Rotary(nn.Module):
+    """Attention whose queries and keys are turned as complex numbers, as in the first Llama's code; the turns are a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(64, 16), nn.Linear(16, 64)
+        self.layers = nn.ModuleList(nn.ModuleList((nn.Linear(16, 48), nn.Linear(16, 16))) for _ in range(2))
+        angles = torch.outer(torch.arange(16.0), 100.0 ** -torch.linspace(0, 1, 4))
+        self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles)[:, None])
+
+    def turned(self, x: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+        return torch.view_as_real(pairs * self.turns).flatten(3).type_as(x)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        for inwards, outwards in self.layers:
+            query, key, value = inwards(x).view(*x.shape[:2], 3, 2, 8).unbind(2)
+            heads = [part.transpose(1, 2) for part in (self.turned(query), self.turned(key), value)]
+            mixed = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+            x = x + outwards(mixed.transpose(1, 2).flatten(2))
+        x = x + torch.fft.fft2(x, norm="ortho").real
+        spectrum = torch.fft.rfft(x)
+        return self.head(x + torch.fft.irfft(spectrum * spectrum.conj(), n=16))  # type: ignore[no-any-return]
+
+
+def _of_tokens(output: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(output.flatten(0, 1), targets.flatten())
+
+
+def _functions(generator: torch.Generator) -> dict[str, Tensor]:
+    return {"inputs": torch.randn(2, 16, generator=generator), "targets": torch.randn(2, 16, generator=generator)}
+
+
 def _vectors(generator: torch.Generator) -> dict[str, Tensor]:
     return {
         "inputs": torch.randn(4, 8, generator=generator),
@@ -209,6 +243,10 @@ def cases() -> dict[str, Case]:
         ),
         "tricky": Case(Tricky, nn.functional.cross_entropy, _vectors),
         "filled": Case(Filled, nn.functional.cross_entropy, _vectors),
+        "rotary": Case(Rotary, _of_tokens, _tokens),
+        "fourier": Case(
+            lambda: example("fourier").build(layers=2, width=8, modes=5), example("fourier").loss, _functions
+        ),
         "two-modes": Case(TwoModes, _of_both_heads, _vectors, evaluation=True),
     }
 

@@ -45,7 +45,7 @@ def test_losses_norms_weights_and_buffers_are_plain_pytorchs(name: str) -> None:
         assert differing(outcome, state) == []
 
 
-@pytest.mark.parametrize("name", ["tricky", "filled", "two-modes"])
+@pytest.mark.parametrize("name", ["tricky", "filled", "two-modes", "fourier"])
 def test_fragments_of_one_op_each_and_two_fragments_wherever_they_may_be_cut(name: str) -> None:
     made = captured(name)
     losses, state, _ = plain_loop(CASES[name], steps=2, micro_batches=3, optimizer=adamw)
@@ -133,7 +133,7 @@ def test_resuming_from_a_state_continues_with_the_same_bits(optimizer: str) -> N
     assert all(same(value, expected.state[key]) for key, value in resumed.state.items())
 
 
-@pytest.mark.parametrize("name", ["gpt-tied", "vit"])
+@pytest.mark.parametrize("name", ["gpt-tied", "vit", "rotary", "fourier"])
 def test_bfloat16_autocast(name: str) -> None:
     losses, state, norms = plain_loop(
         CASES[name], steps=3, micro_batches=2, optimizer=adamw, clip_grad_norm=0.5, autocast=True

@@ -62,6 +62,11 @@ def labelled_sequences(vocabulary: int, length: int, classes: int) -> Arrays:
     }
 
 
+def functions(points: int) -> Arrays:
+    values = np.random.default_rng(0).normal(size=(SAMPLES, points)).astype(np.float32)
+    return {"inputs": values, "targets": np.roll(values, 1, axis=1)}
+
+
 @dataclass(frozen=True)
 class Case:
     name: str
@@ -182,6 +187,7 @@ def all_cases() -> list[Case]:
             {"layers": 2, "width": 32, "heads": 2, "experts": 4, "vocabulary": 64, "sequence_length": 16},
             tokens(64, 16),
         ),
+        _own("fourier", "fourier", {"layers": 3, "width": 8, "modes": 6}, functions(16), clip=1.0),
     ]
 
 

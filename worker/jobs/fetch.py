@@ -37,6 +37,7 @@ _DTYPES: dict[str, torch.dtype] = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "C64": torch.complex64,
 }
 # Unneeded bytes between two wanted tensors that are cheaper to read than a further request.
 _GAP_BYTES = 128 * 1024

@@ -27,6 +27,7 @@ _NAMES = {
     "int8": "I8",
     "uint8": "U8",
     "bool": "BOOL",
+    "complex64": "C64",
 }
 
 
