@@ -45,7 +45,8 @@ def refused() -> Iterator[None]:
         if cls.__module__ == "torch.utils.checkpoint":
             raise CaptureError("reentrant checkpointing can't be captured; pass use_reentrant=False to checkpoint()")
         raise CaptureError(
-            f"{cls.__qualname__} is a custom torch.autograd.Function, which can't be captured; {_ADVICE}"
+            f"{cls.__qualname__} is a custom torch.autograd.Function, which can't be captured; {_ADVICE}. A straight-through "
+            "estimator of f is x + (f(x) - x).detach(), a reversed gradient 2 * x.detach() - x"
         )
 
     def checked_hook(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
