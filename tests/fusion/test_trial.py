@@ -16,7 +16,7 @@ from fusion.data import prepare_object
 from fusion.errors import CaptureError
 from fusion.spec_file import spec_from
 from fusion.submit import captured
-from fusion.trial import compare_training, evaluating, try_once
+from fusion.trial import compare_training, compared_parameters, evaluating, try_once
 
 EXAMPLE = {"inputs": torch.linspace(-1, 1, 32).reshape(4, 8), "targets": torch.tensor([0, 1, 2, 0])}
 SCALE = [1.0]
@@ -129,6 +129,18 @@ class RandomFromOutside(FromOutside):
         return F.dropout(super().forward(F.dropout(x + torch.randn_like(x), 0.1, self.training)), 0.5, self.training)
 
 
+class Detached(RandomFromOutside):
+    """What is outside decides over a gradient alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return super().forward(x.detach() if SCALE[0] > 1 else x) / SCALE[0]
+
+
 class ThrowsAway(RandomFromOutside):
     """Draws numbers that come to nothing, which the OP-DAG leaves out."""
 
@@ -213,6 +225,44 @@ def test_what_forward_takes_from_outside(kind: type[nn.Module], monkeypatch: pyt
     monkeypatch.setattr(f"{__name__}.SCALE", [3.0])
     with pytest.raises(CaptureError, match="outside the model"):
         compare_training(found, EXAMPLE, try_once(model, "cross_entropy", EXAMPLE))
+
+
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+def test_gradients_that_are_others(autocast: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Detached()
+    found = capture(model, EXAMPLE, "cross_entropy", autocast=autocast)
+    names = compared_parameters(found.dag)
+    assert set(names) == {"linear.weight", "linear.bias", "first.weight", "first.bias"}
+    tried = try_once(model, "cross_entropy", EXAMPLE, autocast, names)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    compare_training(found, EXAMPLE, tried)
+    monkeypatch.setattr(f"{__name__}.SCALE", [2.0])
+    with pytest.raises(CaptureError, match=r"another gradient of first\.weight"):
+        compare_training(found, EXAMPLE, try_once(model, "cross_entropy", EXAMPLE, autocast, names))
+    # Without numbers there is nothing to compare.
+    endless = {**EXAMPLE, "inputs": EXAMPLE["inputs"] * torch.inf}
+    compare_training(found, endless, try_once(model, "cross_entropy", endless, autocast, names))
+
+
+class Overwrites(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.linear(x))
+        twice = gate * gate
+        gate += 1
+        return twice + gate
+
+
+def test_a_model_that_fails_in_backward() -> None:
+    model = Overwrites()
+    with pytest.raises(CaptureError, match=r"fails in backward on the first micro-batch: .*modified by an inplace"):
+        try_once(model, "cross_entropy", EXAMPLE, None, ["linear.weight"])
+
+
+def test_a_model_whose_gradients_take_much_memory_is_compared_by_its_loss() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 2**26), nn.Linear(2**26, 3))
+    found = capture(model, EXAMPLE, "cross_entropy")
+    assert not compared_parameters(found.dag)
 
 
 def test_numbers_that_are_thrown_away_are_no_difference() -> None:
