@@ -19,6 +19,7 @@ from dag.graph import OpDag
 from dag.serialize import digest, dumps
 from fusion.client import Client, Json
 from fusion.data import PreparedData, prepare
+from fusion.data.separate import separate
 from fusion.errors import CoordinatorError, UserError
 from fusion.messages import BlobRef
 from fusion.models import build_loss, build_model
@@ -118,22 +119,10 @@ def weights_file(tensors: Mapping[str, Tensor]) -> Iterator[tuple[BlobRef, Path]
     with tempfile.TemporaryDirectory(prefix="fusion-") as folder:
         path = Path(folder) / "weights.safetensors"
         try:
-            save_file(_separate(tensors), path)
+            save_file(separate(tensors), path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"can't write the weights to {folder}: {error}; set TMPDIR to a folder with room") from None
         yield file_ref(path), path
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Plain tensors that share no memory, which safetensors asks for: tied weights become copies."""
-    seen: set[int] = set()
-    plain: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        memory = value.untyped_storage().data_ptr()
-        plain[name] = value.clone() if memory in seen or value.untyped_storage().nbytes() != value.nbytes else value
-        seen.add(memory)
-    return plain
 
 
 def file_ref(path: Path) -> BlobRef:

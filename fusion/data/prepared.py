@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from fusion.data.separate import separate
 from fusion.errors import DataError
 from fusion.messages import BlobRef, DataManifest
 from fusion.spec import TrainSpec
@@ -69,7 +70,7 @@ def assemble(raw: RawData, train: TrainSpec, feeds: Mapping[str, str]) -> Prepar
             f"{raw.where}: holdout {raw.holdout:g} of {_count(samples)} keeps {held_out} for evaluation, fewer than one "
             f"micro-batch of {size}; raise data.holdout, or leave out train.eval_every"
         )
-    blob = save({name: narrowed(tensor) for name, tensor in raw.tensors.items()})
+    blob = save(separate({name: narrowed(tensor) for name, tensor in raw.tensors.items()}))
     manifest = DataManifest(
         kind=raw.kind,
         blob=BlobRef(digest=digest(blob), size=len(blob)),

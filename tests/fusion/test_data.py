@@ -245,6 +245,15 @@ def test_objects(data):
     assert torch.equal(tensors["targets"], torch.arange(5))
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+def test_inputs_and_targets_of_one_memory(shift):
+    """An autoencoder's targets are its inputs, a forecaster's are a part of the same series."""
+    series = torch.arange(6.0)
+    data = of_object({"inputs": series[: 6 - shift], "targets": series[shift:]})
+    assert load(data.blob)["inputs"].tolist() == series[: 6 - shift].tolist()
+    assert load(data.blob)["targets"].tolist() == series[shift:].tolist()
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
