@@ -26,7 +26,7 @@ from fusion.models import build_loss, build_model
 from fusion.remote_files import RemoteFolder, fetch, is_url, shown
 from fusion.spec import JobSpec
 from fusion.spec_file import folder_of, load_spec, spec_from
-from fusion.trial import compare_training, compared_parameters, evaluating, try_once
+from fusion.trial import compare_training, compared_parameters, evaluating, try_once, written_by
 from fusion.user_code import printing_aside
 
 Say = Callable[[str], None]
@@ -72,7 +72,7 @@ def captured(spec: JobSpec, model: nn.Module, loss: str | Callable[..., Any], da
     """Capture a model that is already made, and try it once on real numbers. Raises `CaptureError`."""
     autocast = "bfloat16" if spec.train.precision == "bfloat16" else None
     result = capture(model, data.example, loss, name=spec.name, autocast=autocast)
-    tried = try_once(model, loss, data.example, autocast, compared_parameters(result.dag))
+    tried = try_once(model, loss, data.example, autocast, compared_parameters(result.dag), written_by(result))
     compare_training(result, data.example, tried)
     if spec.train.eval_every is not None:
         result = evaluating(model, loss, data.example, result)

@@ -74,7 +74,8 @@ class _Calls:
         self._device = next((tensor.device for tensor in objective.parameters()), torch.device("cpu"))
         self._example = {key: value.detach().to(self._device) for key, value in example.items()}
         self._before = PythonState(objective)
-        self._buffers = [(buffer, buffer.detach().clone()) for buffer in objective.buffers()]
+        frozen = (parameter for parameter in objective.parameters() if not parameter.requires_grad)
+        self._written = [(tensor, tensor.detach().clone()) for tensor in (*objective.buffers(), *frozen)]
 
     def carried(self) -> Attribute | None:
         """An attribute through which a call changes the loss of the next one."""
@@ -88,7 +89,7 @@ class _Calls:
             self.loss()
         after = PythonState(self._objective)
         changed = self._before.changes()
-        self._put_buffers_back()
+        self._put_tensors_back()
         if _same(self.loss(), expected):
             return None
         for attribute in changed:
@@ -100,12 +101,12 @@ class _Calls:
 
     def put_back(self) -> None:
         self._before.put_back()
-        self._put_buffers_back()
+        self._put_tensors_back()
 
-    def _put_buffers_back(self) -> None:
+    def _put_tensors_back(self) -> None:
         with torch.no_grad():
-            for buffer, value in self._buffers:
-                buffer.copy_(value)
+            for tensor, value in self._written:
+                tensor.copy_(value)
 
     def loss(self, other: Mapping[str, Tensor] | None = None) -> Tensor:
         example = self._example if other is None else other

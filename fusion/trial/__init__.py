@@ -2,6 +2,15 @@
 
 from fusion.trial.evaluation import evaluates_otherwise, evaluating
 from fusion.trial.model import Trial, try_once
+from fusion.trial.op_dag import written_by
 from fusion.trial.training import compare_training, compared_parameters
 
-__all__ = ["Trial", "compare_training", "compared_parameters", "evaluates_otherwise", "evaluating", "try_once"]
+__all__ = [
+    "Trial",
+    "compare_training",
+    "compared_parameters",
+    "evaluates_otherwise",
+    "evaluating",
+    "try_once",
+    "written_by",
+]

@@ -18,7 +18,7 @@ from dag.evaluation import evaluation_form
 from dag.graph import Op
 from fusion.errors import CaptureError, FusionError
 from fusion.trial.model import folder_of, left_alone, loss_of
-from fusion.trial.op_dag import close, run
+from fusion.trial.op_dag import close, run, written_by
 from fusion.user_code import explain
 
 
@@ -79,19 +79,20 @@ class _Comparison:
 
 def _compare(objective: Objective, example: Mapping[str, Tensor], captured: Captured) -> _Comparison:
     forms = _forms(captured)
-    with left_alone(objective), in_evaluation(objective), _moved_on(objective.model, captured, forms):
-        try:
-            torch.manual_seed(0)
-            before = torch.get_rng_state()
-            with torch.no_grad():
-                expected = loss_of(objective, example, captured.dag.autocast)
-        except Exception as error:
-            told = str(error) if isinstance(error, FusionError) else explain(error, folder_of(objective.model))
-            raise CaptureError(
-                f"the model fails in evaluation mode (model.eval()) on the first micro-batch: {told}; let forward "
-                "return in evaluation what the loss takes, or leave out train.eval_every"
-            ) from error
-        after = torch.get_rng_state()
+    with in_evaluation(objective), _moved_on(objective.model, captured, forms):
+        with left_alone(objective, written_by(captured)):
+            try:
+                torch.manual_seed(0)
+                before = torch.get_rng_state()
+                with torch.no_grad():
+                    expected = loss_of(objective, example, captured.dag.autocast)
+            except Exception as error:
+                told = str(error) if isinstance(error, FusionError) else explain(error, folder_of(objective.model))
+                raise CaptureError(
+                    f"the model fails in evaluation mode (model.eval()) on the first micro-batch: {told}; let forward "
+                    "return in evaluation what the loss takes, or leave out train.eval_every"
+                ) from error
+            after = torch.get_rng_state()
         found = run(captured, [replace(form, random=False) for form in forms], example)
     model_draws = not torch.equal(after, before)
     return _Comparison(

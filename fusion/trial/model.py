@@ -43,16 +43,17 @@ def try_once(
     example: Mapping[str, Tensor],
     autocast: str | None = None,
     parameters: Sequence[str] = (),
+    written: Sequence[Tensor] = (),
 ) -> Trial:
     """Try `example`, and backward for the gradients of `parameters`, where there are some; the model's buffers, gradients and
-    attributes and torch's random state are afterwards what they were.
+    attributes, what is `written_by` it, and torch's random state are afterwards what they were.
 
     Raises `CaptureError` with the user's line and the range of the data when it fails.
     """
     objective = Objective(model, loss)
     part = ""
     try:
-        with ready_for_training(model), left_alone(objective):
+        with ready_for_training(model), left_alone(objective, written):
             torch.manual_seed(0)
             with torch.set_grad_enabled(bool(parameters)):
                 found = loss_of(objective, example, autocast)
@@ -97,18 +98,18 @@ def loss_of(objective: Objective, example: Mapping[str, Tensor], autocast: str |
 
 
 @contextlib.contextmanager
-def left_alone(objective: Objective) -> Iterator[None]:
-    """Afterwards buffers, attributes and torch's random state are what they were."""
+def left_alone(objective: Objective, written: Sequence[Tensor]) -> Iterator[None]:
+    """Afterwards buffers, `written`, attributes and torch's random state are what they were."""
     held = PythonState(objective)
-    kept = [(buffer, buffer.detach().clone()) for buffer in objective.buffers()]
+    kept = [(tensor, tensor.detach().clone()) for tensor in (*objective.buffers(), *written)]
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         held.put_back()
         with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
+            for tensor, value in kept:
+                tensor.copy_(value)
 
 
 def folder_of(model: nn.Module) -> Path:

@@ -39,6 +39,12 @@ def run(captured: Captured, ops: Sequence[Op], example: Mapping[str, Tensor], pa
     return Trial(loss.detach(), after, dict(zip(parameters, gradients, strict=True)))
 
 
+def written_by(captured: Captured) -> list[Tensor]:
+    """What forward writes in place: buffers, and parameters that are not trained, as a teacher's that follows its student."""
+    leaves = (captured.dag.ops[op] for op in sorted(captured.dag.written))
+    return [captured.tensors[op.target] for op in leaves if op.kind == "buffer"]
+
+
 def tolerance(captured: Captured) -> float:
     """Relative, for rounding: torch may take another path to the same value."""
     half = any(meta.dtype in _HALF for op in captured.dag.ops for meta in op.outputs)

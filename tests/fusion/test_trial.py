@@ -300,6 +300,41 @@ def job(model: nn.Module, **train: Any) -> Any:
     return captured(spec, model, "cross_entropy", prepared)
 
 
+@pytest.mark.parametrize("counts", [False, True])
+@pytest.mark.parametrize("only_in_training", [False, True])
+def test_trials_leave_a_teacher_that_follows_its_student_as_it_was(counts: bool, only_in_training: bool) -> None:
+    class Distilled(Base):
+        calls = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher = nn.Linear(8, 3).requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if counts:
+                self.calls += 1
+            if self.training or not only_in_training:
+                with torch.no_grad():
+                    self.teacher.weight.mul_(0.5).add_(self.linear.weight, alpha=0.5)
+            return self.linear(x) - self.teacher(x)  # type: ignore[no-any-return]
+
+    model = Distilled()
+    before = model.teacher.weight.clone()
+    made = job(model, eval_every=1)
+    assert torch.equal(made.tensors["teacher.weight"], before)
+
+
+def test_evaluation_that_writes_a_buffer_is_compared_from_what_the_buffer_was() -> None:
+    class Always(Moving):
+        def forward(self, x: Tensor) -> Tensor:
+            self.mean.mul_(0.5).add_(x.mean(0), alpha=0.5)
+            return self.linear(x - self.mean)
+
+    model = Always()
+    assert not job(model, eval_every=1).dag.rewired
+    assert not model.mean.any()
+
+
 def test_only_a_job_that_evaluates_is_asked() -> None:
     assert not job(DropPath()).dag.rewired
     assert job(DropPath(), eval_every=1).dag.rewired
