@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
@@ -16,12 +17,14 @@ from fusion.client import StreamItem
 from fusion.units import format_bytes, format_pace, format_seconds
 
 _BARS = "▁▂▃▄▅▆▇█"
+_SPARKLINE, _SHORTEST_SPARKLINE = 24, 6
+_BAR_WIDTH = 20
 PLAIN_LINES = 25
 """A plain run prints about so many lines for its steps."""
 _QUIET_EVENTS = frozenset({"checkpoint", "checkpoint-written", "planned", "started", "submitted", "done", "finished"})
 
 
-def sparkline(values: list[float], width: int = 24) -> str:
+def sparkline(values: list[float], width: int = _SPARKLINE) -> str:
     """The course of `values` in at most `width` characters, each the mean of its share."""
     finite = [value for value in values if value == value and abs(value) != float("inf")]
     if len(finite) < 2:
@@ -100,13 +103,14 @@ class RunView:
     def __init__(self, name: str, steps: int, console: Console | None = None, *, quiet: bool = False) -> None:
         """`quiet` keeps the history and shows nothing."""
         self.history = History()
+        self._name = name
         self._steps = steps
         self._console = console or Console(file=sys.stderr, highlight=False, quiet=quiet)
         self._live = self._console.is_terminal and not quiet
         self._state = ""
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=_BAR_WIDTH),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             _Facts(self),
             console=self._console,
@@ -161,15 +165,27 @@ class RunView:
         history = self.history
         if not history.step:
             return f"[dim]{self._state.replace('[', '(')}[/dim]"
-        parts = []
-        if history.losses:
-            parts.append(f"loss [bold]{loss_text(history.losses[-1])}[/bold] [cyan]{sparkline(history.losses)}[/cyan]")
-        parts.append(f"{format_seconds(history.recent_seconds or 0)}/step")
-        parts.append(f"{format_bytes(history.sent_bytes)} sent")
+        loss = loss_text(history.losses[-1])
+        parts = {"loss": f"loss {loss}"}
+        if history.evaluations:
+            parts["held out"] = f"held out {loss_text(history.evaluations[-1][1])}"
+        parts["pace"] = f"{format_seconds(history.recent_seconds or 0)}/step"
+        parts["sent"] = f"{format_bytes(history.sent_bytes)} sent"
         remaining = history.remaining(self._steps)
         if remaining is not None and history.step < self._steps:
-            parts.append(f"ETA {format_seconds(remaining)}")
-        return "  ".join(parts)
+            parts["left"] = f"ETA {format_seconds(remaining)}"
+        for least in ("sent", "pace", "left", "held out"):
+            if self._room(parts) < 0:
+                parts.pop(least, None)
+        room = self._room(parts) - 1
+        course = sparkline(history.losses, min(_SPARKLINE, room)) if room >= _SHORTEST_SPARKLINE else ""
+        parts["loss"] = f"loss [bold]{loss}[/bold]" + (f" [cyan]{course}[/cyan]" if course else "")
+        return "  ".join(parts.values())
+
+    def _room(self, parts: dict[str, str]) -> int:
+        """Characters that a terminal's line has left beside name, bar, count and these figures."""
+        before = f"{self._name} {' ' * _BAR_WIDTH} {self.history.step}/{self._steps} "
+        return self._console.width - cell_len(before + "  ".join(parts.values()))
 
     def _plain(self, metric: dict[str, Any]) -> None:
         history = self.history

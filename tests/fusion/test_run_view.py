@@ -94,6 +94,27 @@ def test_the_live_line():
     assert "9.0 KiB sent" in facts
 
 
+@pytest.mark.parametrize(
+    ("width", "kept", "left_out"),
+    [
+        (140, ["held out 1.5000", "500 ms/step", "KiB sent", "ETA", "▁"], []),
+        (100, ["held out 1.5000", "500 ms/step", "ETA", "▁"], ["sent"]),
+        (80, ["held out 1.5000", "ETA"], ["sent", "/step"]),
+        (60, ["loss [bold]0.0267[/bold]"], ["held out", "sent", "ETA"]),
+    ],
+)
+def test_the_live_line_has_the_held_out_loss_and_stays_one_line(width, kept, left_out):
+    out, drawn = io.StringIO(), io.StringIO()
+    with RunView("gpt-small", 200, Console(file=out, width=width, force_terminal=True)) as view:
+        for step in range(1, 151):
+            view.show(metric(step, eval_loss=1.5 if step == 100 else None))
+        facts = view.facts()
+    assert all(part in facts for part in kept)
+    assert not any(part in facts for part in left_out)
+    Console(file=drawn, width=width).print(view._progress.get_renderable())
+    assert len(drawn.getvalue().splitlines()) == 1
+
+
 def test_quiet(capsys):
     with RunView("job", 2, quiet=True) as view:
         view.status("capturing")
