@@ -19,7 +19,8 @@ Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted, 143 terminated
 for each problem of a job spec; `--debug` (or `FUSION_DEBUG=1`), anywhere in the command, adds the traceback. `fusion --version`
 prints the version. Every option can also be set by the environment variable beside it. Lists and settings that a command
 takes from a pool come from the pool that `--coordinator` and `--token` name, else from the file that `fusion coordinator`
-writes for the same user: `coordinator.json` in `$FUSION_CONFIG_DIR`, by default `~/.config/fusion`.
+writes for the same user: `coordinator.json` in `$FUSION_CONFIG_DIR`, by default `~/.config/fusion`. Tables leave columns out where
+a terminal is too narrow for them; piped, and with `--json`, all are there.
 """
 
 

@@ -27,7 +27,9 @@ def jobs(
         out("no jobs; submit one with `fusion submit JOB`")
     else:
         rows = [_row(job) for job in found]
-        show(table(None, ("id", "name", "state", "step", "loss", "submitted", "reason"), rows, right=("step", "loss")))
+        columns = ("id", "name", "state", "step", "loss", "submitted", "reason")
+        least = ("submitted", "name", "loss")
+        show(table(None, columns, rows, right=("step", "loss"), least=least, folded=("reason",)))
 
 
 def _row(job: dict[str, Any]) -> tuple[str, ...]:
@@ -114,8 +116,16 @@ def plan_table(job: dict[str, Any]) -> Any:
                 f"{(fragment['flops'] + fragment.get('backward_flops', 0)) / 1e6:,.1f}",
             )
         )
-    numbers = ("ops", "parameters", "size", "MFLOP forward + backward")
-    return table(None, ("fragment", "worker", "modules", *numbers), rows, right=("fragment", *numbers))
+    work = "MFLOP forward + backward"
+    numbers = ("ops", "parameters", "size", work)
+    return table(
+        None,
+        ("fragment", "worker", "modules", *numbers),
+        rows,
+        right=("fragment", *numbers),
+        least=("size", "ops", "parameters"),
+        folded=("modules", work),
+    )
 
 
 def logs(

@@ -48,7 +48,8 @@ def workers(
             "endpoint",
         )
         right = ("threads", "speed", "memory rate", "memory")
-        show(table(None, columns, [_row(worker) for worker in found], right=right))
+        least = ("endpoint", "memory rate", "device", "threads", "memory", "speed")
+        show(table(None, columns, [_row(worker) for worker in found], right=right, least=least))
 
 
 def _show_links(workers: list[str], links: list[dict[str, Any]], as_json: bool) -> None:
