@@ -88,6 +88,8 @@ def up(
     spec = load_spec(job) if job is not None else None
     if chaos and workers == 1:
         raise UserError("--chaos needs at least two workers: somebody has to take over; leave out --workers 1")
+    if resume is not None and not is_url(resume) and not Path(resume).exists():
+        raise UserError(f"--resume {resume}: no such file or folder")
     pool_on_paper = load_topology(topology) if topology is not None else None
     if pool_on_paper is not None and workers is not None and workers != len(pool_on_paper.workers):
         raise UserError(f"--workers {workers}: the topology has {len(pool_on_paper.workers)}; leave out --workers")

@@ -82,6 +82,12 @@ def up(capsys, *arguments: str) -> tuple[int, str, str]:
     return int(ended.value.code or 0), out, err
 
 
+def test_a_checkpoint_that_is_not_there_is_told_before_anything_starts(tmp_path, capsys):
+    code, out, err = up(capsys, "--resume", str(tmp_path / "nope"), "--state", str(tmp_path / "run"))
+    assert (code, out, err) == (1, "", f"error: --resume {tmp_path / 'nope'}: no such file or folder\n")
+    assert not (tmp_path / "run").exists()
+
+
 def plain_training() -> tuple[list[float], dict[str, torch.Tensor]]:
     """Written without any code of ours but the order of samples."""
     from fusion.sampling import SampleOrder
