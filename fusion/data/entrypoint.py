@@ -41,6 +41,11 @@ def read_object(
         return arrays_of(_limited({"inputs": data[0], "targets": data[1]}, limit), where, holdout)
     if isinstance(data, torch.utils.data.DataLoader):
         raise DataError(f"{where}: is a DataLoader, whose batches would each be one sample; give its dataset instead")
+    if _all_inputs_and_all_targets(data):
+        raise DataError(
+            f"{where}: is read as two samples; all inputs and all targets go into a tuple (inputs, targets) of two tensors or "
+            "numpy arrays"
+        )
     columns: dict[str, list[Tensor]] = {}
     samples = _samples(data, where)
     total = _length(data)
@@ -69,6 +74,15 @@ def read_object(
     if not count:
         raise DataError(f"{where}: gave no samples")
     return arrays_of({name: torch.stack(values) for name, values in columns.items()}, where, holdout)
+
+
+def _all_inputs_and_all_targets(data: Any) -> bool:
+    """Two that can't be samples, but may be a pair of lists, or a list of two arrays."""
+    if not isinstance(data, list | tuple) or len(data) != 2:
+        return False
+    if all(isinstance(part, Tensor | np.ndarray) for part in data):
+        return bool(data[0].shape != data[1].shape and data[0].shape[:1] == data[1].shape[:1])
+    return all(isinstance(part, list | tuple) and len(part) > 2 for part in data) and len(data[0]) == len(data[1])
 
 
 def _limited(arrays: Mapping[str, Any], limit: int | None) -> dict[str, Any]:

@@ -260,6 +260,8 @@ def test_inputs_and_targets_of_one_memory(shift):
         ([], "gave no samples"),
         (7, "returned a int; return a torch Dataset, an iterable of samples"),
         ([(1, 2), (1, 2, 3)], "sample 1: has 3 parts"),
+        ([torch.ones(4, 2), torch.ones(4)], "is read as two samples; all inputs and all targets go into a"),
+        (([[1.0], [2.0], [3.0]], [0, 1, 2]), "is read as two samples"),
         ([{"inputs": 1.0, "targets": 1}, {"inputs": 1.0}], "sample 1 has inputs, the first has inputs, targets"),
         ([([1.0], 1), ([1.0, 2.0], 1)], "sample 1: inputs is float32(2,), the first sample's is float32(1,)"),
         ([("a", 1)], "sample 0: inputs: dtype <U1 can't be fed"),
