@@ -180,7 +180,12 @@ class Course:
             self._books.story(job, "loss-finite", f"loss is {loss:.5g} again at step {step}", step=step)
         else:
             self._not_finite.add(job.id)
-            self._books.story(job, "loss-not-finite", f"loss is {loss} from step {step} on", step=step)
+            advice = (
+                "look at the data, the model's first weights and the loss"
+                if step == 1
+                else "a smaller train.optimizer.lr or train.clip_grad_norm may help, if the data is right"
+            )
+            self._books.story(job, "loss-not-finite", f"loss is {loss} from step {step} on; {advice}", step=step)
 
     def end(self, job: Job, now: float, state: Literal["done", "failed", "cancelled"], reason: str) -> None:
         """The job is over, and its workers are free."""

@@ -78,8 +78,18 @@ def test_a_loss_that_is_no_number_is_told_once_and_when_it_is_one_again() -> Non
     for step, loss in enumerate((1.0, math.nan, math.inf, math.nan, 0.5, math.nan), 1):
         times = [FragmentTimes(fragment=0, forward=0, backward=0, update=0)]
         play.say("a", StepReport(job="job", epoch=0, step=step, fragments=times, loss=loss, sent_bytes=0))
-    stories = [each.message for each in play.out if isinstance(each, ev.RecordEvent) and "loss" in each.event]
+    told = [each.message for each in play.out if isinstance(each, ev.RecordEvent) and "loss" in each.event]
+    assert "a smaller train.optimizer.lr" in told[0]
+    stories = [message.split(";")[0] for message in told]
     assert stories == ["loss is nan from step 2 on", "loss is 0.5 again at step 5", "loss is nan from step 6 on"]
+
+
+def test_a_first_loss_that_is_no_number_is_no_matter_of_the_rate() -> None:
+    play = Play("a")
+    times = [FragmentTimes(fragment=0, forward=0, backward=0, update=0)]
+    play.say("a", StepReport(job="job", epoch=0, step=1, fragments=times, loss=math.nan, sent_bytes=0))
+    (told,) = [each.message for each in play.out if isinstance(each, ev.RecordEvent) and "loss" in each.event]
+    assert told == "loss is nan from step 1 on; look at the data, the model's first weights and the loss"
 
 
 async def test_every_refusal_of_a_request_is_counted_by_its_status(server: Server) -> None:
