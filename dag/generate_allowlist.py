@@ -108,6 +108,8 @@ ALLOWED_PRIVATE = frozenset(
         "__rshift__",
         "_conj",
         "_neg_view",
+        "_sample_dirichlet",
+        "_standard_gamma",
     }
 )
 """Private operators that public functions call at the composite level."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from fusion.errors import CaptureError
 
@@ -31,7 +32,8 @@ def check_hooks(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def refused() -> Iterator[None]:
-    """Within it, applying a custom `torch.autograd.Function`, hooking a tensor's gradient and taking one raise `CaptureError`.
+    """Within it, applying a custom `torch.autograd.Function` to what has a gradient, hooking a tensor's gradient and taking one
+    raise `CaptureError`.
 
     Reentrant checkpointing is one of them: traced, it would cut the gradient. Those that torch's control flow operators
     use pass here; `dag.capture.inline` refuses these operators.
@@ -44,6 +46,9 @@ def refused() -> Iterator[None]:
             return apply.__get__(None, cls)(*args, **kwargs)
         if cls.__module__ == "torch.utils.checkpoint":
             raise CaptureError("reentrant checkpointing can't be captured; pass use_reentrant=False to checkpoint()")
+        if not _wanted(args, kwargs):
+            with torch.no_grad():  # As autograd runs its forward; what that takes from elsewhere gets no gradient.
+                return apply.__get__(None, cls)(*args, **kwargs)
         raise CaptureError(
             f"{cls.__qualname__} is a custom torch.autograd.Function, which can't be captured; {_ADVICE}. A straight-through "
             "estimator of f is x + (f(x) - x).detach(), a reversed gradient 2 * x.detach() - x"
@@ -70,3 +75,9 @@ def refused() -> Iterator[None]:
         torch.autograd.grad, torch.Tensor.backward = grad, backward  # type: ignore[method-assign]
         torch.autograd.Function.apply = apply  # type: ignore[method-assign]
         torch.Tensor.register_hook = hook  # type: ignore[method-assign]
+
+
+def _wanted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a gradient may go back through a function of these arguments."""
+    given = tree_leaves((args, kwargs))
+    return torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in given)

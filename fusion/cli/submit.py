@@ -78,3 +78,4 @@ def submit(
                 if item.kind == "job":
                     final = item.data
         check_done(final)
+        note(f"{spec.name} is trained; `fusion checkpoint get {posted['id']}` fetches it")

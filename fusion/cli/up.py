@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -171,7 +172,8 @@ def _summary(spec: JobSpec, run: Run, view: RunView, metrics: Path | None) -> No
     steps = f"{run.job['step']} {plural('step', run.job['step'])}"
     out(f"{spec.name} is trained: {steps} in {format_seconds(run.seconds)}, {history.rate}")
     if history.losses:
-        out(f"  loss        {loss_text(history.losses[0])} before, {loss_text(history.losses[-1])} after")
+        after = loss_text(history.losses[-1]) if isfinite(history.losses[-1]) else "no number"
+        out(f"  loss        {loss_text(history.losses[0])} before, {after} after")
     if history.evaluations:
         out(f"  held out    {loss_text(history.evaluations[-1][1])} (loss on data that was not trained on)")
     sent = format_bytes(history.sent_bytes)

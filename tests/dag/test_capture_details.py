@@ -155,6 +155,47 @@ def test_distributions_are_captured_without_their_checks(monkeypatch: pytest.Mon
         torch.distributions.Normal(torch.zeros(1), torch.full((1,), -1.0))
 
 
+class Turned(torch.autograd.Function):
+    """Has a derivative that torch would not take."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return -x
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class Closing(torch.autograd.Function):
+    """Uses parameters that are none of its arguments: they get no gradient."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor, layer: nn.Module) -> Tensor:
+        return torch.tanh(layer(x))  # type: ignore[no-any-return]
+
+
+def test_a_custom_function_through_which_no_gradient_goes() -> None:
+    def of_data(model: Model, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            weight = Turned.apply(model.linear.weight)
+        return Turned.apply(x) @ weight + model.linear(x) + Closing.apply(x, model.linear)  # type: ignore[no-any-return]
+
+    check(of_data)
+
+
+def test_what_a_beta_distribution_draws() -> None:
+    def mixup(model: Model, x: Tensor) -> Tensor:
+        share = torch.distributions.Beta(torch.tensor(0.4), torch.tensor(0.4)).sample()
+        return model.linear(share * x + (1 - share) * x[torch.randperm(len(x))])
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 4)
+    found = capture(Model(mixup), {"inputs": x, "targets": x}, "mse")
+    drawn = {op.target for op in found.dag.ops if op.random}
+    assert drawn == {"aten._sample_dirichlet.default", "aten.randperm.default"}
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -199,6 +199,7 @@ def test_submit_follow_and_fetch(capsys, job, tmp_path, monkeypatch):
         monkeypatch.setenv("FUSION_COORDINATOR", pool.url)
         monkeypatch.setenv("FUSION_TOKEN", pool.token)
         code, out, err = run(capsys, "submit", str(job), "--follow", "--metrics", str(metrics))
+        assert err.endswith(f"tiny is trained; `fusion checkpoint get {out.strip()}` fetches it\n")
         assert code == 0, err
         job_id = out.strip()
         assert [json.loads(line).get("step") for line in metrics.read_text().splitlines()][-1] == 6
