@@ -8,7 +8,7 @@ holds the same OP-DAG and the same positions derives the same fragments and the 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -127,13 +127,14 @@ def _untearable(dag: OpDag) -> list[tuple[int, int]]:
         if any(meta.is_complex for meta in op.outputs) and (op.id in rank or op.kind == "parameter"):
             places = [rank[place] for place in (op.id, *dag.users[op.id]) if place in rank]
             spans.append((min(places, default=0), max(places, default=0)))
-    storage = _storage_members(dag)
-    for members in storage.values():
-        writers = [op.id for op in dag.ops if op.id in rank and not members.isdisjoint(op.mutates)]
+    writers_of = _by_source(rank, ((op.id, op.mutates) for op in dag.ops))
+    readers_of = _by_source(rank, dag.evaluation_inputs.items())
+    for members in _storage_members(dag).values():
+        writers = {op for member in members for op in writers_of.get(member, ())}
         if not writers:
             continue
-        touching = {op for member in members for op in (member, *dag.users[member]) if op in rank} | set(writers)
-        touching |= {op for op, read in dag.evaluation_inputs.items() if op in rank and not members.isdisjoint(read)}
+        touching = {op for member in members for op in (member, *dag.users[member]) if op in rank} | writers
+        touching |= {op for member in members for op in readers_of.get(member, ())}
         last_write = max(rank[op] for op in writers)
         lasting = any(dag.ops[member].kind != "call" for member in members)
         ranks = [rank[op] for op in touching]
@@ -144,15 +145,23 @@ def _untearable(dag: OpDag) -> list[tuple[int, int]]:
 
 def _read_in_evaluation(dag: OpDag, rank: dict[int, int]) -> Iterator[tuple[int, int]]:
     """Edges carry what training reads. What evaluation alone reads stays with its maker, or with an op that it comes to anyway."""
-    for op, sources in dag.evaluation_inputs.items():
-        if op not in rank:
+    for source, readers in _by_source(rank, dag.evaluation_inputs.items()).items():
+        if source not in rank and dag.ops[source].kind != "parameter":
             continue
-        for source in sources:
-            if source not in rank and dag.ops[source].kind != "parameter":
-                continue
-            there = sorted(rank[place] for place in (source, *dag.users[source]) if place in rank)
+        there = sorted(rank[place] for place in (source, *dag.users[source]) if place in rank)
+        for op in readers:
             nearest = there[max(0, bisect_right(there, rank[op]) - 1)]
             yield min(nearest, rank[op]), max(nearest, rank[op])
+
+
+def _by_source(rank: Mapping[int, int], found: Iterable[tuple[int, Sequence[int]]]) -> dict[int, list[int]]:
+    """What ops of the body read or write, the other way round."""
+    result: dict[int, list[int]] = {}
+    for op, sources in found:
+        if op in rank:
+            for source in sources:
+                result.setdefault(source, []).append(op)
+    return result
 
 
 def _storage_members(dag: OpDag) -> dict[int, set[int]]:

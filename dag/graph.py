@@ -220,7 +220,7 @@ class OpDag:
         """By op, what it reads in evaluation and not in training."""
         found = {op.id: op.inputs() for op in self.ops if op.only_in == "evaluation"}
         for form in self.rewired:
-            known = self.ops[form.op].inputs()
+            known = frozenset(self.ops[form.op].inputs())
             found[form.op] = tuple(source for source in form.inputs() if source not in known)
         return found
 
