@@ -46,11 +46,10 @@ def joined(training: OpDag, evaluation: OpDag, constants: Mapping[str, str]) -> 
     for form in wanted:
         if form.id in same and form.kind in _CALLS:
             usual = by_flags[same[form.id]]
-            if _sources(form, theirs) == _sources(usual, ours):
-                continue
-            if [theirs[op] for op in form.mutates] != [ours[op] for op in usual.mutates]:
+            if {theirs[op] for op in form.mutates} != {ours[op] for op in usual.mutates}:
                 return None
-            rewired.append(Rewired(theirs[form.id], *_renumbered(form, theirs)))
+            if _sources(form, theirs) != _sources(usual, ours):
+                rewired.append(Rewired(theirs[form.id], *_renumbered(form, theirs)))
 
     shared = set(same.values())
     left = {op.id for op in training.ops if op.kind == "call" and op.id not in shared}

@@ -229,6 +229,16 @@ class WritesInEvaluation(Codebook):
         return self.last(self.first(x))  # type: ignore[no-any-return]
 
 
+class WritesThroughAView(Codebook):
+    """The write is the same in both modes; what it writes is a copy in training, and the buffer in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.mean * torch.ones(8).bernoulli_() if self.training else self.mean
+        view = mean.view(2, 4)
+        view.add_(1.0)
+        return self.last(self.first(x) + mean + view.view(8))  # type: ignore[no-any-return]
+
+
 class NeedsAValue(Base):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training and x.sum() > 0:
@@ -241,6 +251,7 @@ class NeedsAValue(Base):
     [
         (ForEvaluationAlone, "parameters that training does not use"),
         (WritesInEvaluation, "writes what training does not write"),
+        (WritesThroughAView, "writes what training does not write"),
         (NeedsAValue, "Python needs a tensor's value"),
     ],
 )
