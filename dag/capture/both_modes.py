@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from difflib import SequenceMatcher
 from typing import Any
 
 from dag.allowlist import GETITEM
+from dag.capture.alignment import aligned
 from dag.capture.randomness import arguments
 from dag.evaluation import evaluation_form
 from dag.graph import Arg, Named, Op, OpDag, Ref, Rewired, refs_of
@@ -88,13 +88,11 @@ def _matched(training: OpDag, by_flags: Mapping[int, Op], wanted: Iterable[Op]) 
     }
     ours = [form for form in by_flags.values() if form.kind in _CALLS]
     theirs = [form for form in wanted if form.kind in _CALLS]
-    matcher = SequenceMatcher(None, [_key(op) for op in ours], [_key(op) for op in theirs], autojunk=False)
-    for block in matcher.get_matching_blocks():
-        for offset in range(block.size):
-            mine, other = ours[block.a + offset], theirs[block.b + offset]
-            # A constant is computed once, for both modes.
-            if mine.id not in training.constant or _reads_alike(mine, other, same):
-                same[other.id] = mine.id
+    for position, place in aligned([_key(op) for op in ours], [_key(op) for op in theirs]):
+        mine, other = ours[position], theirs[place]
+        # A constant is computed once, for both modes.
+        if mine.id not in training.constant or _reads_alike(mine, other, same):
+            same[other.id] = mine.id
     return same
 
 
