@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from typing import Literal
 
 SCHEMA_VERSION = 1
@@ -98,7 +99,7 @@ class Op:
     no_grad: bool = False
     """Runs without recording gradients (it stood under `torch.no_grad()`)."""
     random: bool = False
-    """Draws random numbers; seeded from (job seed, step, micro-batch, op id) before each run."""
+    """Draws random numbers; seeded from (job seed, step, micro-batch, `OpDag.numbers`) before each run."""
     requires_grad: bool = False
     """At least one floating or complex output takes part in differentiation."""
     mutates: tuple[int, ...] = ()
@@ -200,15 +201,28 @@ class OpDag:
     def users(self) -> tuple[tuple[int, ...], ...]:
         """For each op, the ids of the ops that read its value in training, ascending."""
         users: list[list[int]] = [[] for _ in self.ops]
-        for op in self.training:
-            for source in op.inputs():
-                users[source].append(op.id)
+        for op in self.ops:
+            if op.only_in != "evaluation":
+                for source in op.inputs():
+                    users[source].append(op.id)
         return tuple(tuple(ids) for ids in users)
 
     @cached_property
     def training(self) -> tuple[Op, ...]:
-        """The ops without those of evaluation alone."""
-        return tuple(op for op in self.ops if op.only_in != "evaluation")
+        """The ops without those of evaluation alone, and without the inputs that these alone read."""
+        read = {source for sources in self.evaluation_inputs.values() for source in sources}
+        return tuple(
+            op
+            for op in self.ops
+            if op.only_in != "evaluation" and (op.kind in ("call", "loss") or self.users[op.id] or op.id not in read)
+        )
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """For each op, the number that its random numbers are seeded with: training's are those that it would have alone."""
+        trained = {op.id: number for number, op in enumerate(self.training)}
+        others = count(len(trained))
+        return tuple(trained[op.id] if op.id in trained else next(others) for op in self.ops)
 
     @cached_property
     def rewired_ops(self) -> dict[int, Rewired]:

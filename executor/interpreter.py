@@ -41,7 +41,8 @@ class Interpreter:
 
     `given` are the ops whose values are there before the run: bound once with `bind` (parameters, constants) or set for
     each run in the list that `fresh` makes (data, arrivals). `kept` are the ops whose values the caller reads afterwards,
-    `watched` those whose values it is shown as they are computed.
+    `watched` those whose values it is shown as they are computed. `numbers` says by op what random ones are seeded with
+    besides; their ids when left out.
     Raises `DagError` when an op reads a value that is neither given nor computed before it.
     """
 
@@ -55,10 +56,12 @@ class Interpreter:
         job_seed: int = 0,
         evaluation: bool = False,
         watched: Iterable[int] = (),
+        numbers: Sequence[int] | None = None,
     ) -> None:
         self._ops = tuple(ops)
         self._device = device
         self._job_seed = job_seed
+        self._numbers = numbers
         self._evaluation = evaluation
         self._seed = seeder(device) if any(op.random for op in ops) else None
         self._now = _Run()
@@ -136,19 +139,19 @@ class Interpreter:
         if computed:
             function = _with_keywords(function, len(op.args), tuple(name for name, _ in computed))
         if op.random:
-            function = self._seeded(function, op.id)
+            function = self._seeded(function, op.id if self._numbers is None else self._numbers[op.id])
         if op.no_grad:
             function = _without_grad(function)
         if op.id in self._watched:
             function = self._shown(function, op.id)
         return function, self._getter((*op.args, *(arg for _, arg in computed)))
 
-    def _seeded(self, function: Callable[..., Any], op_id: int) -> Callable[..., Any]:
+    def _seeded(self, function: Callable[..., Any], number: int) -> Callable[..., Any]:
         seed, now = self._seed, self._now
         assert seed is not None
 
         def call(*args: Any) -> Any:
-            drawn = op_seed(self._job_seed, now.step, now.micro_batch, op_id, evaluation=self._evaluation)
+            drawn = op_seed(self._job_seed, now.step, now.micro_batch, number, evaluation=self._evaluation)
             with one_at_a_time:
                 seed(drawn)
                 return function(*args)

@@ -133,6 +133,35 @@ def adamw(model: nn.Module) -> list[torch.optim.Optimizer]:
     return [torch.optim.AdamW(model.parameters(), lr=1e-2)]
 
 
+class MoreInEvaluation(nn.Module):
+    """Evaluation has a table, and ops of its own before what is random in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 5)
+        self.register_buffer("table", torch.linspace(0, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if not self.training:
+            x = torch.sigmoid(x) * self.table + torch.rand_like(x)
+        x = nn.functional.dropout(x, 0.5, self.training)
+        return self.last(x + torch.randn_like(x))  # type: ignore[no-any-return]
+
+
+def test_training_draws_the_numbers_that_it_draws_alone() -> None:
+    settings = Settings(steps=2, micro_batches=2)
+    results = []
+    for evaluation in (False, True):
+        case = Case(MoreInEvaluation, nn.functional.cross_entropy, vectors, evaluation=evaluation)
+        made = case.captured()
+        results.append(Pipeline(made.dag, made.tensors, [], settings).run(case.batch_of))
+        assert len(set(made.dag.numbers)) == len(made.dag.ops)
+    alone, both = results
+    assert both.losses == alone.losses
+    assert all(torch.equal(both.state[name], value) for name, value in alone.state.items())
+
+
 @pytest.mark.parametrize("seed", range(PROGRAMS))
 def test_a_random_model(seed: int) -> None:
     case = Case(lambda: Program(seed), nn.functional.cross_entropy, vectors, evaluation=True)
