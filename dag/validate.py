@@ -186,9 +186,15 @@ def _check_evaluation(dag: OpDag) -> None:
     for op in dag.ops:
         where = f"OP-DAG op {op.id} ({op.name[:80]})"
         if op.only_in == "evaluation" and (
-            op.mutates or op.requires_grad or op.flops or op.backward_flops or op.saved_bytes
+            op.requires_grad
+            or op.flops
+            or op.backward_flops
+            or op.saved_bytes
+            or any(dag.ops[written].only_in != "evaluation" for written in op.mutates)
         ):
-            raise DagError(f"{where}: what is in evaluation alone writes nothing, has no gradients and no costs")
+            raise DagError(
+                f"{where}: what is in evaluation alone writes nothing of training's, has no gradients and no costs"
+            )
         if op.only_in != "evaluation" and any(dag.ops[source].only_in == "evaluation" for source in op.inputs()):
             raise DagError(f"{where}: it reads an op that is in evaluation alone")
     before = -1

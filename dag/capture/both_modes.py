@@ -25,7 +25,7 @@ def joined(training: OpDag, evaluation: OpDag, constants: Mapping[str, str]) -> 
     """`training` with what `evaluation`, the same model's trace after `eval()`, does differently.
 
     `constants` maps the constants of `evaluation` to what they are called in the result, the same one in `training` where there
-    is one. None where the two don't go together: evaluation reads a parameter that nobody trains, or writes other tensors.
+    is one. None where the two don't go together: evaluation reads a parameter that nobody trains, or writes what training has.
     """
     by_flags = {op.id: form for op in training.ops if (form := evaluation_form(op, training)) is not None}
     wanted = [
@@ -35,7 +35,8 @@ def joined(training: OpDag, evaluation: OpDag, constants: Mapping[str, str]) -> 
     ]
     same = _matched(training, by_flags, wanted)
     alone = [form for form in wanted if form.id not in same]
-    if any(form.kind in ("parameter", "loss") or form.mutates for form in alone):
+    made = {form.id for form in alone if form.kind == "call"}
+    if any(form.kind in ("parameter", "loss") or not made.issuperset(form.mutates) for form in alone):
         return None
 
     order = _order(training, wanted, same)
@@ -44,12 +45,9 @@ def joined(training: OpDag, evaluation: OpDag, constants: Mapping[str, str]) -> 
     theirs |= {op: ours[match] for op, match in same.items()}
     rewired = []
     for form in wanted:
-        if form.id in same and form.kind in _CALLS:
-            usual = by_flags[same[form.id]]
-            if {theirs[op] for op in form.mutates} != {ours[op] for op in usual.mutates}:
-                return None
-            if _sources(form, theirs) != _sources(usual, ours):
-                rewired.append(Rewired(theirs[form.id], *_renumbered(form, theirs)))
+        usual = by_flags[same[form.id]] if form.id in same and form.kind in _CALLS else None
+        if usual is not None and _sources(form, theirs) != _sources(usual, ours):
+            rewired.append(Rewired(theirs[form.id], *_renumbered(form, theirs)))
 
     shared = set(same.values())
     left = {op.id for op in training.ops if op.kind == "call" and op.id not in shared}
@@ -89,11 +87,27 @@ def _matched(training: OpDag, by_flags: Mapping[int, Op], wanted: Iterable[Op]) 
     ours = [form for form in by_flags.values() if form.kind in _CALLS]
     theirs = [form for form in wanted if form.kind in _CALLS]
     for position, place in aligned([_key(op) for op in ours], [_key(op) for op in theirs]):
-        mine, other = ours[position], theirs[place]
-        # A constant is computed once, for both modes.
-        if mine.id not in training.constant or _reads_alike(mine, other, same):
-            same[other.id] = mine.id
+        same[theirs[place].id] = ours[position].id
+    calls = {form.id for form in theirs}
+    before = 0
+    while len(same) != before:
+        before = len(same)
+        for form in theirs:
+            mine = same.get(form.id)
+            if mine is not None and not _fits(by_flags[mine], form, same, constant=mine in training.constant):
+                del same[form.id]
+            if form.id not in same:
+                # What it writes is not what training has.
+                for written in calls.intersection(form.mutates):
+                    same.pop(written, None)
     return same
+
+
+def _fits(mine: Op, other: Op, same: Mapping[int, int], *, constant: bool) -> bool:
+    """Whether one op can be both: a constant is computed once, and a write in evaluation must be one that cuts allow for."""
+    if constant:
+        return _reads_alike(mine, other, same)
+    return all(written in same and same[written] in mine.mutates for written in other.mutates)
 
 
 def _reads_alike(mine: Op, other: Op, same: Mapping[int, int]) -> bool:

@@ -87,6 +87,31 @@ class OtherConstants(Base):
         return self.last(self.first(x) * weights.repeat(4))  # type: ignore[no-any-return]
 
 
+class WritesWhatItMade(Base):
+    """In evaluation, a part of a tensor of its own is written."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if not self.training:
+            x = x * 2
+            x[:, 2:4] = 1.0
+            mask = torch.zeros(8)
+            mask[:6] = 1.0
+            x = x * mask
+        return self.last(x)  # type: ignore[no-any-return]
+
+
+class WritesThroughAView(Base):
+    """The write is the same in both modes; what it writes is a copy in training, and what others read in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = x * torch.ones(8).bernoulli_() if self.training else x
+        view = y.view(2, 16)
+        view.add_(1.0)
+        return self.last(self.second(x) + y + view.view(4, 8))  # type: ignore[no-any-return]
+
+
 class Usual(Base):
     """Flags alone."""
 
@@ -116,6 +141,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Loss]] = {
     "two heads": (TwoHeads, heads),
     "constants": (OtherConstants, "cross_entropy"),
     "spectral norm": (spectral, "cross_entropy"),
+    "writes": (WritesWhatItMade, "cross_entropy"),
+    "writes through a view": (WritesThroughAView, "cross_entropy"),
     "usual": (Usual, "cross_entropy"),
 }
 
@@ -136,7 +163,7 @@ def evaluate(found: Captured) -> Tensor:
             elif op.kind not in ("call", "loss"):
                 values[op.id] = found.tensors[op.target].clone()
             elif form is not None:
-                assert not form.mutates
+                assert all(dag.ops[written].only_in == "evaluation" for written in form.mutates)
                 values[op.id] = run(form, values, CPU)
     loss: Tensor = values[dag.loss.id]
     return loss
@@ -229,7 +256,7 @@ class WritesInEvaluation(Codebook):
         return self.last(self.first(x))  # type: ignore[no-any-return]
 
 
-class WritesThroughAView(Codebook):
+class WritesABufferThroughAView(Codebook):
     """The write is the same in both modes; what it writes is a copy in training, and the buffer in evaluation."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -251,7 +278,7 @@ class NeedsAValue(Base):
     [
         (ForEvaluationAlone, "parameters that training does not use"),
         (WritesInEvaluation, "writes what training does not write"),
-        (WritesThroughAView, "writes what training does not write"),
+        (WritesABufferThroughAView, "writes what training does not write"),
         (NeedsAValue, "Python needs a tensor's value"),
     ],
 )
