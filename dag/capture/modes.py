@@ -30,7 +30,7 @@ def ready_for_training(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def in_evaluation(objective: Objective) -> Iterator[None]:
     """As after `model.eval()`, the loss included; afterwards each module's mode is what it was."""
-    modes = [(module, module.training) for module in objective.modules()]
+    modes, training = [(module, module.training) for module in objective.modules()], objective.model.training
     # Torch's attention layers have a path for evaluation that gives zeros at places that are masked.
     fast: bool = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -39,6 +39,8 @@ def in_evaluation(objective: Objective) -> Iterator[None]:
         with _plain(objective.model):
             yield
     finally:
+        # Some have more to undo than a flag: layers of LoRA add to their weights in `eval()` what `train()` takes out again.
+        objective.train(training)
         for module, mode in modes:
             module.training = mode
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -79,20 +79,21 @@ class _Comparison:
 
 def _compare(objective: Objective, example: Mapping[str, Tensor], captured: Captured) -> _Comparison:
     forms = _forms(captured)
-    with in_evaluation(objective), _moved_on(objective.model, captured, forms):
+    with _moved_on(objective.model, captured, forms):
         with left_alone(objective, written_by(captured)):
             try:
-                torch.manual_seed(0)
-                before = torch.get_rng_state()
-                with torch.no_grad():
+                with in_evaluation(objective), torch.no_grad():
+                    torch.manual_seed(0)
+                    before = torch.get_rng_state()
                     expected = loss_of(objective, example, captured.dag.autocast)
+                    after = torch.get_rng_state()
             except Exception as error:
                 told = str(error) if isinstance(error, FusionError) else explain(error, folder_of(objective.model))
                 raise CaptureError(
                     f"the model fails in evaluation mode (model.eval()) on the first micro-batch: {told}; let forward "
                     "return in evaluation what the loss takes, or leave out train.eval_every"
                 ) from error
-            after = torch.get_rng_state()
+        # Workers have the weights as they are in training.
         found = run(captured, [replace(form, random=False) for form in forms], example)
     model_draws = not torch.equal(after, before)
     return _Comparison(

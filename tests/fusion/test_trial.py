@@ -91,6 +91,27 @@ class Untrained(Base):
         return self.linear(x) if self.training else self.other(x)  # here
 
 
+class Merging(Base):
+    """As layers of LoRA: `eval()` adds a product to the weights, which `train()` takes out again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear.weight.requires_grad_(False)
+        self.first, self.second = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(2, 8))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        if self.merged == mode:
+            self.linear.weight.data += (self.first @ self.second) * (-1 if mode else 1)
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.merged:
+            return self.linear(x)
+        return self.linear(x) + x @ self.second.T @ self.first.T
+
+
 class TwoHeads(Base):
     """Returns another thing in evaluation."""
 
@@ -174,6 +195,16 @@ def test_an_evaluation_that_is_nearly_the_same_at_first() -> None:
     assert {op.only_in for op in found.dag.ops} == {"", "training"}
     assert all(torch.equal(value, state[name]) for name, value in made.state_dict().items())
     assert all(torch.equal(value, state[name]) for name, value in found.tensors.items() if name in state)
+
+
+def test_weights_that_are_others_in_evaluation() -> None:
+    made = Merging()
+    weight = made.linear.weight.clone()
+    alone = capture(made, EXAMPLE, "cross_entropy")
+    assert evaluating(made, "cross_entropy", EXAMPLE, alone) is alone
+    assert made.training
+    assert not made.merged
+    assert torch.allclose(made.linear.weight, weight, atol=1e-6)
 
 
 @pytest.mark.parametrize(("model", "says"), [(ByValue, "Python needs a tensor's value"), (Untrained, "does not use")])
