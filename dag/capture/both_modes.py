@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from dag.allowlist import GETITEM
@@ -86,8 +87,15 @@ def _matched(training: OpDag, by_flags: Mapping[int, Op], wanted: Iterable[Op]) 
     }
     ours = [form for form in by_flags.values() if form.kind in _CALLS]
     theirs = [form for form in wanted if form.kind in _CALLS]
-    for position, place in aligned([_key(op) for op in ours], [_key(op) for op in theirs]):
-        same[theirs[place].id] = ours[position].id
+    keys = [_key(op) for op in ours]
+    pairs = aligned(keys, [_key(op) for op in theirs])
+    free = 0
+    for (position, place), (following, _) in pairwise((*pairs, (len(ours), len(theirs)))):
+        # Of several that are alike, the one that reads the same.
+        choice = (at for at in range(free, following) if keys[at] == keys[position])
+        other = theirs[place]
+        found = next((at for at in choice if _reads_alike(ours[at], other, same)), position)
+        same[other.id], free = ours[found].id, found + 1
     calls = {form.id for form in theirs}
     before = 0
     while len(same) != before:

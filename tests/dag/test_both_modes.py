@@ -207,6 +207,13 @@ def test_what_is_where() -> None:
     assert [3.0] in constants.values()
 
 
+def test_of_several_that_are_alike_the_one_that_reads_the_same() -> None:
+    dag = found(TwoHeads(), heads)[1].dag
+    losses = [op for op in dag.ops if op.target == "aten.cross_entropy_loss.default"]
+    assert [op.only_in for op in losses] == ["", "training"]
+    assert [form.op for form in dag.rewired] == [dag.loss.id]
+
+
 def test_constants_of_one_name_and_two_values() -> None:
     both = found(OtherConstants())[1]
     held = [both.tensors[op.target].tolist() for op in both.dag.ops if op.kind == "constant"]
