@@ -174,7 +174,7 @@ def test_an_announcement_with_no_proper_time_is_refused(seconds: object) -> None
 
 def test_a_snapshot_that_can_not_be_announced_is_told() -> None:
     pair = Pair()
-    pair.host.offer(0, 3, "backup", {"parameter/weight": torch.zeros(1, dtype=torch.complex64)})
+    pair.host.offer(0, 3, "backup", {"parameter/weight": torch.zeros(1, dtype=torch.complex128)})
     assert isinstance(pair.errors.get(timeout=30), KeyError)
     pair.snapshot(4)
     pair.close()
