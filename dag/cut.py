@@ -1,8 +1,9 @@
 """Cuts an OP-DAG into fragments: contiguous ranges of its body, with the edges between them.
 
 A cut position `p` (1 <= p < len(dag.body)) puts `body[:p]` left of the cut. Positions where an in-place write, or a
-multi-output call and its outputs, would be torn apart are not legal, nor are those that a complex value would cross. Cutting is deterministic, so every process that
-holds the same OP-DAG and the same positions derives the same fragments and the same edge numbers.
+multi-output call and its outputs, would be torn apart are not legal, nor are those that a complex value would cross, nor those
+between what evaluation alone reads and its reader. Cutting is deterministic, so every process that holds the same OP-DAG and the
+same positions derives the same fragments and the same edge numbers.
 """
 
 from __future__ import annotations

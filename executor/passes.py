@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,9 +106,12 @@ class Passes:
             [dag.ops[op] for op in self._cached], fragment.constants, self._cached, device=self._device
         )
         watched = [op for op, _ in fragment.postponed]
-        seeds: dict[str, Any] = {"job_seed": seed, "numbers": dag.numbers}
-        self._training = Interpreter(body, given, kept, device=self._device, watched=watched, **seeds)
-        self._evaluating = Interpreter(evaluated, given, kept, device=self._device, evaluation=True, **seeds)
+        self._training = Interpreter(
+            body, given, kept, device=self._device, job_seed=seed, numbers=dag.numbers, watched=watched
+        )
+        self._evaluating = Interpreter(
+            evaluated, given, kept, device=self._device, job_seed=seed, numbers=dag.numbers, evaluation=True
+        )
         evaluation_writes = {target for op in evaluated for target in op.mutates}
         self._scratch = frozenset(
             buffer for buffer in fragment.written_buffers if not evaluation_writes.isdisjoint(storage.members(buffer))

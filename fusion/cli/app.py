@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -19,10 +18,6 @@ from fusion.cli.output import note, out
 from fusion.errors import FusionError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM ends a command as Ctrl-C does. Daemons have handlers of their own."""
 
 
 app = typer.Typer(
@@ -83,19 +78,21 @@ def main(arguments: list[str] | None = None) -> None:
     # `--debug` is meant for the whole command, so it is taken wherever a person writes it.
     debug = "--debug" in given or os.environ.get("FUSION_DEBUG", "") not in ("", "0", "false")
     given = [argument for argument in given if argument != "--debug"]
-    terminated: list[int] = []
+    terminated = False
 
-    def terminate(number: int, _: FrameType | None) -> None:
-        terminated.append(number)
-        raise _Terminated
+    def terminate(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        raise KeyboardInterrupt
 
+    # SIGTERM ends a command as Ctrl-C does; daemons have handlers of their own.
     if arguments is None:
         signal.signal(signal.SIGTERM, terminate)
     code = _run(given, debug)
-    interrupted = code == EXIT_INTERRUPTED
-    if interrupted:
+    if code == EXIT_INTERRUPTED:
         note("terminated" if terminated else "interrupted")
-    sys.exit(EXIT_TERMINATED if interrupted and terminated else code)
+        code = EXIT_TERMINATED if terminated else code
+    sys.exit(code)
 
 
 def _run(arguments: list[str], debug: bool) -> int:
